@@ -1,0 +1,45 @@
+# Everything on a machine that has Python 3.11, pip and make. Each target sets up .venv first; a second run starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL_INPUTS := requirements.txt constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+.PHONY: demo test check docs bench clean
+
+demo: .venv/.installed
+	$(BIN)/zoo fetch --defaults
+	$(BIN)/zoo demo
+
+test: .venv/.installed-dev
+	$(BIN)/zoo fetch --defaults
+	$(BIN)/python -m pytest
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+docs: .venv/.installed-dev
+	$(BIN)/zoo fetch --defaults
+	$(BIN)/python docs/generate.py
+
+bench: .venv/.installed-dev
+	$(BIN)/zoo fetch --defaults
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/zero_shot.py
+
+.venv/.installed: $(INSTALL_INPUTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --no-build-isolation -r requirements.txt
+	touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""Sentence encoders. The cards are in `zoo.toml`."""

@@ -1,0 +1,76 @@
+"""Any timm architecture as an encoder: patch tokens, a pooled vector and, where it was trained with one, a classifier."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import nn
+
+from zoo.batch import Encoded
+from zoo.media.image import to_pixels
+
+
+def image_encoder(*, arch: str, preprocess: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:
+    """Build `arch` (a name of `timm.list_models()`) with random weights.
+
+    preprocess: size, crop, interpolation, mean, std, as in `zoo.media.image.to_pixels`.
+    num_classes: outputs of the classifier; timm's own number when None, no classifier when 0.
+    """
+    overrides = {} if num_classes is None else {"num_classes": num_classes}
+    backbone = timm.create_model(arch, pretrained=False, **overrides)
+    return ImageEncoder(backbone, preprocess).to(memory_format=torch.channels_last)
+
+
+class ImageEncoder(nn.Module):
+    """A timm model behind the encoder contract. Its state dict is timm's own."""
+
+    def __init__(self, backbone: nn.Module, preprocess: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.preprocess_numbers = dict(preprocess)
+        self.labels = _labels(backbone.num_classes)
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The last layer: pooled features float[B, D] -> logits float[B, C]."""
+        classifier: nn.Module = self.backbone.get_classifier()
+        return classifier
+
+    def preprocess(self, items: Sequence[Image.Image]) -> torch.Tensor:
+        """RGB images -> float[B, 3, size, size]."""
+        return to_pixels(items, self.preprocess_numbers)
+
+    def forward(self, pixels: torch.Tensor) -> Encoded:
+        """float[B, 3, size, size] -> tokens float[B, T, D] (one per patch or cell), pooled float[B, D]."""
+        features = self.backbone.forward_features(self._cast(pixels))
+        tokens_BTD = self._tokens(features)
+        mask_BT = torch.ones(tokens_BTD.shape[:2], dtype=torch.bool, device=tokens_BTD.device)
+        return Encoded(tokens_BTD, mask_BT, self.backbone.forward_head(features, pre_logits=True))
+
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float[B, 3, size, size] -> float[B, C]."""
+        logits_BC: torch.Tensor = self.backbone(self._cast(pixels))
+        return logits_BC
+
+    def _cast(self, pixels: torch.Tensor) -> torch.Tensor:
+        """To the number format of the weights."""
+        return pixels.to(next(self.parameters()).dtype)
+
+    def _tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """Feature map or token sequence -> patch tokens float[B, T, D], without class and register tokens."""
+        if features.ndim == 3:
+            return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+        if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+            return features.flatten(1, 2)
+        return features.flatten(2).transpose(1, 2)
+
+
+def _labels(num_classes: int) -> list[str]:
+    """Class names where timm knows them (its ImageNet subsets), else the class numbers."""
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is None:
+        return [str(number) for number in range(num_classes)]
+    return list(ImageNetInfo(subset).label_descriptions())

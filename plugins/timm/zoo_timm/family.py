@@ -1,0 +1,61 @@
+"""timm's own registry as cards."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
+
+
+def family(pattern: str) -> Iterator[dict[str, Any]]:
+    """Cards of the architectures whose name matches a shell-style pattern; weights come from the Hugging Face hub.
+
+    The hub's files are not pinned by timm, so the rows carry no sha256: the hash seen at the first download is kept.
+    """
+    tags: dict[str, list[str]] = {}
+    for name in timm.list_pretrained(f"{pattern}.*") + timm.list_pretrained(pattern):
+        arch, _, tag = name.partition(".")
+        tags.setdefault(arch, []).append(tag)
+    for arch in timm.list_models(pattern):
+        rows = [row for tag in dict.fromkeys(tags.get(arch, [])) if (row := _weights(arch, tag)) is not None]
+        first = get_pretrained_cfg(arch)
+        yield {
+            "name": arch,
+            "kind": "encoder",
+            "modalities": ["image"],
+            "build": "zoo_timm.encoders:image_encoder",
+            "variant": {"arch": arch},
+            "preprocess": _preprocess(first.to_dict() if first else {}),
+            "weights": rows,
+            "summary": f"timm {arch}",
+        }
+
+
+def _weights(arch: str, tag: str) -> dict[str, Any] | None:
+    config = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
+    if config is None or not config.hf_hub_id:
+        return None
+    repository = config.hf_hub_id
+    if repository.endswith("/"):
+        repository += f"{arch}.{tag}"
+    filename = config.hf_hub_filename or "model.safetensors"
+    return {
+        "tag": tag or "default",
+        "licence": config.license or "",
+        "keys": "zoo_timm.keys:from_timm",
+        "variant": {"num_classes": config.num_classes},
+        "preprocess": _preprocess(config.to_dict()),
+        "file": [{"role": "model", "sources": [f"hf:{repository}@main/{filename}"]}],
+    }
+
+
+def _preprocess(config: dict[str, Any]) -> dict[str, Any]:
+    resolved = resolve_data_config(pretrained_cfg=config)
+    return {
+        "size": resolved["input_size"][1],
+        "crop": resolved["crop_pct"],
+        "interpolation": resolved["interpolation"],
+        "mean": list(resolved["mean"]),
+        "std": list(resolved["std"]),
+    }

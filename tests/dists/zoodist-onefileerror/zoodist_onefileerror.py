@@ -1,0 +1,3 @@
+"""Fails when imported, and has no manifest."""
+
+raise ImportError("the native library is missing")

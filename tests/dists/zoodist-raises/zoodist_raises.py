@@ -1,0 +1,8 @@
+"""Raises in its hooks."""
+
+from zoo import hookimpl
+
+
+@hookimpl
+def zoo_cards():
+    raise RuntimeError("the hook fell over")

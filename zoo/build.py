@@ -1,0 +1,160 @@
+"""A name -> a module with its weights. One lookup, one call of the plugin's builder, one strict load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo import plugins as plugin_host
+from zoo.errors import PluginError, UsageError, WeightsMissingError, ZooError
+from zoo.registry import Found, Registry, default_registry
+from zoo.weights import load_strict, locate_files, read_state_dict, refuse_nonfinite, sha256_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A module and what it is made of.
+
+    identity: sha256 over everything that shapes its numbers (distribution, version, code, weights, arguments, dtype,
+        parts, torch), the key under which results derived from it may be kept.
+    files: role -> sha256 of the weight files; empty for a random initialisation.
+    """
+
+    module: torch.nn.Module
+    found: Found
+    identity: str
+    files: Mapping[str, str]
+    parts: Mapping[str, Built]
+
+
+def build(
+    name: str,
+    *,
+    weights: str | Path | None = "card",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    **overrides: Any,
+) -> torch.nn.Module:
+    """Build a model by name, in eval mode.
+
+    weights: "card" for the card's own (the tag in the name, or the first), a path to a file of the same architecture, or
+        None for a random initialisation. overrides replace the card's variant arguments.
+    Raises UnknownNameError, PluginError, WeightsError or UsageError.
+    """
+    return open_model(name, weights=weights, device=device, dtype=dtype, **overrides).module
+
+
+def open_model(
+    name: str,
+    *,
+    weights: str | Path | None = "card",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    registry: Registry | None = None,
+    **overrides: Any,
+) -> Built:
+    """As `build`, with the card, the parts and the hashes that say where the numbers come from."""
+    registry = registry or default_registry()
+    found = registry.find(name)
+    owner = registry.owner(found.card)
+    from_card = weights == "card"
+    if from_card and found.card.weights == () and not found.card.parts:
+        raise WeightsMissingError(f"{found.card.name} has no weights; for a random initialisation: --weights none")
+    part_weights = "card" if weights is not None else None
+    parts = {
+        role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
+        for role, part in found.card.parts.items()
+    }
+    paths = locate_files(found, registry=registry) if weights is not None else {}
+    if weights is not None and not from_card:
+        paths["model"] = _local_weights(Path(weights))
+    module = _construct(found, owner, registry, {**parts, **_side_files(found, paths), **overrides})
+    if "model" in paths:
+        _load(module, paths["model"], found, owner, registry, trusted=from_card)
+    module = module.to(device=device, dtype=dtype).eval()
+    files = {role: sha256_of(path) for role, path in paths.items()}
+    identity = _identity(found, plugin_host.code_sha256(owner), files, overrides, parts, dtype)
+    return Built(module=module, found=found, identity=identity, files=files, parts=parts)
+
+
+def _construct(
+    found: Found, owner: plugin_host.Plugin, registry: Registry, extra: Mapping[str, Any]
+) -> torch.nn.Module:
+    card = found.card
+    row = found.weights
+    preprocess = {**card.preprocess, **(row.preprocess if row else {})}
+    arguments = {**card.variant, **(row.variant if row else {}), **({"preprocess": preprocess} if preprocess else {}), **extra}
+    try:
+        if card.build is not None:
+            module = plugin_host.resolve(owner, card.build, registry.manager)(**arguments)
+        else:
+            module = plugin_host.call_hook(owner, "zoo_build", registry.manager, card=card, arguments=arguments)
+    except ZooError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{plugin_host.describe(owner)} raised {type(error).__name__} while building {found.name}: {error}"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise PluginError(
+            f"{plugin_host.describe(owner)} must build {found.name} as a torch.nn.Module, got {type(module).__name__}"
+        )
+    return module
+
+
+def _load(
+    module: torch.nn.Module,
+    path: Path,
+    found: Found,
+    owner: plugin_host.Plugin,
+    registry: Registry,
+    *,
+    trusted: bool,
+) -> None:
+    state = read_state_dict(path)
+    origin = f"{found.name}" if trusted else str(path)
+    keys = found.weights.keys if found.weights else None
+    if keys is not None and state.keys() != module.state_dict().keys():
+        state = plugin_host.resolve(owner, keys, registry.manager)(state)
+    if not trusted:
+        refuse_nonfinite(state, origin)
+    load_strict(module, state, origin)
+
+
+def _side_files(found: Found, paths: Mapping[str, Path]) -> dict[str, Path | None]:
+    """`<role>_path` for each file that belongs to the weights and holds no tensors; None when built without weights."""
+    roles = [file.role for file in found.weights.files if file.role != "model"] if found.weights else []
+    return {f"{role}_path": paths.get(role) for role in roles}
+
+
+def _local_weights(path: Path) -> Path:
+    if not path.is_file():
+        raise UsageError(f"--weights {path}: there is no such file (give a path, or none for a random initialisation)")
+    return path
+
+
+def _identity(
+    found: Found,
+    code_sha256: str | None,
+    files: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    parts: Mapping[str, Built],
+    dtype: torch.dtype | None,
+) -> str:
+    provider = found.card.provider
+    content = {
+        "model": found.name,
+        "distribution": [provider.distribution, provider.version, code_sha256],
+        "files": dict(files),
+        "overrides": repr(sorted(overrides.items())),
+        "parts": {role: part.identity for role, part in parts.items()},
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""Cards: what is known about a model before any of its code is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+KINDS = ("encoder", "dual_encoder", "bridge", "decoder", "adapter", "kernel", "generator", "task")
+
+
+def _empty() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """Who publishes a card: the distribution is what pip knows, the plugin is the entry point's name."""
+
+    plugin: str
+    distribution: str
+    version: str
+    manifest_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One file of a weights row.
+
+    Trust rests on `sha256` alone; `sources` are places that claim to hold those bytes, tried in order. A source that is
+    a tuple names parts to be joined. `sha256=None` marks a file that its publisher does not pin (a hub family): the hash
+    seen at the first download is kept and required from then on.
+    """
+
+    role: str
+    sha256: str | None
+    size_bytes: int | None
+    sources: tuple[str | tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """One set of trained parameters of a card, with the side files (a tokenizer, say) that belong to them.
+
+    The file with role `model` holds the tensors; the builder receives the path of every other one as `<role>_path`.
+    `variant` overrides the card's for these weights (a classifier of another size, say). `keys` is a
+    `"package.module:function"` of the plugin that turns the published state dict into the module's.
+    """
+
+    tag: str
+    files: tuple[File, ...]
+    licence: str | None = None
+    variant: Mapping[str, Any] = field(default_factory=_empty)
+    preprocess: Mapping[str, Any] = field(default_factory=_empty)
+    keys: str | None = None
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Bytes of all files together, or None when a file does not declare its size."""
+        sizes = [file.size_bytes for file in self.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One model, as data.
+
+    name: full name `<plugin>/<model>`; a weights tag is appended with a dot.
+    build: `"package.module:function"` inside the plugin's own package, called with `variant` as keyword arguments;
+        None when the plugin builds through the `zoo_build` hook.
+    parts: role -> name of another card; each is built first and handed to the builder under its role.
+    tokens: what the encoder emits, `{"count": T, "width": D}`; a count of 0 means it depends on the input.
+    embedding_width: E of a dual encoder. classes: number of outputs of an encoder that has a trained classifier.
+    default_for: tasks that may use this card when the user names none.
+    """
+
+    name: str
+    kind: str
+    modalities: tuple[str, ...]
+    provider: Provider
+    build: str | None = None
+    variant: Mapping[str, Any] = field(default_factory=_empty)
+    parts: Mapping[str, str] = field(default_factory=_empty)
+    weights: tuple[Weights, ...] = ()
+    parameters: int | None = None
+    tokens: Mapping[str, int] = field(default_factory=_empty)
+    embedding_width: int | None = None
+    classes: int | None = None
+    licence: str | None = None
+    paper: str | None = None
+    summary: str = ""
+    preprocess: Mapping[str, Any] = field(default_factory=_empty)
+    default_for: tuple[str, ...] = ()
+
+    def choose_weights(self, tag: str | None) -> Weights | None:
+        """The weights with this tag; the first row when `tag` is None; None when the card has no weights."""
+        if tag is None:
+            return self.weights[0] if self.weights else None
+        return next((row for row in self.weights if row.tag == tag), None)

@@ -1,0 +1,59 @@
+"""The command `zoo`: parsing and formatting only. Each module of this package adds one group of commands.
+
+stdout carries the answer; progress and warnings go to stderr. Exit codes: 0 done, 1 it failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from zoo import __version__
+from zoo.cli import catalogue, classify, demo, manage, weights
+from zoo.errors import UsageError, ZooError
+
+DESCRIPTION = "A multimodal model zoo made of plugins."
+EPILOG = "zoo COMMAND --help explains a command. Every command has --json; --debug shows the traceback of an error."
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line on stderr for wrong usage, as for every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see: {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = _Parser(prog="zoo", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+    root.add_argument("--version", action="version", version=f"zoo {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for group in (demo, classify, catalogue, manage, weights):
+        group.add_commands(commands)
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parsed = parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except ZooError as error:
+        if parsed.debug:
+            raise
+        print(f"zoo: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("zoo: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

@@ -1,0 +1,129 @@
+"""`zoo classify`: images and labels in, a table or a JSON document out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.output import print_json
+from zoo.errors import UsageError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_commands(commands: Any) -> None:
+    command = commands.add_parser(
+        "classify", help="say which label fits each image", description="Without --labels and --shots: ImageNet's classes."
+    )
+    command.add_argument("media", nargs="+", metavar="MEDIA", help="image files, folders or patterns")
+    command.add_argument("--labels", help="comma-separated labels")
+    command.add_argument("--labels-file", type=Path, metavar="FILE", help="one label a line")
+    command.add_argument("--template", action="append", metavar="T", help="sentence with {} for the label; may be repeated")
+    command.add_argument("--shots", metavar="DIR", help="a folder of examples for each class: few-shot")
+    command.add_argument("--top", type=int, help="labels to report for each image")
+    command.add_argument("--batch-size", type=int, default=32)
+    command.add_argument("--allow-urls", action="store_true", help="also follow http(s) addresses")
+    add_model_arguments(command)
+    command.set_defaults(run=run)
+
+
+def add_model_arguments(command: argparse.ArgumentParser) -> None:
+    """The arguments that every task takes."""
+    command.add_argument("--model", metavar="NAME", help="model name (zoo list); the installed default if left out")
+    command.add_argument("--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--dtype", choices=DTYPES, default="float32")
+    command.add_argument("--threads", type=int, help="threads for computing")
+    command.add_argument("--seed", type=int, default=0, help="seed of anything random (weights none)")
+
+
+def prepare_torch(arguments: argparse.Namespace) -> None:
+    """Apply --threads and --seed to this process."""
+    import torch
+
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise UsageError(f"--threads is at least 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
+
+
+def read_labels(arguments: argparse.Namespace) -> list[str] | None:
+    """Labels from --labels or --labels-file; None when neither was given."""
+    if arguments.labels is not None and arguments.labels_file is not None:
+        raise UsageError("give --labels or --labels-file, not both")
+    if arguments.labels_file is not None:
+        try:
+            lines = arguments.labels_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--labels-file {arguments.labels_file}: cannot be read ({error})") from error
+        return [line.strip() for line in lines if line.strip()]
+    if arguments.labels is None:
+        return None
+    return [label for label in arguments.labels.split(",") if label.strip()]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    labels = read_labels(arguments)
+    import torch
+
+    from zoo.tasks.classify import classify
+
+    prepare_torch(arguments)
+    outcome = classify(
+        arguments.media,
+        labels,
+        model=arguments.model,
+        weights=None if arguments.weights == "none" else arguments.weights,
+        templates=arguments.template or ("{}",),
+        shots=arguments.shots,
+        top=arguments.top,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+        allow_urls=arguments.allow_urls,
+        progress=True,
+    )
+    if arguments.json:
+        print_json(document(outcome))
+    else:
+        print_answers(outcome)
+    return 1 if any(answer.error for answer in outcome.results) else 0
+
+
+def document(outcome: Any) -> dict[str, Any]:
+    """The JSON document of a classification."""
+    return {
+        "model": outcome.model,
+        "plugin": {"dist": outcome.distribution, "version": outcome.version},
+        "method": outcome.method,
+        "loo_accuracy": outcome.loo_accuracy,
+        "weights": outcome.weights,
+        "results": [
+            {"input": answer.input, "error": answer.error}
+            if answer.error
+            else {"input": answer.input, "label": answer.label, "score": answer.score, "scores": answer.scores}
+            for answer in outcome.results
+        ],
+    }
+
+
+def print_answers(outcome: Any) -> None:
+    """One line an image: the best label, its probability, and the two that follow."""
+    import sys
+
+    width = max(len(answer.input) for answer in outcome.results)
+    for answer in outcome.results:
+        if answer.error:
+            print(f"zoo: {answer.error}", file=sys.stderr)
+            continue
+        best, *others = answer.scores.items()
+        rest = ", ".join(f"{label} {score:.0%}" for label, score in others[:2])
+        print(f"{answer.input:<{width}}  {best[0]}  {best[1]:.0%}" + (f"   ({rest})" if rest else ""))
+    loo = "" if outcome.loo_accuracy is None else f", {outcome.loo_accuracy:.0%} right on left-out shots"
+    print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.method}{loo}", file=sys.stderr)

@@ -1,0 +1,158 @@
+"""`zoo plugins`, `doctor`, `enable`, `disable`, `pin`, `default`, `install`, `uninstall`: they work while plugins do not."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from typing import Any
+
+from zoo.cli.output import print_json, print_table
+from zoo.errors import UsageError
+from zoo.plugins import Plugin
+from zoo.registry import default_registry
+from zoo.settings import change_config, load_settings
+
+
+def add_commands(commands: Any) -> None:
+    plugins = commands.add_parser("plugins", help="list plugins, their state and the cure")
+    plugins.add_argument("--traceback", action="store_true", help="show the traceback of each broken plugin")
+    plugins.set_defaults(run=run_plugins)
+    doctor = commands.add_parser("doctor", help="try every plugin in a process of its own and say what to mend")
+    doctor.add_argument("--timeout-s", type=float, default=60.0, help="seconds one plugin may take (60)")
+    doctor.set_defaults(run=run_doctor)
+    for verb, text in (("enable", "use a plugin again"), ("disable", "leave a plugin out, before it is looked at")):
+        command = commands.add_parser(verb, help=text)
+        command.add_argument("plugin", help="plugin or distribution name")
+        command.set_defaults(run=run_disable, verb=verb)
+    pin = commands.add_parser("pin", help="settle a name that several distributions provide")
+    pin.add_argument("name", help="model name, short name or plugin name")
+    pin.add_argument("distribution", help="the distribution that wins")
+    pin.set_defaults(run=run_pin)
+    default = commands.add_parser("default", help="choose the model of a task")
+    default.add_argument("task", help="e.g. classify")
+    default.add_argument("name", help="model name")
+    default.set_defaults(run=run_default)
+    install = commands.add_parser("install", help="install a plugin's distribution with pip, into this environment")
+    install.add_argument("requirement", nargs="+", help="what pip takes: a name, name==version, a path or a wheel")
+    install.set_defaults(run=run_install)
+    uninstall = commands.add_parser("uninstall", help="remove a distribution, broken or not")
+    uninstall.add_argument("distribution", nargs="+")
+    uninstall.set_defaults(run=run_uninstall)
+
+
+def run_plugins(arguments: argparse.Namespace) -> int:
+    registry = default_registry()
+    report(registry.plugins, as_json=arguments.json, show_traceback=arguments.traceback)
+    if not arguments.json:
+        _warn_unknown_names(registry.plugins)
+    return 0
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from zoo.probe import probe_all
+
+    plugins = probe_all(default_registry(), timeout_s=arguments.timeout_s)
+    report(plugins, as_json=arguments.json, show_traceback=False)
+    return 0
+
+
+def run_disable(arguments: argparse.Namespace) -> int:
+    settings = load_settings()
+    known = {name for plugin in default_registry().plugins for name in (plugin.name, plugin.distribution)}
+    if arguments.plugin not in known | set(settings.disabled):
+        raise UsageError(f"no plugin or distribution is called {arguments.plugin!r}; {_near(arguments.plugin, known)}")
+    path = change_config("disabled", arguments.plugin, arguments.verb == "disable")
+    _done(arguments, {"plugin": arguments.plugin, "state": f"{arguments.verb}d", "config": str(path)})
+    return 0
+
+
+def run_pin(arguments: argparse.Namespace) -> int:
+    known = {plugin.distribution for plugin in default_registry().plugins}
+    if arguments.distribution not in known:
+        raise UsageError(f"no plugin comes from {arguments.distribution!r}; {_near(arguments.distribution, known)}")
+    path = change_config("pins", arguments.name, arguments.distribution)
+    _done(arguments, {"name": arguments.name, "pinned": arguments.distribution, "config": str(path)})
+    return 0
+
+
+def run_default(arguments: argparse.Namespace) -> int:
+    found = default_registry().find(arguments.name)
+    path = change_config("defaults", arguments.task, arguments.name)
+    _done(arguments, {"task": arguments.task, "model": found.name, "config": str(path)})
+    return 0
+
+
+def run_install(arguments: argparse.Namespace) -> int:
+    return _pip(arguments, "install", *arguments.requirement)
+
+
+def run_uninstall(arguments: argparse.Namespace) -> int:
+    return _pip(arguments, "uninstall", "--yes", *arguments.distribution)
+
+
+def report(plugins: list[Plugin], *, as_json: bool, show_traceback: bool) -> None:
+    """Print plugins as the document of `zoo plugins`, or as a table with a line of cure under each that needs one."""
+    if as_json:
+        print_json({"plugins": [plugin_fields(plugin) for plugin in plugins]})
+        return
+    rows = []
+    for plugin in plugins:
+        size = f"{len(plugin.cards)}" + (" + families" if plugin.families else "")
+        cost = "" if plugin.import_ms is None else f"imported to list it: {plugin.import_ms:.0f} ms"
+        rows.append([plugin.name, f"{plugin.distribution} {plugin.version}", plugin.state, size, cost])
+    print_table(["PLUGIN", "DISTRIBUTION", "STATE", "CARDS", ""], rows)
+    for plugin in plugins:
+        if plugin.state != "ok":
+            print(f"\n{plugin.name} ({plugin.distribution} {plugin.version}) is {plugin.state}: {plugin.error}")
+            print(f"  cure: {plugin.cure}")
+            if show_traceback and plugin.traceback:
+                print(plugin.traceback)
+
+
+def plugin_fields(plugin: Plugin) -> dict[str, Any]:
+    """One plugin as JSON fields."""
+    return {
+        "name": plugin.name,
+        "dist": plugin.distribution,
+        "version": plugin.version,
+        "state": plugin.state,
+        "cards": [card.name for card in plugin.cards],
+        "families": [f"{plugin.name}/{family.pattern}" for family in plugin.families],
+        "error": plugin.error,
+        "cure": plugin.cure,
+        "traceback": plugin.traceback,
+        "manifest_sha256": plugin.manifest_sha256,
+        "import_ms": plugin.import_ms,
+    }
+
+
+def _pip(arguments: argparse.Namespace, *words: str) -> int:
+    command = [sys.executable, "-m", "pip", *words]
+    run = subprocess.run(command, stdout=sys.stderr, check=False)  # noqa: S603 - the user asked for pip, in our own interpreter
+    if arguments.json:
+        print_json({"command": ["pip", *words], "exit_code": run.returncode})
+    return 1 if run.returncode else 0
+
+
+def _done(arguments: argparse.Namespace, fields: dict[str, str]) -> None:
+    if arguments.json:
+        print_json(fields)
+    else:
+        print(", ".join(f"{key} {value}" for key, value in fields.items()))
+
+
+def _warn_unknown_names(plugins: list[Plugin]) -> None:
+    """A name in a list of the user's that matches nothing is a typing error nobody would otherwise see."""
+    settings = load_settings()
+    known = {name for plugin in plugins for name in (plugin.name, plugin.distribution)}
+    for name in (*settings.disabled, *(settings.only or ())):
+        if name not in known:
+            print(f"zoo: warning: {name!r} is disabled or allowed but not installed; {_near(name, known)}", file=sys.stderr)
+
+
+def _near(name: str, known: set[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, sorted(known), n=2)
+    return f"did you mean {' or '.join(near)}?" if near else "zoo plugins shows what is installed"

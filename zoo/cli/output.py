@@ -1,0 +1,48 @@
+"""How commands print: one JSON document, or a table whose columns line up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout; text stays as it is, whatever the script."""
+    print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns padded to their widest cell; the last one is cut to the terminal's width when stdout is one."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[column]) for line in (list(header), *cells)) for column in range(len(header))]
+    limit = shutil.get_terminal_size(fallback=(0, 0)).columns
+    for line in (list(header), *cells):
+        padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        print(padded[:limit] if limit else padded)
+
+
+def human_count(number: int | None) -> str:
+    """4652008 -> `4.7M`; unknown -> `-`."""
+    if number is None:
+        return "-"
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def human_bytes(number: int | None) -> str:
+    """18826032 -> `18.8 MB`; unknown -> `-`."""
+    if number is None:
+        return "-"
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} B"
+
+
+def without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that hold something."""
+    return {key: value for key, value in fields.items() if value not in (None, "", (), [], {})}

@@ -1,0 +1,113 @@
+"""The guided tour: bundled photos, real weights, and a picture of the answers."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from zoo.tasks.classify import Answer, Classification, classify
+
+PHOTOS = Path(__file__).with_name("photos")
+LABELS_BESIDE = ("dog", "horse", "car", "bicycle", "pizza", "beach", "city street", "book")
+COLUMNS = 4
+CELL_WIDTH, CELL_HEIGHT, MARGIN = 300, 300, 10
+RIGHT, WRONG, INK, PAPER = "#1a7f37", "#b42318", "#1f2328", "#ffffff"
+
+
+def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Classify the bundled photos twice (free labels, a model's own classes), draw a contact sheet, and report.
+
+    out: folder for `contact-sheet.png`. say: called with each line meant for a person.
+    Returns what was asked, the answers, the models and weights that gave them, and the seconds each took.
+    """
+    photos = json.loads((PHOTOS / "photos.json").read_text(encoding="utf-8"))
+    files = [str(PHOTOS / photo["file"]) for photo in photos]
+    labels = sorted({photo["label"] for photo in photos} | set(LABELS_BESIDE))
+    say(f"1. Free labels: which of these {len(labels)} words fits each of {len(photos)} photos?")
+    say(textwrap.fill(", ".join(labels), 100, initial_indent="   ", subsequent_indent="   "))
+    zero_shot, zero_shot_s = _timed(lambda: classify(files, labels, top=3))
+    right = 0
+    for photo, answer in zip(photos, zero_shot.results, strict=True):
+        correct = answer.label == photo["label"]
+        right += correct
+        say(f"   {'right' if correct else 'WRONG'}  {photo['file']:<14} {_spell(answer)}{_expected(photo, answer)}")
+    say(f"   {right} of {len(photos)} right (chance: {len(photos) / len(labels):.1f}) in {zero_shot_s:.1f} s")
+    _say_origin(zero_shot, say)
+    say("\n2. No labels: the 1,000 ImageNet classes that the image model was trained on.")
+    own, own_s = _timed(lambda: classify(files[:4], top=3))
+    for photo, answer in zip(photos, own.results, strict=False):
+        say(f"          {photo['file']:<14} {_spell(answer)}")
+    _say_origin(own, say)
+    sheet = out / "contact-sheet.png"
+    out.mkdir(parents=True, exist_ok=True)
+    contact_sheet(photos, zero_shot).save(sheet)
+    say(f"\nThe answers on the photos: {sheet}")
+    say("Next: zoo classify YOUR.jpg --labels cat,dog,car      zoo list      zoo plugins")
+    return {
+        "right": right,
+        "photos": len(photos),
+        "labels": labels,
+        "zero_shot": _fields(zero_shot, zero_shot_s),
+        "own_classes": _fields(own, own_s),
+        "contact_sheet": str(sheet),
+    }
+
+
+def contact_sheet(photos: list[dict[str, Any]], outcome: Classification) -> Image.Image:
+    """The photos in a grid, the answer and its probability under each, green where it is right and red where not."""
+    rows = -(-len(photos) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * CELL_WIDTH + MARGIN, rows * CELL_HEIGHT + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(size=22), ImageFont.load_default(size=14)
+    picture_width, picture_height = CELL_WIDTH - MARGIN, CELL_HEIGHT - 62
+    for index, (photo, answer) in enumerate(zip(photos, outcome.results, strict=True)):
+        left, top = MARGIN + index % COLUMNS * CELL_WIDTH, MARGIN + index // COLUMNS * CELL_HEIGHT
+        with Image.open(PHOTOS / photo["file"]) as image:
+            picture = image.convert("RGB")
+        picture.thumbnail((picture_width, picture_height))
+        sheet.paste(picture, (left, top + picture_height - picture.height))
+        correct = answer.label == photo["label"]
+        text = f"{answer.label}  {answer.score:.0%}"
+        draw.text((left, top + picture_height + 4), text, fill=RIGHT if correct else WRONG, font=large)
+        second = list(answer.scores.items())[1]
+        draw.text((left, top + picture_height + 32), f"then {second[0]} {second[1]:.0%}", fill=INK, font=small)
+    return sheet
+
+
+def _timed(work: Callable[[], Classification]) -> tuple[Classification, float]:
+    start = time.perf_counter()
+    outcome = work()
+    return outcome, time.perf_counter() - start
+
+
+def _spell(answer: Answer) -> str:
+    return ", ".join(f"{label} {score:.0%}" for label, score in answer.scores.items())
+
+
+def _expected(photo: dict[str, Any], answer: Answer) -> str:
+    return "" if answer.label == photo["label"] else f"   (it shows: {photo['label']})"
+
+
+def _say_origin(outcome: Classification, say: Callable[[str], None]) -> None:
+    say(f"   answered by {outcome.model} from {outcome.distribution} {outcome.version}, weights:")
+    for name, files in outcome.weights.items():
+        say(f"     {name}  sha256 {files['model'][:16]}")
+
+
+def _fields(outcome: Classification, seconds: float) -> dict[str, Any]:
+    return {
+        "model": outcome.model,
+        "plugin": {"dist": outcome.distribution, "version": outcome.version},
+        "weights": outcome.weights,
+        "seconds": round(seconds, 3),
+        "results": [
+            {"input": Path(answer.input).name, "label": answer.label, "score": answer.score, "scores": answer.scores}
+            for answer in outcome.results
+        ],
+    }

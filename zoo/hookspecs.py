@@ -1,0 +1,59 @@
+"""The whole plugin API. A plugin is an installed distribution with an entry point in the group `zoo` whose module
+
+- holds a `zoo.toml` manifest (see `zoo.manifest`) and, if data is not enough, any of the hooks below; or
+- is a single file with `zoo_cards` and `zoo_build`.
+
+Hooks are marked with `zoo.hookimpl`, take their arguments by the names given here, and have no default values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.card import Card
+
+hookspec = pluggy.HookspecMarker("zoo")
+hookimpl = pluggy.HookimplMarker("zoo")
+
+
+@hookspec
+def zoo_cards() -> Iterable[Mapping[str, Any]]:
+    """The cards of a plugin that has no manifest, as mappings with the fields of a `[[card]]` table.
+
+    The module is imported whenever models are listed, and `zoo plugins` shows the milliseconds that cost.
+    """
+
+
+@hookspec
+def zoo_family(pattern: str) -> Iterable[Mapping[str, Any]]:
+    """The members of the plugin's families whose model name matches the shell-style `pattern`, as card mappings.
+
+    Called when a name or pattern falls into a `[[family]]` of the manifest, so that thousands of names need no rows.
+    A pattern without wildcards asks for one model. Weights belong in the mapping as they do in a manifest.
+    """
+
+
+@hookspec
+def zoo_build(card: Card, arguments: Mapping[str, Any]) -> torch.nn.Module:
+    """Build a card that names no `build` function. Called on the card's own plugin alone.
+
+    `arguments` are the card's variant, parts and side-file paths, overridden by the caller's keyword arguments.
+    """
+
+
+@hookspec(firstresult=True)
+def zoo_open_weights(source: str, destination: Path, size_bytes: int | None) -> Path | None:
+    """Deliver the bytes that `source` names; return their path, or None if the scheme is not yours.
+
+    Write them to `destination` and return it, or return the path of a local file that already holds them and is read in
+    place. `destination` may hold the beginning of an earlier, interrupted delivery. A manifest lists the schemes its plugin serves (`schemes = ["s3"]`), so that no other plugin is imported for them.
+    The caller verifies the sha256: a store need not. Raise `zoo.errors.WeightsMissingError`, saying why, when the bytes
+    cannot be had.
+    """

@@ -1,0 +1,163 @@
+"""Image files and bytes -> RGB pixels, behind one gate with limits; and the resize-and-crop that most encoders share.
+
+Every image of the zoo passes `open_image`: the command line, Python and benchmarks see the same pixels and the same errors.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from zoo.errors import MediaError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+MAX_PIXELS = 64_000_000  # 192 MB as RGB: a 61-megapixel camera passes, a decompression bomb does not
+MAX_BYTES = 256_000_000
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def open_image(source: str | Path | bytes | Image.Image | np.ndarray[Any, Any], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Anything that is an image -> `PIL.Image.Image` in mode RGB.
+
+    source: a path, the bytes of a file, a PIL image, or an array: uint8 or float in [0, 1], `[height, width]`,
+        `[height, width, 3 or 4]`. EXIF orientation is applied, transparency is laid on white, 16-bit greys are scaled to
+        8 bits, CMYK and palettes are converted, and of an animation the first frame is taken.
+    Raises MediaError: what was given, why it cannot be read, what was expected.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the PIL image")
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    label = str(source) if isinstance(source, (str, Path)) else f"{len(source):,} bytes"
+    data = _read(Path(source)) if isinstance(source, (str, Path)) else source
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"{label}: {error}; the limit is {max_pixels:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise MediaError(f"{label}: not an image that can be read ({_content(data)}); expected {', '.join(FORMATS)}") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise MediaError(f"{label}: a damaged image ({error})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise MediaError(
+            f"{label}: {width} x {height} is {width * height:,} pixels, more than the limit of {max_pixels:,}; "
+            f"make it smaller or raise max_pixels"
+        )
+    return _to_rgb(image, label)
+
+
+def crop_and_resize(
+    image: Image.Image, *, size: int, crop: float, interpolation: str
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """RGB image -> uint8[size, size, 3]: the short side resized to `size / crop` and the centre cut out, in one step.
+
+    Only the pixels that survive the crop are resampled. Equal to timm's and torchvision's resize-then-crop up to rounding
+    of the last bit, and bounded in memory for any aspect ratio.
+    """
+    width, height = image.size
+    short = math.floor(size / crop)
+    resized_width, resized_height = (
+        (short, max(short, int(short * height / width)))
+        if width <= height
+        else (max(short, int(short * width / height)), short)
+    )
+    left, top = round((resized_width - size) / 2), round((resized_height - size) / 2)
+    scale_x, scale_y = width / resized_width, height / resized_height
+    box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
+    return np.asarray(image.resize((size, size), INTERPOLATIONS[interpolation], box=box))
+
+
+def to_pixels(images: Sequence[Image.Image], preprocess: Mapping[str, Any]) -> torch.Tensor:
+    """RGB images -> normalised float[B, 3, size, size], in channels-last memory order.
+
+    preprocess: the card's numbers: size (pixels), crop (share of the short side kept), interpolation, mean and std (per
+    channel, of pixel values in [0, 1]).
+    """
+    arrays = [
+        crop_and_resize(
+            image, size=preprocess["size"], crop=preprocess["crop"], interpolation=preprocess["interpolation"]
+        )
+        for image in images
+    ]
+    pixels_BHWC = torch.from_numpy(np.stack(arrays))
+    scale = torch.tensor([1 / (255 * value) for value in preprocess["std"]])
+    shift = torch.tensor([-mean / std for mean, std in zip(preprocess["mean"], preprocess["std"], strict=True)])
+    return torch.addcmul(shift, pixels_BHWC.to(torch.float32), scale).permute(0, 3, 1, 2)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise MediaError(f"{path}: a folder, expected an image file")
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_BYTES:
+            raise MediaError(f"{path}: {size_bytes:,} bytes, more than the limit of {MAX_BYTES:,}")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise MediaError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{path}: cannot be read ({error})") from error
+    if not data:
+        raise MediaError(f"{path}: the file is empty")
+    return data
+
+
+def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+    try:
+        if image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1:
+            image.load()
+            return image
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            image = _scale_to_8_bits(image)
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            background = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(background, image)
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+        raise MediaError(f"{label}: a damaged image ({error or type(error).__name__})") from error
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        top = 1.0 if values.size == 0 or values.max() <= 1 else 255.0
+    else:
+        top = 255.0 if values.size == 0 or values.max() <= 255 and image.mode == "I" else 65535.0
+    return Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    expected = "expected [height, width] or [height, width, 1, 3 or 4] of uint8, or of floats in [0, 1]"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.size == 0:
+        raise MediaError(f"an array of shape {list(array.shape)} is not an image; {expected}")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise MediaError(f"a float array with values outside [0, 1]; {expected}")
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise MediaError(f"an array of {array.dtype}; {expected}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the array")
+
+
+def _content(data: bytes) -> str:
+    printable = data[:64].isascii() and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in data[:64])
+    return "it holds text" if printable else f"it begins with {data[:4].hex(' ')}"

@@ -1,0 +1,116 @@
+"""The user's choices and the places on disk, from environment variables and one config file.
+
+    ZOO_CONFIG   the config file           ZOO_DISABLE   plugins to leave out, comma-separated
+    ZOO_CACHE    weights and derived data  ZOO_PLUGINS   the only plugins to use, comma-separated
+    ZOO_STATE    records of failures       ZOO_STRICT    1: a broken plugin raises instead of being set aside
+                                           ZOO_OFFLINE   1: never touch the network
+
+The config file is TOML: `disabled = [...]`, `only = [...]`, `[pins]` and `[defaults]`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from zoo.errors import ManifestError
+
+APPLICATION = "modalzoo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What discovery needs to know before it looks at anything.
+
+    disabled, only: plugin or distribution names; `only=None` allows all.
+    pins: a model name, short name or plugin name -> the distribution (or full name) that wins a clash.
+    defaults: task -> model name.
+    """
+
+    disabled: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    pins: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
+
+
+def config_file() -> Path:
+    return Path(os.environ.get("ZOO_CONFIG") or platformdirs.user_config_path(APPLICATION) / "config.toml")
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("ZOO_CACHE") or platformdirs.user_cache_path(APPLICATION))
+
+
+def state_dir() -> Path:
+    return Path(os.environ.get("ZOO_STATE") or platformdirs.user_state_path(APPLICATION))
+
+
+def offline() -> bool:
+    """Whether the user forbade the network (`ZOO_OFFLINE` or the hub's own `HF_HUB_OFFLINE`)."""
+    return any(os.environ.get(name, "") not in ("", "0") for name in ("ZOO_OFFLINE", "HF_HUB_OFFLINE"))
+
+
+def load_settings() -> Settings:
+    """Environment over config file. Raises ManifestError when the config file is not what it must be."""
+    path = config_file()
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        document = {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not valid TOML ({error}); mend it or delete it") from None
+    only = os.environ.get("ZOO_PLUGINS")
+    return Settings(
+        disabled=(*_strings(path, document, "disabled"), *_split(os.environ.get("ZOO_DISABLE", ""))),
+        only=_split(only) if only is not None else (_strings(path, document, "only") or None),
+        pins=_string_table(path, document, "pins"),
+        defaults=_string_table(path, document, "defaults"),
+        strict=os.environ.get("ZOO_STRICT", "") not in ("", "0"),
+    )
+
+
+def change_config(key: str, name: str, value: str | bool) -> Path:
+    """Write one choice into the config file, keeping its comments; returns the file.
+
+    `key` is `disabled` (value True adds the name, False removes it) or a table (`pins`, `defaults`).
+    """
+    import tomlkit  # only the few commands that write the file pay for it
+
+    path = config_file()
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    if isinstance(value, bool):
+        names = [item for item in document.get(key, []) if item != name]
+        document[key] = [*names, name] if value else names
+    else:
+        table = document.setdefault(key, tomlkit.table())
+        table[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _split(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _strings(path: Path, document: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = document.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ManifestError(f"{path}: {key} must be a list of names, got {value!r}; mend it or delete it")
+    return tuple(value)
+
+
+def _string_table(path: Path, document: Mapping[str, Any], key: str) -> Mapping[str, str]:
+    value = document.get(key, {})
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ManifestError(f"{path}: [{key}] must map names to names, got {value!r}; mend it or delete it")
+    return value

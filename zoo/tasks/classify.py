@@ -1,0 +1,280 @@
+"""Which label fits an image best: zero-shot by a dual encoder, few-shot by a probe, or by a model's own classes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from zoo.build import Built, open_model
+from zoo.derived import derived
+from zoo.errors import MediaError, UsageError
+from zoo.modality import IMAGE, TEXT
+from zoo.registry import Registry, default_registry
+from zoo.tasks.fewshot import Probe, fit_probe
+from zoo.tasks.inputs import Item, image_items, load_image, prefetched
+
+MANY_LABELS = 20
+PROGRESS_FROM = 16  # inputs; fewer are answered before a bar could be read
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer for one input, or the reason why there is none.
+
+    scores: label -> probability, best first; all labels, or the best `top`.
+    """
+
+    input: str
+    label: str | None
+    score: float | None
+    scores: dict[str, float]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classification:
+    """Answers in the order of the inputs, and what produced them.
+
+    method: "zero-shot", "own classes", or the few-shot probe that leave-one-out chose (with its accuracy there).
+    weights: model name with tag -> role -> sha256, for the model and each of its parts.
+    """
+
+    model: str
+    distribution: str
+    version: str
+    method: str
+    weights: dict[str, dict[str, str]]
+    results: tuple[Answer, ...]
+    loo_accuracy: float | None = None
+
+
+def classify(
+    images: Any,
+    labels: Sequence[str] | None = None,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = "card",
+    templates: Sequence[str] = ("{}",),
+    shots: str | Path | None = None,
+    top: int | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    allow_urls: bool = False,
+    progress: bool = False,
+) -> Classification:
+    """Classify images.
+
+    images: one or many of: path, pattern, folder, `PIL.Image.Image`, array (see `zoo.media.image.open_image`).
+    labels: two or more different names. None: the folders of `shots`, or else the model's own classes.
+    model: a dual encoder for free labels, an encoder with classes for its own; the installed default when None.
+    templates: sentences with `{}` where the label goes; the unit text embeddings of all are averaged.
+    shots: a folder with one folder of examples for each class: few-shot on the model's frozen features.
+    top: how many labels to report for each image; all when None and there are at most 20, else 5.
+    Raises UsageError for arguments that make no sense, and what building the model raises. An image that cannot be read
+    becomes an answer with `error`; it never costs the others theirs.
+    """
+    items = image_items(images)
+    names = _check_labels(labels)
+    _check_templates(templates)
+    if batch_size < 1 or (top is not None and top < 1):
+        raise UsageError(f"batch_size and top are at least 1, got {batch_size} and {top}")
+    registry = default_registry()
+    closed = names is None and shots is None
+    built = _open(registry, model, weights, device, dtype, "classify:own-labels" if closed else "classify")
+    if names is not None and built.found.card.kind != "dual_encoder" and shots is None:
+        raise UsageError(_not_dual(built))
+    if closed and not built.found.card.classes:
+        raise UsageError(f"{built.found.name} has no classes of its own: give it labels (--labels a,b,c)")
+    runner = _Runner(built, batch_size=batch_size, device=device, allow_urls=allow_urls, progress=progress)
+    probe: Probe | None = None
+    with torch.inference_mode():
+        if shots is not None:
+            names, probe = _fit_shots(runner, Path(shots), names)
+            rows = runner.run(items, runner.features, probe.probabilities)
+        elif names is not None:
+            text_CE = _label_embeddings(built, names, templates).to(device)
+            scale = float(built.module.logit_scale)  # type: ignore[arg-type]
+            rows = runner.run(items, runner.embeddings, lambda image_BE: (scale * image_BE.float() @ text_CE.T).softmax(-1))
+        else:
+            names = list(built.module.labels)  # type: ignore[arg-type]
+            rows = runner.run(items, built.module.logits, lambda logits_BC: logits_BC.float().softmax(-1))  # type: ignore[arg-type]
+        limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
+        results = tuple(_answer(item, row, names, limit) for item, row in zip(items, rows, strict=True))
+    provider = built.found.card.provider
+    return Classification(
+        model=built.found.name,
+        distribution=provider.distribution,
+        version=provider.version,
+        method=probe.method if probe else ("own classes" if closed else "zero-shot"),
+        weights=_weight_hashes(built),
+        results=results,
+        loo_accuracy=probe.loo_accuracy if probe else None,
+    )
+
+
+class _Runner:
+    """Reads and prepares images in threads, runs them in batches, and keeps errors where they happened."""
+
+    def __init__(self, built: Built, *, batch_size: int, device: str, allow_urls: bool, progress: bool) -> None:
+        self.built = built
+        self.batch_size = batch_size
+        self.device = device
+        self.allow_urls = allow_urls
+        self.progress = progress
+        self.dual = built.found.card.kind == "dual_encoder"
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Prepared images -> float[B, D], what a probe is trained on."""
+        module: Any = self.built.module
+        features: torch.Tensor = module.features(IMAGE, pixels) if self.dual else module(pixels).pooled_BD
+        return features
+
+    def embeddings(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Prepared images -> unit vectors float[B, E]."""
+        module: Any = self.built.module
+        embeddings_BE: torch.Tensor = module.encode(IMAGE, pixels)
+        return embeddings_BE
+
+    def run(
+        self,
+        items: Sequence[Item],
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        finish: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Iterator[torch.Tensor | str]:
+        """`finish(forward(batch))` row by row, in order; a string, the error, for an image that cannot be read."""
+        workers = max(1, torch.get_num_threads())
+        prepared = prefetched(self._prepare, items, workers=workers, ahead=2 * self.batch_size)
+        bar = tqdm(total=len(items), unit="image", disable=None if self.progress and len(items) >= PROGRESS_FROM else True)
+        with bar:
+            for batch in _batches(prepared, self.batch_size):
+                pixels = [row for row in batch if isinstance(row, torch.Tensor)]
+                outputs = iter(finish(forward(torch.cat(pixels).to(self.device))).cpu() if pixels else ())
+                for row in batch:
+                    yield next(outputs) if isinstance(row, torch.Tensor) else row
+                bar.update(len(batch))
+
+    def _prepare(self, item: Item) -> torch.Tensor | str:
+        module: Any = self.built.module
+        try:
+            image = load_image(item, allow_urls=self.allow_urls)
+            prepared: torch.Tensor = module.preprocess(IMAGE, [image]) if self.dual else module.preprocess([image])
+        except MediaError as error:
+            return str(error)
+        return prepared
+
+
+def _batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _open(
+    registry: Registry,
+    model: str | None,
+    weights: str | Path | None,
+    device: str,
+    dtype: torch.dtype | None,
+    task: str,
+) -> Built:
+    name = model or registry.default(task)
+    card = registry.find(name).card
+    if card.kind not in ("encoder", "dual_encoder") or IMAGE not in card.modalities:
+        raise UsageError(
+            f"{card.name} is a {card.kind} of {'+'.join(card.modalities)}; classifying images needs an encoder or dual "
+            f"encoder of images (zoo list --modality image)"
+        )
+    return open_model(name, weights=weights, device=device, dtype=dtype, registry=registry)
+
+
+def _check_labels(labels: Sequence[str] | None) -> list[str] | None:
+    if labels is None:
+        return None
+    if isinstance(labels, str):
+        raise UsageError(f"labels are a list of names, got the single string {labels!r}")
+    names = [label.strip() for label in labels]
+    if not [name for name in names if name]:
+        raise UsageError("no labels given: name at least two, as in --labels cat,dog")
+    if "" in names:
+        raise UsageError(f"an empty label among {names}")
+    if len(names) == 1:
+        raise UsageError(f"one label given ({names[0]}): every image would get it; name at least two")
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
+    if repeated:
+        raise UsageError(f"labels given twice: {', '.join(repeated)}")
+    return names
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    if isinstance(templates, str) or not templates:
+        raise UsageError(f"templates are a list of at least one sentence with {{}}, got {templates!r}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UsageError(f"a template has one {{}} where the label goes, got {template!r}")
+
+
+def _label_embeddings(built: Built, labels: list[str], templates: Sequence[str]) -> torch.Tensor:
+    """Unit vectors float[C, E], from disk when the same model met the same labels and templates before."""
+    module: Any = built.module
+
+    def compute() -> dict[str, torch.Tensor]:
+        embeddings = [
+            torch.cat(
+                [module.embed(TEXT, [template.replace("{}", label) for label in chunk]) for chunk in _batches(labels, 256)]
+            )
+            for template in templates
+        ]
+        mean_CE = torch.stack(embeddings).float().mean(0)
+        return {"labels": torch.nn.functional.normalize(mean_CE, dim=-1)}
+
+    inputs = {"model": built.identity, "labels": labels, "templates": list(templates)}
+    return derived("label embeddings", inputs, compute)["labels"]
+
+
+def _fit_shots(runner: _Runner, folder: Path, labels: list[str] | None) -> tuple[list[str], Probe]:
+    if not folder.is_dir():
+        raise UsageError(f"--shots {folder}: there is no such folder; expected one folder of images for each class")
+    names = labels or sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:  # noqa: PLR2004 - a choice needs two
+        raise UsageError(f"--shots {folder}: expected at least two folders, one for each class, found {len(names)}")
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise UsageError(f"--shots {folder}: no folder of examples for {', '.join(missing)}")
+    examples = [(item, target) for target, name in enumerate(names) for item in image_items(folder / name)]
+    rows = list(runner.run([item for item, _ in examples], runner.features, lambda features_BD: features_BD.float()))
+    for row in rows:
+        if isinstance(row, str):
+            raise MediaError(f"an example cannot be read: {row}")
+    features_ND = torch.stack([row for row in rows if isinstance(row, torch.Tensor)])
+    return names, fit_probe(features_ND, [target for _, target in examples], len(names))
+
+
+def _answer(item: Item, row: torch.Tensor | str, names: Sequence[str], limit: int) -> Answer:
+    if isinstance(row, str):
+        return Answer(item.label, None, None, {}, row)
+    values, indices = row.topk(min(limit, len(names)))
+    scores = {names[index]: value for value, index in zip(values.tolist(), indices.tolist(), strict=True)}
+    label = next(iter(scores))
+    return Answer(item.label, label, scores[label], scores)
+
+
+def _weight_hashes(built: Built) -> dict[str, dict[str, str]]:
+    hashes = {built.found.name: dict(built.files)} if built.files else {}
+    for part in built.parts.values():
+        hashes |= _weight_hashes(part)
+    return hashes
+
+
+def _not_dual(built: Built) -> str:
+    own = f"it knows {built.found.card.classes:,} classes of its own (leave out --labels)" if built.found.card.classes else ""
+    ways = "; ".join(
+        way for way in (own, "give it examples with --shots DIR", "or choose a dual encoder (zoo list --kind dual_encoder)") if way
+    )
+    return f"{built.found.name} is an encoder and cannot read labels: {ways}"
