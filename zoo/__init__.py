@@ -9,13 +9,13 @@ _EXPORTS = {
     "Card": "zoo.card",
     "Encoded": "zoo.batch",
     "ZooError": "zoo.errors",
-    "build": "zoo.build",
+    "build": "zoo.construct",
     "cards": "zoo.registry",
     "classify": "zoo.tasks.classify",
     "fetch": "zoo.weights",
     "find": "zoo.registry",
     "hookimpl": "zoo.hookspecs",
-    "plugins": "zoo.registry",
+    "installed_plugins": "zoo.registry",
 }
 
 __all__ = [  # noqa: PLE0604 - every name is a string, computed so that the list exists once

@@ -86,7 +86,9 @@ def api_matches(api: str, version: int) -> bool:
     return all(compare[operator](int(number)) for operator, number in API_RANGE.findall(api))
 
 
-def read_manifest(path: Path, *, plugin: str, distribution: str, version: str, api_version: int) -> Manifest:
+def read_manifest(
+    path: Path, *, plugin: str, distribution: str, version: str, package: str, api_version: int
+) -> Manifest:
     """Parse and validate one manifest; one that was written for another API version yields no cards.
 
     Raises ManifestError, starting with `path:line`, for invalid TOML and for any field that is missing, unknown or of the
@@ -112,11 +114,13 @@ def read_manifest(path: Path, *, plugin: str, distribution: str, version: str, a
         schemes = _texts(document, "schemes")
         table, cards = "card", []
         for number, row in enumerate(_tables(document, "card")):
-            cards.append(parse_card(row, provider))
+            card = parse_card(row, provider)
+            _refuse_repeat(card, cards)
+            _refuse_outside(card, package)
+            cards.append(card)
         table, families = "family", []
         for number, row in enumerate(_tables(document, "family")):
             families.append(_parse_family(row, provider))
-        _refuse_repeats(card.name for card in cards)
     except _FieldError as error:
         line_number = _line_of(text, table, number, error.key)
         raise ManifestError(f"{path}:{line_number}: {error}") from None
@@ -232,12 +236,16 @@ def _refuse_unknown(row: Mapping[str, Any], known: set[str]) -> None:
             raise _FieldError(key, f"unknown field {key!r}; known are {', '.join(sorted(known))}")
 
 
-def _refuse_repeats(names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise _FieldError("name", f"two cards are called {name!r}")
-        seen.add(name)
+def _refuse_repeat(card: Card, others: Iterable[Card]) -> None:
+    if any(card.name == other.name for other in others):
+        raise _FieldError("name", f"two cards are called {card.name!r}")
+
+
+def _refuse_outside(card: Card, package: str) -> None:
+    """Code may only come from the plugin's own package."""
+    for key, target in (("build", card.build), *(("keys", row.keys) for row in card.weights)):
+        if target is not None and target.partition(":")[0].partition(".")[0] != package:
+            raise _FieldError(key, f"{key} may only point inside the plugin's own package {package!r}, got {target!r}")
 
 
 def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:

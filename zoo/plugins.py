@@ -223,7 +223,12 @@ def _inspect(entry_point: metadata.EntryPoint, distribution: metadata.Distributi
         return _inspect_without_manifest(plugin, distribution)
     try:
         manifest = read_manifest(
-            path, plugin=plugin.name, distribution=plugin.distribution, version=plugin.version, api_version=API_VERSION
+            path,
+            plugin=plugin.name,
+            distribution=plugin.distribution,
+            version=plugin.version,
+            package=plugin.package,
+            api_version=API_VERSION,
         )
     except (ManifestError, OSError) as error:
         return _broken(plugin, _one_line(error), f"mend the manifest, or: zoo uninstall {plugin.distribution}")

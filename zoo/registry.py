@@ -230,7 +230,7 @@ def find(name: str) -> Found:
     return default_registry().find(name)
 
 
-def plugins() -> list[Plugin]:
+def installed_plugins() -> list[Plugin]:
     """Installed plugins and their states."""
     return list(default_registry().plugins)
 

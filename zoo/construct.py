@@ -14,7 +14,7 @@ import torch
 from zoo import plugins as plugin_host
 from zoo.errors import PluginError, UsageError, WeightsMissingError, ZooError
 from zoo.registry import Found, Registry, default_registry
-from zoo.weights import load_strict, locate_files, read_state_dict, refuse_nonfinite, sha256_of
+from zoo.weights import Located, load_strict, locate_files, read_state_dict, refuse_nonfinite, sha256_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +71,14 @@ def open_model(
         role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
         for role, part in found.card.parts.items()
     }
-    paths = locate_files(found, registry=registry) if weights is not None else {}
+    located = locate_files(found, registry=registry) if weights is not None else {}
     if weights is not None and not from_card:
-        paths["model"] = _local_weights(Path(weights))
-    module = _construct(found, owner, registry, {**parts, **_side_files(found, paths), **overrides})
-    if "model" in paths:
-        _load(module, paths["model"], found, owner, registry, trusted=from_card)
+        located["model"] = _local_weights(Path(weights), found)
+    module = _construct(found, owner, registry, {**parts, **_side_files(found, located), **overrides})
+    if "model" in located:
+        _load(module, located["model"].path, found, owner, registry, trusted=from_card)
     module = module.to(device=device, dtype=dtype).eval()
-    files = {role: sha256_of(path) for role, path in paths.items()}
+    files = {role: file.sha256 for role, file in located.items()}
     identity = _identity(found, plugin_host.code_sha256(owner), files, overrides, parts, dtype)
     return Built(module=module, found=found, identity=identity, files=files, parts=parts)
 
@@ -127,16 +127,18 @@ def _load(
     load_strict(module, state, origin)
 
 
-def _side_files(found: Found, paths: Mapping[str, Path]) -> dict[str, Path | None]:
+def _side_files(found: Found, located: Mapping[str, Located]) -> dict[str, Path | None]:
     """`<role>_path` for each file that belongs to the weights and holds no tensors; None when built without weights."""
     roles = [file.role for file in found.weights.files if file.role != "model"] if found.weights else []
-    return {f"{role}_path": paths.get(role) for role in roles}
+    return {f"{role}_path": located[role].path if role in located else None for role in roles}
 
 
-def _local_weights(path: Path) -> Path:
+def _local_weights(path: Path, found: Found) -> Located:
+    if found.card.parts:
+        raise UsageError(f"--weights {path}: {found.name} is made of other models and has no weights of its own")
     if not path.is_file():
         raise UsageError(f"--weights {path}: there is no such file (give a path, or none for a random initialisation)")
-    return path
+    return Located(path, sha256_of(path))
 
 
 def _identity(
