@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import shutil
 import subprocess
@@ -104,11 +105,15 @@ def _download(url: str, destination: Path, size_bytes: int | None) -> Path:
                 while chunk := response.read(CHUNK_BYTES):
                     file.write(chunk)
                     bar.update(len(chunk))
+        received = destination.stat().st_size
+        if received < total:
+            raise WeightsMissingError(f"{url} broke off after {received:,} of {total:,} bytes; again resumes there")
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416:  # the partial file is already as long as the resource: let the hash decide
             return destination
         raise WeightsMissingError(f"{url} answered {error.code} {error.reason}") from error
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise WeightsMissingError(f"{url} could not be reached ({_first_line(error)})") from error
     return destination
 

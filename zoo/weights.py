@@ -144,8 +144,11 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise WeightsError(f"{path} is not a valid safetensors file: {error}") from error
     if head[:4] == b"PK\x03\x04":
-        with zipfile.ZipFile(path) as archive:
-            declared = sum(entry.file_size for entry in archive.infolist())
+        try:
+            with zipfile.ZipFile(path) as archive:
+                declared = sum(entry.file_size for entry in archive.infolist())
+        except zipfile.BadZipFile as error:
+            raise WeightsError(f"{path} is a damaged torch checkpoint: {error}") from error
         if declared > MAX_INFLATION * path.stat().st_size:
             raise WeightsError(f"{path} would inflate from {path.stat().st_size:,} to {declared:,} bytes: refused")
     elif head[:1] != b"\x80":

