@@ -48,9 +48,11 @@ def test_each_is_named_with_its_cure(crowd, zoo) -> None:
     plugins = plugins_of(run)
     assert set(plugins) == set(EXPECTED)
     for dist, (state, error, cure) in EXPECTED.items():
-        assert (plugins[dist]["state"], error in plugins[dist]["error"], cure in plugins[dist]["cure"]) == (state, True, True), (
-            plugins[dist]
-        )
+        assert (plugins[dist]["state"], error in plugins[dist]["error"], cure in plugins[dist]["cure"]) == (
+            state,
+            True,
+            True,
+        ), plugins[dist]
         assert bool(plugins[dist]["cure"]) == (state != "ok")
 
 
@@ -75,7 +77,9 @@ def test_the_demo_still_runs(crowd, zoo, tmp_path) -> None:
 
 
 def test_a_use_of_a_broken_plugin_is_remembered(crowd, zoo) -> None:
-    run = zoo("classify", "x.jpg", "--model", "importerror/never", "--weights", "none", "--labels", "a,b", python=str(crowd))
+    run = zoo(
+        "classify", "x.jpg", "--model", "importerror/never", "--weights", "none", "--labels", "a,b", python=str(crowd)
+    )
     assert run.returncode == 2 or "importerror" in run.stderr
     run = zoo("doctor", "--json", python=str(crowd))
     assert run.returncode == 0, run.stderr
@@ -101,7 +105,9 @@ def test_disabled_means_not_looked_at(crowd, zoo) -> None:
         plugins = plugins_of(zoo("plugins", "--json", python=str(crowd), **variable))
         assert plugins["zoodist-raises"]["state"] == "disabled"
         assert plugins["zoodist-raises"]["cure"] == "zoo enable raises"
-    child = "import sys; from zoo.cli import main; main(['list']); print([name for name in sys.modules if 'zoodist' in name])"
+    child = (
+        "import sys; from zoo.cli import main; main(['list']); print([name for name in sys.modules if 'zoodist' in name])"
+    )
     run = subprocess.run(
         [str(crowd), "-c", child],
         capture_output=True, text=True, check=True, env={**os.environ, "ZOO_DISABLE": "raises,zoodist-onefile"},

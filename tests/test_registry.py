@@ -28,7 +28,7 @@ def registry(*cards: Card, **settings: object) -> Registry:
         for (name, dist), owned in sorted(plugins.items())
     ]
     result = Registry.__new__(Registry)
-    result.settings, result.plugins, result._manager = chosen, _mark_shadowed(made, chosen), None  # noqa: SLF001
+    result.settings, result.plugins, result._manager = chosen, _mark_shadowed(made, chosen), None
     return result
 
 

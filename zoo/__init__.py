@@ -16,6 +16,7 @@ _EXPORTS = {
     "find": "zoo.registry",
     "hookimpl": "zoo.hookspecs",
     "installed_plugins": "zoo.registry",
+    "open_model": "zoo.construct",
 }
 
 __all__ = [  # noqa: PLE0604 - every name is a string, computed so that the list exists once

@@ -26,5 +26,5 @@ class Encoded:
                 f"mask_BT must be bool[{batch}, {count}] to match tokens_BTD, "
                 f"got {self.mask_BT.dtype}{list(self.mask_BT.shape)}"
             )
-        if self.pooled_BD.ndim != 2 or len(self.pooled_BD) != batch:  # noqa: PLR2004 - batch and width
+        if self.pooled_BD.ndim != 2 or len(self.pooled_BD) != batch:
             raise ValueError(f"pooled_BD must be float[{batch}, D] to match tokens_BTD, got {list(self.pooled_BD.shape)}")

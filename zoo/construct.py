@@ -83,13 +83,16 @@ def open_model(
     return Built(module=module, found=found, identity=identity, files=files, parts=parts)
 
 
-def _construct(
-    found: Found, owner: plugin_host.Plugin, registry: Registry, extra: Mapping[str, Any]
-) -> torch.nn.Module:
+def _construct(found: Found, owner: plugin_host.Plugin, registry: Registry, extra: Mapping[str, Any]) -> torch.nn.Module:
     card = found.card
     row = found.weights
     preprocess = {**card.preprocess, **(row.preprocess if row else {})}
-    arguments = {**card.variant, **(row.variant if row else {}), **({"preprocess": preprocess} if preprocess else {}), **extra}
+    arguments = {
+        **card.variant,
+        **(row.variant if row else {}),
+        **({"preprocess": preprocess} if preprocess else {}),
+        **extra,
+    }
     try:
         if card.build is not None:
             module = plugin_host.resolve(owner, card.build, registry.manager)(**arguments)

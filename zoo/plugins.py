@@ -346,9 +346,7 @@ def _failed(plugin: Plugin, error: BaseException) -> Plugin:
             cure=f"install the distribution that brings {module!r} (often: pip install {module})",
             traceback=text,
         )
-    return replace(
-        _broken(plugin, f"{type(error).__name__}: {_one_line(error)}", _replace_it(plugin)), traceback=text
-    )
+    return replace(_broken(plugin, f"{type(error).__name__}: {_one_line(error)}", _replace_it(plugin)), traceback=text)
 
 
 def _missing_module(plugin: Plugin, error: BaseException) -> str:
@@ -426,5 +424,8 @@ def recorded(plugin: Plugin) -> Plugin:
     missing_module = str(record.get("missing_module", ""))
     if missing_module and find_spec(missing_module) is not None:
         return plugin
-    fields = {key: str(record.get(key, "")) for key in ("state", "error", "cure", "traceback")}
-    return replace(plugin, **fields) if fields["state"] in ("broken", "missing-extra") else plugin
+    state = str(record.get("state"))
+    if state not in ("broken", "missing-extra"):
+        return plugin
+    error, cure, details = (str(record.get(key, "")) for key in ("error", "cure", "traceback"))
+    return replace(plugin, state=state, error=error, cure=cure, traceback=details)

@@ -246,7 +246,7 @@ def _splits(name: str) -> Iterable[tuple[str, str | None]]:
 def _may_match(family: str, pattern: str) -> bool:
     """Whether a wanted pattern can have members in a family: exact for plain names, generous for patterns."""
     if any(character in pattern for character in "*?["):
-        fixed = min(len(part) for part in (family.split("*")[0], pattern.split("*")[0]))
+        fixed = min(len(part) for part in (family.split("*", maxsplit=1)[0], pattern.split("*", maxsplit=1)[0]))
         return family[:fixed] == pattern[:fixed] or "?" in pattern or "[" in pattern
     return fnmatch.fnmatchcase(pattern, family)
 

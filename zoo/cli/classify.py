@@ -31,7 +31,9 @@ def add_commands(commands: Any) -> None:
 def add_model_arguments(command: argparse.ArgumentParser) -> None:
     """The arguments that every task takes."""
     command.add_argument("--model", metavar="NAME", help="model name (zoo list); the installed default if left out")
-    command.add_argument("--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none")
+    command.add_argument(
+        "--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none"
+    )
     command.add_argument("--device", default="cpu")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
     command.add_argument("--threads", type=int, help="threads for computing")

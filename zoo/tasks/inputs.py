@@ -80,7 +80,7 @@ def _expand(given: Any) -> list[Item]:
             raise UsageError(f"{path}: the folder holds no image ({', '.join(SUFFIXES)})")
         return [Item(str(file), file) for file in files]
     if glob.has_magic(text) and not path.exists():
-        matches = sorted(glob.glob(str(path), recursive=True))
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
         if not matches:
             raise UsageError(f"{text}: no file matches the pattern")
         return [item for match in matches for item in _expand(match)]

@@ -1,1 +1,1 @@
-"""Sentence encoders. The cards are in `zoo.toml`."""
+"""Sentence encoders for the zoo. The cards are in `zoo.toml`; importing this package costs nothing."""

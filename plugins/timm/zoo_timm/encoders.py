@@ -20,8 +20,7 @@ def image_encoder(*, arch: str, preprocess: Mapping[str, Any], num_classes: int 
     num_classes: outputs of the classifier; timm's own number when None, no classifier when 0.
     """
     overrides = {} if num_classes is None else {"num_classes": num_classes}
-    backbone = timm.create_model(arch, pretrained=False, **overrides)
-    return ImageEncoder(backbone, preprocess).to(memory_format=torch.channels_last)
+    return ImageEncoder(timm.create_model(arch, pretrained=False, **overrides), preprocess)
 
 
 class ImageEncoder(nn.Module):

@@ -20,7 +20,7 @@ _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head",
 
 
 def from_timm(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """timm's own names -> ours."""
+    """Timm's own names -> ours."""
     return {f"backbone.{key}": tensor for key, tensor in state.items()}
 
 

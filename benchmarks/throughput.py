@@ -1,0 +1,118 @@
+"""ImageNet classification of 256 JPEG files: `zoo.classify` beside a plain timm loop, on the same weights.
+
+Both read, decode, resize, normalise and classify the same files with batch 32 and the same threads, in one process, in
+alternating runs; both include building the model and loading its weights. Ratios are medians over the runs.
+
+Run: make bench, or .venv/bin/python benchmarks/throughput.py [--runs 5]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+import zoo
+from zoo.registry import default_registry
+from zoo.weights import locate_files, read_state_dict
+
+PHOTOS = Path(zoo.__file__).parent / "demo" / "photos"
+MODEL = "timm/efficientnet_lite0.in1k"
+IMAGES, BATCH = 256, 32
+WIDTH, HEIGHT = 500, 400
+
+
+def make_images(folder: Path) -> list[str]:
+    """256 different JPEG files of 500 x 400 pixels (about the mean of ImageNet): crops and mirrors of the bundled photos."""
+    generator = torch.Generator().manual_seed(0)
+    photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))]
+    files = []
+    for number in range(IMAGES):
+        photo = photos[number % len(photos)]
+        share = 0.6 + 0.4 * torch.rand(1, generator=generator).item()
+        width, height = int(photo.width * share), int(photo.height * share)
+        left = int(torch.randint(photo.width - width + 1, (1,), generator=generator))
+        top = int(torch.randint(photo.height - height + 1, (1,), generator=generator))
+        crop = photo.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        if number % 2:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        files.append(str(folder / f"{number:03}.jpg"))
+        crop.save(files[-1], quality=90)
+    return files
+
+
+def timm_loop(files: list[str]) -> list[int]:
+    """The loop a timm user writes: the model's own transform, batches of 32, fp32."""
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    state = read_state_dict(locate_files(default_registry().find(MODEL))["model"].path)
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    card = default_registry().find(MODEL).card
+    config = {**resolve_data_config(model=model), "mean": card.preprocess["mean"], "std": card.preprocess["std"]}
+    transform = create_transform(**config)
+    answers: list[int] = []
+    with torch.inference_mode():
+        for start in range(0, len(files), BATCH):
+            batch = torch.stack([transform(Image.open(file).convert("RGB")) for file in files[start : start + BATCH]])
+            answers += model(batch).softmax(-1).topk(5).indices[:, 0].tolist()
+    return answers
+
+
+def zoo_classify(dtype: torch.dtype | None) -> Callable[[list[str]], list[int]]:
+    """`zoo.classify` with a model's own classes."""
+
+    def run(files: list[str]) -> list[int]:
+        results = zoo.classify(files, model=MODEL, batch_size=BATCH, dtype=dtype, top=5).results
+        return [LABELS.index(answer.label) for answer in results]
+
+    return run
+
+
+LABELS: list[str] = []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    LABELS.extend(zoo.build(MODEL).labels)
+    contestants = {
+        "timm loop, fp32": timm_loop,
+        "zoo.classify, fp32": zoo_classify(None),
+        "zoo.classify, bf16": zoo_classify(torch.bfloat16),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_images(Path(folder))
+        answers = {name: contestant(files) for name, contestant in contestants.items()}  # also warms up
+        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(arguments.runs):
+            for name, contestant in contestants.items():
+                start = time.perf_counter()
+                contestant(files)
+                seconds[name].append(time.perf_counter() - start)
+    peer = "timm loop, fp32"
+    print(f"{IMAGES} images, batch {BATCH}, {arguments.threads} threads, median of {arguments.runs} alternating runs")
+    print(
+        f"{platform.processor() or platform.machine()}, AMX {torch.cpu.get_capabilities().get('amx', False)}, torch {torch.__version__}"
+    )
+    report = {}
+    for name in contestants:
+        median = statistics.median(seconds[name])
+        ratio = statistics.median(a / b for a, b in zip(seconds[peer], seconds[name], strict=True))
+        agree = sum(a == b for a, b in zip(answers[peer], answers[name], strict=True)) / IMAGES
+        print(f"{name:<20} {IMAGES / median:6.1f} images/s   {ratio:4.2f}x   top-1 as {peer}: {agree:.1%}")
+        report[name] = {"images_per_s": round(IMAGES / median, 1), "ratio": round(ratio, 3), "agreement": agree}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""One gate for images: odd files give the right pixels, bad ones a clear error."""
+
+import io
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from zoo.errors import MediaError
+from zoo.media.image import crop_and_resize, open_image, to_pixels
+
+
+@pytest.fixture
+def photo(photos: Path) -> Image.Image:
+    return Image.open(photos / "chelsea.jpg").convert("RGB").resize((64, 48))
+
+
+def saved(tmp_path: Path, image: Image.Image, name: str, **options: object) -> Path:
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    assert one.mode == other.mode == "RGB"
+    assert one.size == other.size
+    return float(np.abs(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).max())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.ppm", "a.webp"])
+def test_formats(tmp_path: Path, photo: Image.Image, name: str) -> None:
+    options = {"lossless": True} if name.endswith("webp") else {}
+    assert difference(open_image(saved(tmp_path, photo, name, **options)), photo) == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, photo: Image.Image, orientation: int) -> None:
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    turned = photo.transpose(Image.Transpose(undo[orientation])) if orientation in undo else photo
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, turned, "a.png", exif=exif)
+    assert difference(open_image(path), photo) == 0
+
+
+def test_palette_grey_alpha_and_16_bit(tmp_path: Path, photo: Image.Image) -> None:
+    grey = photo.convert("L")
+    as_rgb = grey.convert("RGB")
+    assert difference(open_image(saved(tmp_path, grey, "grey.png")), as_rgb) == 0
+    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert difference(open_image(saved(tmp_path, wide, "wide.png")), as_rgb) <= 1
+    assert difference(open_image(saved(tmp_path, grey.convert("1"), "bits.png")), grey.convert("1").convert("RGB")) == 0
+    palette = photo.convert("P", palette=Image.Palette.ADAPTIVE)
+    assert difference(open_image(saved(tmp_path, palette, "palette.png")), palette.convert("RGB")) == 0
+    clear = photo.convert("RGBA")
+    clear.putalpha(0)
+    white = Image.new("RGB", photo.size, "white")
+    assert difference(open_image(saved(tmp_path, clear, "clear.png")), white) == 0
+    see_through = palette.copy()
+    see_through.info["transparency"] = see_through.getpixel((0, 0))
+    assert open_image(saved(tmp_path, see_through, "see.png")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_cmyk_and_animation(tmp_path: Path, photo: Image.Image) -> None:
+    cmyk = saved(tmp_path, photo.convert("CMYK"), "cmyk.jpg", quality=95)
+    assert difference(open_image(cmyk), photo) < 60
+    other = Image.new("RGB", photo.size, "red")
+    path = saved(tmp_path, photo, "moving.gif", save_all=True, append_images=[other] * 5)
+    assert difference(open_image(path), photo) < 90
+    assert open_image(path).getpixel((0, 0)) != (255, 0, 0)
+
+
+def test_bytes_arrays_and_pil_images(photo: Image.Image) -> None:
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG")
+    array = np.asarray(photo)
+    for given in (buffer.getvalue(), array, array / 255.0, photo, photo.convert("RGBA")):
+        assert difference(open_image(given), photo) == 0
+    assert difference(open_image(array[:, :, 0]), Image.fromarray(array[:, :, 0]).convert("RGB")) == 0
+    assert difference(open_image(array[:, :, :1]), Image.fromarray(array[:, :, 0]).convert("RGB")) == 0
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4, 2), np.uint8), r"an array of shape \[4, 4, 2\] is not an image"),
+        (np.zeros((0, 4), np.uint8), r"an array of shape \[0, 4\] is not an image"),
+        (np.zeros((4, 4), np.int64), "an array of int64; expected"),
+        (np.full((4, 4), 2.0), r"values outside \[0, 1\]"),
+        (np.full((4, 4), np.nan), r"values outside \[0, 1\]"),
+    ],
+)
+def test_arrays_that_are_no_images(array: np.ndarray, message: str) -> None:
+    with pytest.raises(MediaError, match=message):
+        open_image(array)
+
+
+def test_files_that_are_no_images(tmp_path: Path, photo: Image.Image) -> None:
+    (tmp_path / "text.jpg").write_text("this is a shopping list\n" * 9)
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "noise.png").write_bytes(bytes(range(1, 200)))
+    whole = saved(tmp_path, photo, "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    photo.save(tmp_path / "doc.eps")
+    (tmp_path / "doc.eps").rename(tmp_path / "eps.png")
+    for name, message in (
+        ("absent.jpg", "absent.jpg: there is no such file"),
+        ("text.jpg", r"text.jpg: not an image that can be read \(it holds text\); expected JPEG, PNG"),
+        ("empty.jpg", "empty.jpg: the file is empty"),
+        ("noise.png", r"noise.png: not an image that can be read \(it begins with 01 02 03 04\)"),
+        ("cut.jpg", "cut.jpg: a damaged image .*truncated"),
+        ("eps.png", "eps.png: not an image"),
+        (".", "a folder, expected an image file"),
+        ("nul\0.jpg", "cannot be read"),
+    ):
+        with pytest.raises(MediaError, match=message):
+            open_image(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [13_000, 20_000])
+def test_a_decompression_bomb_costs_nothing(tmp_path: Path, side: int) -> None:
+    """Written without ever holding its pixels: a PNG header and one deflated run of zeros."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + side // 8)) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert len(data) < 60_000
+    (tmp_path / "bomb.png").write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(MediaError, match="the limit of 64,000,000|the limit is 64,000,000"):
+        open_image(tmp_path / "bomb.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_the_limit_can_be_moved(photo: Image.Image, tmp_path: Path) -> None:
+    path = saved(tmp_path, photo, "a.png")
+    with pytest.raises(MediaError, match="64 x 48 is 3,072 pixels, more than the limit of 3,000"):
+        open_image(path, max_pixels=3000)
+    assert open_image(path, max_pixels=3072).size == (64, 48)
+
+
+@pytest.mark.parametrize("size", [(500, 400), (400, 500), (224, 224), (1, 1), (3000, 1), (1, 3000), (225, 1000)])
+@pytest.mark.parametrize(("pixels", "crop"), [(224, 0.875), (240, 0.882), (64, 1.0)])
+def test_equal_to_timm(photos: Path, size: tuple[int, int], pixels: int, crop: float) -> None:
+    """One resize of the part that survives the crop equals timm's resize and crop within two grey levels."""
+    image = Image.open(photos / "coffee.jpg").convert("RGB").resize(size)
+    numbers = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    transform = create_transform((3, pixels, pixels), interpolation="bicubic", crop_pct=crop, **numbers)
+    ours = to_pixels([image], {"size": pixels, "crop": crop, "interpolation": "bicubic", **numbers})
+    assert ours.shape == (1, 3, pixels, pixels)
+    grey_level = 1 / 255 / 0.2
+    assert (ours[0] - transform(image)).abs().max() <= 2.1 * grey_level
+    assert (ours[0] - transform(image)).abs().mean() < 0.1 * grey_level
+
+
+def test_a_thin_image_costs_no_memory() -> None:
+    image = Image.new("RGB", (60_000, 1))
+    assert crop_and_resize(image, size=224, crop=0.875, interpolation="bicubic").shape == (224, 224, 3)
+
+
+def test_rows_depend_on_their_own_image_alone(photos: Path) -> None:
+    images = [open_image(path) for path in sorted(photos.glob("*.jpg"))[:4]]
+    numbers = {"size": 96, "crop": 0.9, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
+    together = to_pixels(images, numbers)
+    assert torch.equal(together, torch.cat([to_pixels([image], numbers) for image in images]))
+    assert together.is_contiguous(memory_format=torch.channels_last)
