@@ -72,6 +72,7 @@ class Card:
     parts: role -> name of another card; each is built first and handed to the builder under its role.
     tokens: what the encoder emits, `{"count": T, "width": D}`; a count of 0 means it depends on the input.
     embedding_width: E of a dual encoder. classes: number of outputs of an encoder that has a trained classifier.
+    keep_float32: submodules that stay in float32 when the model is cast to 16 bits (see `zoo.precision`).
     default_for: tasks that may use this card when the user names none.
     """
 
@@ -91,6 +92,7 @@ class Card:
     paper: str | None = None
     summary: str = ""
     preprocess: Mapping[str, Any] = field(default_factory=_empty)
+    keep_float32: tuple[str, ...] = ()
     default_for: tuple[str, ...] = ()
 
     def choose_weights(self, tag: str | None) -> Weights | None:

@@ -135,7 +135,7 @@ def card_from_hook(row: object, provider: Provider) -> Card:
 
 _CARD_FIELDS = {
     *("name", "kind", "modalities", "build", "variant", "parts", "weights", "parameters", "tokens", "embedding_width"),
-    *("classes", "licence", "paper", "summary", "preprocess", "default_for"),
+    *("classes", "licence", "paper", "summary", "preprocess", "keep_float32", "default_for"),
 }
 
 
@@ -169,6 +169,7 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
         paper=_text(row, "paper") or None,
         summary=_text(row, "summary"),
         preprocess=_frozen(row, "preprocess"),
+        keep_float32=_texts(row, "keep_float32"),
         default_for=_texts(row, "default_for"),
     )
 

@@ -105,6 +105,7 @@ def card_fields(card: Card, registry: Registry) -> dict[str, Any]:
                 "classes": card.classes,
                 "preprocess": dict(card.preprocess),
                 "variant": dict(card.variant),
+                "keep_float32": list(card.keep_float32),
                 "default_for": list(card.default_for),
             }
         ),

@@ -232,7 +232,7 @@ def _label_embeddings(built: Built, labels: list[str], templates: Sequence[str])
     def compute() -> dict[str, torch.Tensor]:
         embeddings = [
             torch.cat(
-                [module.embed(TEXT, [template.replace("{}", label) for label in chunk]) for chunk in _batches(labels, 256)]
+                [module.embed(TEXT, [template.replace("{}", label) for label in chunk]) for chunk in _batches(labels, 64)]
             )
             for template in templates
         ]

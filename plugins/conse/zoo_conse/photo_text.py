@@ -28,6 +28,8 @@ from zoo.derived import derived
 from zoo.errors import UsageError
 from zoo.modality import IMAGE, TEXT
 
+BATCH = 64  # sentences of mixed length: larger batches are slower on a CPU
+
 
 def photo_text_encoder(
     *,
@@ -162,6 +164,6 @@ def _sentence_embeddings(text: Any, sentences: Sequence[str]) -> torch.Tensor:
     """Unit vectors float[K, D], in batches."""
     with torch.inference_mode():
         pooled = [
-            text(text.preprocess(sentences[start : start + 250])).pooled_BD for start in range(0, len(sentences), 250)
+            text(text.preprocess(sentences[start : start + BATCH])).pooled_BD for start in range(0, len(sentences), BATCH)
         ]
     return normalize(torch.cat(pooled).float(), dim=-1)

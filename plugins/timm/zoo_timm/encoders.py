@@ -1,5 +1,6 @@
 """Any timm architecture as an encoder: patch tokens, a pooled vector and, where it was trained with one, a classifier."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,8 +69,18 @@ class ImageEncoder(nn.Module):
 
 
 def _labels(num_classes: int) -> list[str]:
-    """Class names where timm knows them (its ImageNet subsets), else the class numbers."""
+    """Distinct class names where timm knows them (its ImageNet subsets), else the class numbers.
+
+    A class is called by the first of its WordNet lemmas; by all of them, or with its number, where that is not distinct.
+    """
     subset = infer_imagenet_subset({"num_classes": num_classes})
     if subset is None:
         return [str(number) for number in range(num_classes)]
-    return list(ImageNetInfo(subset).label_descriptions())
+    descriptions = list(ImageNetInfo(subset).label_descriptions())
+    firsts = Counter(description.partition(",")[0] for description in descriptions)
+    names = [
+        description if firsts[description.partition(",")[0]] > 1 else description.partition(",")[0]
+        for description in descriptions
+    ]
+    repeats = Counter(names)
+    return [f"{name} (class {number})" if repeats[name] > 1 else name for number, name in enumerate(names)]

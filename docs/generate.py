@@ -1,0 +1,181 @@
+"""Write the parts of README.md and docs/ that commands produce, or check that they are fresh.
+
+A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `--check` compares what stands there with what the commands
+say now: word for word for help and tables; commands and model names alone for transcripts of models, whose last digits and near ties
+belong to the machine.
+
+Run: make docs (writes) or make check (compares).
+"""
+
+import argparse
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/commands.md", "docs/models.md", "docs/plugins.md", "docs/benchmarks.md")
+KNOWN = ROOT / "zoo" / "known_distributions.json"
+PHOTOS = "zoo/demo/photos"
+ZOO = Path(sys.executable).with_name("zoo")
+
+
+def run(command: str) -> str:
+    """A command as a terminal shows it, from the repository's root, with nothing of the user's settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "COLUMNS": "100",
+            "ZOO_CONFIG": f"{folder}/config.toml",
+            "ZOO_STATE": f"{folder}/state",
+            "PATH": f"{ZOO.parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        outcome = subprocess.run(
+            ["/bin/sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+    return (outcome.stdout + outcome.stderr).rstrip().replace(str(ROOT), "...")
+
+
+def terminal(*commands: str) -> str:
+    """Commands and what they print, as one console block."""
+    blocks = [f"$ {command}\n{run(command)}" for command in commands]
+    return "```console\n" + "\n\n".join(blocks) + "\n```"
+
+
+def models() -> str:
+    """One row for each card and family."""
+    document = json.loads(run("zoo list --json"))
+    lines = [
+        "| model | kind | modalities | parameters | weights | licence | plugin | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for card in document["cards"]:
+        tags = ", ".join(f"`{row['tag']}`" for row in card["weights"]) or ("its parts'" if card.get("parts") else "none")
+        count = f"{card['parameters']:,}" if card["parameters"] else ""
+        modalities = ", ".join(card["modalities"])
+        lines.append(
+            f"| `{card['name']}` | {card['kind']} | {modalities} | {count} | {tags} | {card['licence'] or ''} "
+            f"| {card['plugin']} | {card.get('summary', '')} |"
+        )
+    for family in document["families"]:
+        modalities = ", ".join(family["modalities"])
+        lines.append(
+            f"| `{family['pattern']}` | {family['kind']} | {modalities} | | by tag | each its own | {family['plugin']} "
+            f"| {family['summary']} |"
+        )
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """The help of every command."""
+    names = re.findall(r"^    (\w+) ", run("zoo --help"), flags=re.MULTILINE)
+    return "\n\n".join(f"## zoo {name}\n\n```\n{run(f'zoo {name} --help')}\n```" for name in names)
+
+
+def hooks() -> str:
+    """Signature and docstring of every hook."""
+    from zoo import hookspecs
+
+    parts = []
+    for name, hook in inspect.getmembers(hookspecs, inspect.isfunction):
+        if name.startswith("zoo_"):
+            parts.append(f"### `{name}{inspect.signature(hook)}`\n\n{inspect.getdoc(hook)}")
+    return "\n\n".join(parts)
+
+
+def manifest_example() -> str:
+    """The manifest of a first-party plugin, as it is."""
+    text = (ROOT / "plugins" / "conse" / "zoo_conse" / "zoo.toml").read_text(encoding="utf-8")
+    return f"```toml\n{text.rstrip()}\n```"
+
+
+def benchmark_results() -> str:
+    """The kept output of the benchmark scripts, each with the machine it was measured on."""
+    folder = ROOT / "benchmarks" / "results"
+    return "\n\n".join(
+        f"### `{path.stem}`\n\n```\n{path.read_text(encoding='utf-8').rstrip()}\n```"
+        for path in sorted(folder.glob("*.txt"))
+    )
+
+
+def known_distributions() -> str:
+    """Which distribution brings which plugin and models, so that an unknown name can say what to install."""
+    known = {}
+    for path in sorted(ROOT.glob("plugins/*/pyproject.toml")):
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        for plugin, module in project["entry-points"]["zoo"].items():
+            manifest = tomllib.loads((path.parent / module / "zoo.toml").read_text(encoding="utf-8"))
+            known[project["name"]] = {"plugin": plugin, "models": [card["name"] for card in manifest.get("card", ())]}
+    return json.dumps(known, indent=1) + "\n"
+
+
+# name -> (how to make it, whether its numbers depend on the machine)
+PARTS: dict[str, tuple[Callable[[], str], bool]] = {
+    "help": (lambda: terminal("zoo --help"), False),
+    "models": (models, False),
+    "commands": (commands, False),
+    "hooks": (hooks, False),
+    "manifest": (manifest_example, False),
+    "benchmarks": (benchmark_results, False),
+    "classify": (
+        lambda: terminal(
+            f"zoo classify {PHOTOS}/chelsea.jpg {PHOTOS}/coffee.jpg --labels 'cat,dog,cup of coffee,pizza,rocket'",
+            f"zoo classify {PHOTOS}/sheep.jpg",
+        ),
+        True,
+    ),
+    "demo": (lambda: terminal("zoo demo"), True),
+    "plugins": (lambda: terminal("zoo plugins", "zoo show efficientnet_lite3"), False),
+}
+
+
+def filled(text: str, old: str) -> tuple[str, list[str]]:
+    """A page with its parts made anew, and the names of those that differ from what stood there."""
+    stale = []
+    for name in re.findall(r"<!-- begin (\w+) -->", text):
+        make, loose = PARTS[name]
+        fresh = make()
+        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(\n?<!-- end {name} -->)", re.DOTALL)
+        text = pattern.sub(lambda match, fresh=fresh: f"{match[1]}{fresh}\n{match[2].lstrip()}", text)
+        found = re.search(rf"<!-- begin {name} -->\n(.*?)\n?<!-- end {name} -->", old, re.DOTALL)
+        if found is None or _comparable(found[1], loose=loose) != _comparable(fresh, loose=loose):
+            stale.append(name)
+    return text, stale
+
+
+def _comparable(text: str, *, loose: bool) -> str:
+    """What must not differ: everything, or for transcripts of models the commands and the names of models."""
+    if loose:
+        return "\n".join(line for line in text.splitlines() if line.startswith("$ ") or "modalzoo" in line)
+    return text.strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if something is stale")
+    check = parser.parse_args().check
+    complaints = []
+    if KNOWN.read_text(encoding="utf-8") != known_distributions():
+        complaints.append(f"{KNOWN.relative_to(ROOT)} is stale")
+        if not check:
+            KNOWN.write_text(known_distributions(), encoding="utf-8")
+    for page in PAGES:
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        new, stale = filled(old, old)
+        complaints += [f"{page}: the part {name!r} is stale" for name in stale]
+        if not check:
+            path.write_text(new, encoding="utf-8")
+    for complaint in complaints:
+        print(f"{complaint}; run: make docs" if check else f"{complaint}: written", file=sys.stderr)
+    return 1 if complaints and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
