@@ -45,7 +45,8 @@ class Weights:
 
     The file with role `model` holds the tensors; the builder receives the path of every other one as `<role>_path`.
     `variant` overrides the card's for these weights (a classifier of another size, say). `keys` is a
-    `"package.module:function"` of the plugin that turns the published state dict into the module's.
+    `"package.module:function"` of the plugin that turns the published state dict into the module's; it is
+    called for a file none of whose keys is the module's own.
     """
 
     tag: str

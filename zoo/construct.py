@@ -145,7 +145,7 @@ def _load(
     state = read_state_dict(path)
     origin = f"{found.name}" if trusted else str(path)
     keys = found.weights.keys if found.weights else None
-    if keys is not None and state.keys() != module.state_dict().keys():
+    if keys is not None and state.keys().isdisjoint(module.state_dict()):
         state = plugin_host.resolve(owner, keys, registry.manager)(state)
     if not trusted:
         refuse_nonfinite(state, origin)

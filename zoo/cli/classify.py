@@ -22,7 +22,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--template", action="append", metavar="T", help="sentence with {} for the label; may be repeated")
     command.add_argument("--shots", metavar="DIR", help="a folder of examples for each class: few-shot")
     command.add_argument("--top", type=int, help="labels to report for each image")
-    command.add_argument("--batch-size", type=int, default=32)
+    command.add_argument("--batch-size", type=int, help="images computed together (4 on a CPU)")
     command.add_argument("--allow-urls", action="store_true", help="also follow http(s) addresses")
     add_model_arguments(command)
     command.set_defaults(run=run)

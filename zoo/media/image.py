@@ -21,6 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 MAX_PIXELS = 64_000_000  # 192 MB as RGB: a 61-megapixel camera passes, a decompression bomb does not
 MAX_BYTES = 256_000_000
+LONG_SIDES = 4
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -68,22 +69,26 @@ def open_image(
 def crop_and_resize(
     image: Image.Image, *, size: int, crop: float, interpolation: str
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """RGB image -> uint8[size, size, 3]: the short side resized to `size / crop` and the centre cut out, in one step.
+    """RGB image -> uint8[size, size, 3]: the short side resized to `size / crop`, then the centre cut out.
 
-    Only the pixels that survive the crop are resampled, which bounds the memory for any aspect ratio. Within two grey levels
-    of timm's and torchvision's resize-then-crop, and equal in nearly every pixel where the image is made smaller.
+    Equal to timm's and torchvision's resize and crop, pixel for pixel. An image more than `LONG_SIDES` times as long as wide is
+    resized only where the crop will be, so that no aspect ratio costs memory; that is within two grey levels.
     """
     width, height = image.size
     short = math.floor(size / crop)
-    resized_width, resized_height = (
+    resized = (
         (short, max(short, int(short * height / width)))
         if width <= height
         else (max(short, int(short * width / height)), short)
     )
-    left, top = round((resized_width - size) / 2), round((resized_height - size) / 2)
-    scale_x, scale_y = width / resized_width, height / resized_height
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    method = INTERPOLATIONS[interpolation]
+    if max(resized) <= LONG_SIDES * short:
+        whole = image if image.size == resized else image.resize(resized, method)
+        return np.asarray(whole.crop((left, top, left + size, top + size)))
+    scale_x, scale_y = width / resized[0], height / resized[1]
     box = (left * scale_x, top * scale_y, (left + size) * scale_x, (top + size) * scale_y)
-    return np.asarray(image.resize((size, size), INTERPOLATIONS[interpolation], box=box))
+    return np.asarray(image.resize((size, size), method, box=box))
 
 
 def to_pixels(images: Sequence[Image.Image], preprocess: Mapping[str, Any]) -> torch.Tensor:
@@ -92,14 +97,11 @@ def to_pixels(images: Sequence[Image.Image], preprocess: Mapping[str, Any]) -> t
     preprocess: the card's numbers: size (pixels), crop (share of the short side kept), interpolation, mean and std (per
     channel, of pixel values in [0, 1]).
     """
-    arrays = [
-        crop_and_resize(image, size=preprocess["size"], crop=preprocess["crop"], interpolation=preprocess["interpolation"])
-        for image in images
-    ]
-    pixels_BHWC = torch.from_numpy(np.stack(arrays))
-    scale = torch.tensor([1 / (255 * value) for value in preprocess["std"]])
-    shift = torch.tensor([-mean / std for mean, std in zip(preprocess["mean"], preprocess["std"], strict=True)])
-    return torch.addcmul(shift, pixels_BHWC.to(torch.float32), scale).permute(0, 3, 1, 2)
+    size, crop, interpolation = preprocess["size"], preprocess["crop"], preprocess["interpolation"]
+    arrays = [crop_and_resize(image, size=size, crop=crop, interpolation=interpolation) for image in images]
+    pixels_BHWC = torch.from_numpy(np.stack(arrays)).float().div_(255)
+    pixels_BHWC.sub_(torch.tensor(preprocess["mean"])).div_(torch.tensor(preprocess["std"]))
+    return pixels_BHWC.permute(0, 3, 1, 2)
 
 
 def _read(path: Path) -> bytes:

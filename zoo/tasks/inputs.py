@@ -5,8 +5,7 @@ from __future__ import annotations
 import glob
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +48,6 @@ def load_image(item: Item, *, allow_urls: bool, max_pixels: int = MAX_PIXELS) ->
             raise MediaError(f"{source}: addresses are not followed unless you say so (--allow-urls, allow_urls=True)")
         return open_image(_download(source), max_pixels=max_pixels)
     return open_image(source, max_pixels=max_pixels)
-
-
-def prefetched(function: Any, items: Iterable[Any], *, workers: int, ahead: int) -> Iterator[Any]:
-    """`map(function, items)` in threads, in order, with at most `ahead` results waiting, so that memory stays bounded."""
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        pending: list[Any] = []
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.pop(0).result()
-        while pending:
-            yield pending.pop(0).result()
 
 
 def _expand(given: Any) -> list[Item]:

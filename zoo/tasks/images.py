@@ -1,0 +1,101 @@
+"""Running many images through a model: read, prepare and compute in threads, in order, with errors kept where they happened.
+
+On a CPU each thread takes a few images at a time from file to answer with one thread of its own for the arithmetic: reading
+overlaps with computing, nothing waits at barriers, and four images of activations stay in the cache. That was 3.8 times as fast
+as a loop over batches of 32 (`benchmarks/throughput.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from zoo.construct import Built
+from zoo.errors import MediaError
+from zoo.modality import IMAGE
+from zoo.tasks.inputs import Item, load_image
+
+CPU_BATCH, DEVICE_BATCH = 4, 32
+BATCHES_AHEAD = 2  # for each thread: memory stays bounded however many images there are
+PROGRESS_FROM = 16  # images; fewer are answered before a bar could be read
+
+Row = torch.Tensor | str
+
+
+def run_images(
+    built: Built,
+    items: Sequence[Item],
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    batch_size: int | None = None,
+    device: str = "cpu",
+    allow_urls: bool = False,
+    progress: bool = False,
+) -> Iterator[Row]:
+    """`compute(prepared batch)` row by row, in the order of the items; for an image that cannot be read, the error's text.
+
+    compute: float[B, 3, size, size] -> tensor with first axis B. It is called in several threads, in inference mode.
+    batch_size: images computed together; 4 on a CPU and 32 elsewhere when None.
+    """
+    size = batch_size or (CPU_BATCH if device == "cpu" else DEVICE_BATCH)
+    preprocess = _preprocessor(built)
+
+    @torch.inference_mode()
+    def answer(batch: Sequence[Item]) -> list[Row]:
+        prepared = [_prepare(item, preprocess, allow_urls=allow_urls) for item in batch]
+        pixels = [row for row in prepared if isinstance(row, torch.Tensor)]
+        outputs = iter(compute(torch.cat(pixels).to(device)).cpu() if pixels else ())
+        return [next(outputs) if isinstance(row, torch.Tensor) else row for row in prepared]
+
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    bar = tqdm(total=len(items), unit="image", disable=None if progress and len(items) >= PROGRESS_FROM else True)
+    with bar, _threads(len(batches)) as workers:
+        for rows in ordered_map(answer, batches, workers=workers, ahead=BATCHES_AHEAD * workers):
+            bar.update(len(rows))
+            yield from rows
+
+
+def ordered_map(function: Callable[[Any], Any], arguments: Iterable[Any], *, workers: int, ahead: int) -> Iterator[Any]:
+    """`map` in threads, in order, with at most `ahead` calls waiting or unread."""
+    remaining = iter(arguments)
+    pool = ThreadPoolExecutor(max_workers=workers)
+    try:
+        pending: list[Future[Any]] = [pool.submit(function, argument) for argument in itertools.islice(remaining, ahead)]
+        while pending:
+            yield pending.pop(0).result()
+            pending += [pool.submit(function, argument) for argument in itertools.islice(remaining, 1)]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _threads(batches: int) -> Iterator[int]:
+    """How many workers to start, with torch's threads divided among them and given back afterwards."""
+    threads = torch.get_num_threads()
+    workers = max(1, min(threads, batches))
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        yield workers
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _preprocessor(built: Built) -> Callable[[list[Any]], torch.Tensor]:
+    module: Any = built.module
+    if built.found.card.kind == "dual_encoder":
+        return lambda images: module.preprocess(IMAGE, images)
+    preprocess: Callable[[list[Any]], torch.Tensor] = module.preprocess
+    return preprocess
+
+
+def _prepare(item: Item, preprocess: Callable[[list[Any]], torch.Tensor], *, allow_urls: bool) -> Row:
+    try:
+        return preprocess([load_image(item, allow_urls=allow_urls)])
+    except MediaError as error:
+        return str(error)
