@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import DISTS, make_environment
+from conftest_shared import DISTS, make_environment
 
 CROWD = sorted(path for path in DISTS.iterdir() if (path / "pyproject.toml").exists())
 

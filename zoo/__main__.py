@@ -1,7 +1,5 @@
 """`python -m zoo` is the command `zoo`."""
 
-import sys
+from zoo.cli import command
 
-from zoo.cli import main
-
-sys.exit(main())
+command()

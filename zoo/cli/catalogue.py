@@ -18,7 +18,7 @@ def add_commands(commands: Any) -> None:
     listing.add_argument("--modality", choices=MODALITIES)
     listing.set_defaults(run=run_list)
     show = commands.add_parser("show", help="show everything that is known about a model")
-    show.add_argument("name", help="model name, e.g. timm/efficientnet_lite0.in1k")
+    show.add_argument("name", help="model name, as zoo list shows it, with or without a weights tag")
     show.set_defaults(run=run_show)
 
 

@@ -1,6 +1,5 @@
 """The sentence encoder against its reference implementation, against padding, and against published numbers."""
 
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from zoo_text.minilm import from_bert_keys, sentence_encoder
 
 from zoo.batch import Encoded
 from zoo.errors import UsageError
+from zoo.weights import fetch
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "hidden": 64, "vocabulary": 50, "positions": 24, "max_tokens": 16}
 PUBLISHED = TINY | {"layers": 6, "width": 384, "heads": 12, "hidden": 1536}
@@ -46,18 +46,15 @@ def tiny(tokenizer_path: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def weights_dir() -> Path:
-    """The folder with the published model.safetensors and tokenizer.json."""
-    folder = os.environ.get("ZOO_TEXT_TEST_WEIGHTS_DIR")
-    if not folder:
-        pytest.skip("ZOO_TEXT_TEST_WEIGHTS_DIR names no folder with model.safetensors and tokenizer.json")
-    return Path(folder)
+def files() -> dict[str, Path]:
+    """role -> path of the published files (fetched once into the cache)."""
+    return {file.role: file.path for file in fetch("text/all-minilm-l6-v2")}
 
 
 @pytest.fixture(scope="module")
-def published(weights_dir: Path) -> Any:
-    encoder = sentence_encoder(**PUBLISHED, tokenizer_path=weights_dir / "tokenizer.json").eval()
-    encoder.load_state_dict(from_bert_keys(load_file(weights_dir / "model.safetensors")))
+def published(files: dict[str, Path]) -> Any:
+    encoder = sentence_encoder(**PUBLISHED, tokenizer_path=files["tokenizer"]).eval()
+    encoder.load_state_dict(from_bert_keys(load_file(files["model"])))
     return encoder
 
 
@@ -198,11 +195,11 @@ def test_other_number_formats(tiny: Any, dtype: torch.dtype) -> None:
 
 
 def test_what_is_not_a_text_is_refused(tiny: Any) -> None:
-    with pytest.raises(TypeError, match=r"a text must be a str, item 1 is bytes"):
+    with pytest.raises(UsageError, match=r"a text must be a str, item 1 is bytes"):
         tiny.preprocess(["a", b"a"])
-    with pytest.raises(TypeError, match=r"a text must be a str, item 0 is tuple"):
+    with pytest.raises(UsageError, match=r"a text must be a str, item 0 is tuple"):
         tiny.preprocess([("a", "dog")])
-    with pytest.raises(TypeError, match=r"got a single str: pass \[text\]"):
+    with pytest.raises(UsageError, match=r"got a single str: pass \[text\]"):
         tiny.preprocess("a dog")
     with pytest.raises(UsageError, match=r"valid Unicode, got a lone surrogate"):
         tiny.preprocess(["a", "dog \ud83d"])
@@ -279,9 +276,9 @@ def test_the_manifest_tells_the_truth() -> None:
     assert cards[0]["variant"] == PUBLISHED
 
 
-def test_published_weights_equal_the_reference(published: Any, weights_dir: Path) -> None:
+def test_published_weights_equal_the_reference(published: Any, files: dict[str, Path]) -> None:
     model = reference(PUBLISHED)
-    model.load_state_dict(load_file(weights_dir / "model.safetensors"), strict=False)
+    model.load_state_dict(load_file(files["model"]), strict=False)
     texts = ["That is a happy person", "", "Ünïcode, emoji 🐕 and 漢字", "a much longer sentence " * 20]
     ids_BT, mask_BT = published.preprocess(texts)
     with torch.no_grad():

@@ -117,10 +117,10 @@ def _our_key(key: str) -> str:
 
 def _check_texts(items: Sequence[str]) -> None:
     if isinstance(items, str):
-        raise TypeError("preprocess takes a list of texts, got a single str: pass [text]")
+        raise UsageError("preprocess takes a list of texts, got a single str: pass [text]")
     for number, item in enumerate(items):
         if not isinstance(item, str):
-            raise TypeError(f"a text must be a str, item {number} is {type(item).__name__}")
+            raise UsageError(f"a text must be a str, item {number} is {type(item).__name__}")
 
 
 def _check_inputs(ids_BT: torch.Tensor, mask_BT: torch.Tensor, positions: int) -> None:
@@ -163,7 +163,7 @@ class SentenceEncoder(nn.Module):
     def preprocess(self, items: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Texts -> ids int[B, T] and mask bool[B, T], cut at max_tokens, padded on the right to the longest of them.
 
-        The empty text is legal: it has its start and end tokens. Raises TypeError for anything that is not a str, and
+        The empty text is legal: it has its start and end tokens. Raises UsageError for anything that is not a str, and
         UsageError for a str that is no valid Unicode or when the module was built without a tokenizer.
         """
         _check_texts(items)
