@@ -4,7 +4,7 @@ import pytest
 
 from zoo.card import Card, File, Provider, Weights
 from zoo.errors import AmbiguousNameError, PluginError, UnknownNameError, UsageError
-from zoo.plugins import Plugin
+from zoo.plugin import Plugin
 from zoo.registry import Registry, _mark_shadowed, _splits
 from zoo.settings import Settings
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from zoo import plugins as plugin_host
+from zoo.activation import call_hook, resolve
 from zoo.errors import PluginError, UsageError, WeightsMissingError, ZooError
+from zoo.plugin import Plugin, code_sha256, describe
 from zoo.precision import cast
 from zoo.registry import Found, Registry, default_registry
 from zoo.weights import Located, load_strict, locate_files, read_state_dict, refuse_nonfinite, sha256_of
@@ -85,7 +86,7 @@ def open_model(
     if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
         module = cast(module, dtype, found.card.keep_float32)
     files = {role: file.sha256 for role, file in located.items()}
-    identity = _identity(found, plugin_host.code_sha256(owner), files, overrides, parts, dtype)
+    identity = _identity(found, code_sha256(owner), files, overrides, parts, dtype)
     return Built(module=module, found=found, identity=identity, files=files, parts=parts)
 
 
@@ -105,7 +106,7 @@ class _NoRandomParameters(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _construct(found: Found, owner: plugin_host.Plugin, registry: Registry, extra: Mapping[str, Any]) -> torch.nn.Module:
+def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[str, Any]) -> torch.nn.Module:
     card = found.card
     row = found.weights
     preprocess = {**card.preprocess, **(row.preprocess if row else {})}
@@ -117,19 +118,17 @@ def _construct(found: Found, owner: plugin_host.Plugin, registry: Registry, extr
     }
     try:
         if card.build is not None:
-            module = plugin_host.resolve(owner, card.build, registry.manager)(**arguments)
+            module = resolve(owner, card.build, registry.manager)(**arguments)
         else:
-            module = plugin_host.call_hook(owner, "zoo_build", registry.manager, card=card, arguments=arguments)
+            module = call_hook(owner, "zoo_build", registry.manager, card=card, arguments=arguments)
     except ZooError:
         raise
     except Exception as error:
         raise PluginError(
-            f"{plugin_host.describe(owner)} raised {type(error).__name__} while building {found.name}: {error}"
+            f"{describe(owner)} raised {type(error).__name__} while building {found.name}: {error}"
         ) from error
     if not isinstance(module, torch.nn.Module):
-        raise PluginError(
-            f"{plugin_host.describe(owner)} must build {found.name} as a torch.nn.Module, got {type(module).__name__}"
-        )
+        raise PluginError(f"{describe(owner)} must build {found.name} as a torch.nn.Module, got {type(module).__name__}")
     return module
 
 
@@ -137,7 +136,7 @@ def _load(
     module: torch.nn.Module,
     path: Path,
     found: Found,
-    owner: plugin_host.Plugin,
+    owner: Plugin,
     registry: Registry,
     *,
     trusted: bool,
@@ -146,7 +145,7 @@ def _load(
     origin = f"{found.name}" if trusted else str(path)
     keys = found.weights.keys if found.weights else None
     if keys is not None and state.keys().isdisjoint(module.state_dict()):
-        state = plugin_host.resolve(owner, keys, registry.manager)(state)
+        state = resolve(owner, keys, registry.manager)(state)
     if not trusted:
         refuse_nonfinite(state, origin)
     load_strict(module, state, origin)

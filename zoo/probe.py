@@ -6,20 +6,19 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from zoo import plugins as plugin_host
-from zoo.plugins import Plugin
+from zoo.plugin import Plugin
+from zoo.quarantine import record_failure, recorded
 from zoo.registry import Registry
 
 _CHILD = """
 import sys
 from zoo.registry import default_registry
-from zoo.plugins import activate
+from zoo.activation import activate, resolve
 name, distribution = sys.argv[1:]
 registry = default_registry()
 plugin = next(p for p in registry.plugins if (p.name, p.distribution) == (name, distribution))
 activate(plugin, registry.manager)
 for target in dict.fromkeys(card.build for card in plugin.cards if card.build):
-    from zoo.plugins import resolve
     resolve(plugin, target, registry.manager)
 """
 
@@ -43,14 +42,10 @@ def probe(plugin: Plugin, *, timeout_s: float) -> Plugin:
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)  # noqa: S603 - our own interpreter and code; the names come from installed metadata
     except subprocess.TimeoutExpired:
-        return _record(plugin, f"its activation did not end within {timeout_s:g} s", "")
+        return record_failure(plugin, f"its activation did not end within {timeout_s:g} s", "")
     if run.returncode == 0:
         return plugin if plugin.state == "shadowed" else replace(plugin, state="ok", error="", cure="", traceback="")
-    recorded = plugin_host.recorded(plugin)
-    if recorded.error and recorded.state != "shadowed":
-        return recorded
-    return _record(plugin, f"activating it ended the interpreter with exit code {run.returncode}", run.stderr)
-
-
-def _record(plugin: Plugin, error: str, traceback: str) -> Plugin:
-    return plugin_host.record_failure(plugin, error, traceback)
+    known = recorded(plugin)
+    if known.error and known.state != "shadowed":
+        return known
+    return record_failure(plugin, f"activating it ended the interpreter with exit code {run.returncode}", run.stderr)

@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import plugins as plugin_host
+from zoo.activation import call_hook, new_manager
 from zoo.card import Card, Provider, Weights
+from zoo.discovery import scan
 from zoo.errors import AmbiguousNameError, ManifestError, PluginError, UnknownNameError, UsageError
 from zoo.manifest import Family, card_from_hook
-from zoo.plugins import Plugin, describe
+from zoo.plugin import Plugin, describe
 from zoo.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ class Registry:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.plugins = _mark_shadowed(plugin_host.scan(settings), settings)
+        self.plugins = _mark_shadowed(scan(settings), settings)
         self._manager: pluggy.PluginManager | None = None
 
     @property
     def manager(self) -> pluggy.PluginManager:
         """The pluggy manager of this process, made when the first plugin is activated."""
         if self._manager is None:
-            self._manager = plugin_host.new_manager()
+            self._manager = new_manager()
         return self._manager
 
     def cards(self, pattern: str = "*", *, kind: str | None = None, modality: str | None = None) -> list[Card]:
@@ -147,7 +148,7 @@ class Registry:
         """The members of a plugin's families that match a model-name pattern. Imports the plugin."""
         if not any(_may_match(family.pattern, pattern) for family in plugin.families):
             return []
-        rows: Iterable[Mapping[str, Any]] = plugin_host.call_hook(plugin, "zoo_family", self.manager, pattern=pattern) or ()
+        rows: Iterable[Mapping[str, Any]] = call_hook(plugin, "zoo_family", self.manager, pattern=pattern) or ()
         try:
             return [card_from_hook(row, plugin.provider) for row in rows]
         except ManifestError as error:

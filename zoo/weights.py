@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from zoo import plugins as plugin_host
+from zoo.activation import activate
 from zoo.card import File, Weights
 from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError
 from zoo.registry import Found, Registry, default_registry
@@ -258,7 +258,7 @@ def _open(source: str, destination: Path, size_bytes: int | None, registry: Regi
         manager.register(stores, "zoo.stores")
     for plugin in registry.plugins:
         if scheme in plugin.schemes and plugin.state != "disabled":
-            plugin_host.activate(plugin, manager)
+            activate(plugin, manager)
     path = manager.hook.zoo_open_weights(source=source, destination=destination, size_bytes=size_bytes)
     if path is None:
         raise WeightsMissingError(f"no installed plugin opens {scheme!r} sources ({source})")

@@ -8,6 +8,7 @@ from typing import Any
 from zoo.card import KINDS, Card
 from zoo.cli.output import human_bytes, human_count, print_json, print_table, without_none
 from zoo.modality import MODALITIES
+from zoo.plugin import code_sha256
 from zoo.registry import Registry, default_registry
 
 
@@ -61,12 +62,10 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    from zoo import plugins as plugin_host
-
     registry = default_registry()
     found = registry.find(arguments.name)
     fields = card_fields(found.card, registry)
-    fields["file_sha256"] = plugin_host.code_sha256(registry.owner(found.card))
+    fields["file_sha256"] = code_sha256(registry.owner(found.card))
     if arguments.json:
         print_json({"card": fields, "chosen_weights": found.weights.tag if found.weights else None})
         return 0

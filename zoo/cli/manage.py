@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.cli.output import print_json, print_table
 from zoo.errors import UsageError
-from zoo.plugins import Plugin
+from zoo.plugin import Plugin
 from zoo.registry import default_registry
 from zoo.settings import change_config, load_settings
 

@@ -1,0 +1,175 @@
+"""Finding plugins: entry points and manifests are read, and no plugin code runs (but for a plugin without a manifest)."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from zoo.activation import activate, call_hook, new_manager
+from zoo.errors import ManifestError, PluginError
+from zoo.manifest import Manifest, api_matches, card_from_hook, read_manifest
+from zoo.plugin import Plugin, broken, describe, failed, one_line
+from zoo.quarantine import recorded
+from zoo.settings import Settings
+
+GROUP = "zoo"
+MANIFEST = "zoo.toml"
+API_VERSION = 1
+
+
+def scan(settings: Settings) -> list[Plugin]:
+    """Every installed plugin, sorted by name and distribution so that the order on `sys.path` decides nothing.
+
+    Only a plugin without a manifest is imported. Nothing raises but with `settings.strict`, where the first plugin that is
+    broken raises PluginError.
+    """
+    plugins = [_inspect(entry_point, distribution, settings) for entry_point, distribution in _entry_points()]
+    plugins.sort(key=lambda plugin: (plugin.name, plugin.distribution))
+    if settings.strict:
+        for plugin in plugins:
+            if plugin.state in ("broken", "incompatible", "missing-extra"):
+                raise PluginError(f"{describe(plugin)} is {plugin.state}: {plugin.error} (ZOO_STRICT is set)")
+    return plugins
+
+
+def _entry_points() -> Iterator[tuple[metadata.EntryPoint, metadata.Distribution]]:
+    """Entry points of the group, one distribution at a time; the first of equally named distributions counts, as for pip."""
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        # Most distributions have no entry point of ours: a substring test spares them from being parsed.
+        if f"[{GROUP}]" not in (distribution.read_text("entry_points.txt") or ""):
+            continue
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        for entry_point in distribution.entry_points.select(group=GROUP):
+            yield entry_point, distribution
+
+
+def _inspect(entry_point: metadata.EntryPoint, distribution: metadata.Distribution, settings: Settings) -> Plugin:
+    plugin = Plugin(
+        name=entry_point.name,
+        distribution=distribution.metadata["Name"],
+        version=distribution.version,
+        module=entry_point.module,
+    )
+    names = {plugin.name, plugin.distribution}
+    if names & set(settings.disabled) or (settings.only is not None and not names & set(settings.only)):
+        reason = "left out by ZOO_PLUGINS" if not names & set(settings.disabled) else "disabled by you"
+        return replace(plugin, state="disabled", error=reason, cure=f"zoo enable {plugin.name}")
+    try:
+        spec = find_spec(plugin.package)
+    except (ImportError, ValueError) as error:
+        spec, reason = None, one_line(error)
+    else:
+        reason = f"its module {plugin.package!r} cannot be found"
+    if spec is None:
+        return broken(plugin, f"{reason}: the installation is incomplete", _reinstall(plugin))
+    folder = next(iter(spec.submodule_search_locations or ()), None)
+    if folder is None:
+        plugin = replace(plugin, location=Path(spec.origin) if spec.origin else None)
+        return _inspect_without_manifest(plugin, distribution)
+    plugin = replace(plugin, location=Path(folder))
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return _inspect_without_manifest(plugin, distribution)
+    try:
+        manifest = read_manifest(
+            path,
+            plugin=plugin.name,
+            distribution=plugin.distribution,
+            version=plugin.version,
+            package=plugin.package,
+            api_version=API_VERSION,
+        )
+    except (ManifestError, OSError) as error:
+        return broken(plugin, one_line(error), f"mend the manifest, or: zoo uninstall {plugin.distribution}")
+    return _with_manifest(plugin, distribution, manifest)
+
+
+def _with_manifest(plugin: Plugin, distribution: metadata.Distribution, manifest: Manifest) -> Plugin:
+    plugin = replace(
+        plugin,
+        cards=manifest.cards,
+        families=manifest.families,
+        schemes=manifest.schemes,
+        manifest_sha256=manifest.sha256,
+    )
+    if not api_matches(manifest.api, API_VERSION):
+        return replace(
+            plugin,
+            state="incompatible",
+            error=f"written for plugin API {manifest.api}; this zoo has {API_VERSION}",
+            cure=f"install a release of {plugin.distribution} that fits, or another modalzoo",
+        )
+    missing = _missing_requirements(distribution)
+    if missing:
+        return replace(
+            plugin,
+            state="missing-extra",
+            error=f"not installed: {', '.join(missing)}",
+            cure=f"pip install {' '.join(repr(item) if ' ' in item or '<' in item or '>' in item else item for item in missing)}",
+        )
+    return recorded(plugin)
+
+
+def _inspect_without_manifest(plugin: Plugin, distribution: metadata.Distribution) -> Plugin:
+    """Import the module and ask its `zoo_cards` hook, in a manager of its own."""
+    missing = _missing_requirements(distribution)
+    if missing:
+        return replace(
+            plugin,
+            state="missing-extra",
+            error=f"not installed: {', '.join(missing)}",
+            cure=f"pip install {' '.join(missing)}",
+        )
+    start = time.perf_counter()
+    manager = new_manager()
+    try:
+        activate(plugin, manager)
+        rows = call_hook(plugin, "zoo_cards", manager)
+        cards = tuple(card_from_hook(row, plugin.provider) for row in rows or ())
+        if not cards:
+            raise PluginError("it has neither a zoo.toml beside its module nor a hook zoo_cards that returns cards")
+    except PluginError as error:
+        cause = error.__cause__ or error
+        return replace(failed(plugin, cause), import_ms=1000 * (time.perf_counter() - start))
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's hook returned must not reach the listing
+        return replace(failed(plugin, error), import_ms=1000 * (time.perf_counter() - start))
+    return replace(plugin, cards=cards, import_ms=1000 * (time.perf_counter() - start))
+
+
+def _missing_requirements(distribution: metadata.Distribution) -> list[str]:
+    missing = []
+    for requirement in distribution.requires or ():
+        specification, _, marker = requirement.partition(";")
+        if "extra" in marker:
+            continue
+        name = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", specification)
+        if name is None:
+            continue
+        try:
+            metadata.distribution(name[1])
+        except metadata.PackageNotFoundError:
+            if not marker or _marker_holds(marker):
+                missing.append(specification.strip())
+    return missing
+
+
+def _marker_holds(marker: str) -> bool:
+    from packaging.markers import InvalidMarker, Marker  # rarely needed, and slow to import
+
+    try:
+        return Marker(marker.strip()).evaluate()
+    except InvalidMarker:
+        return True
+
+
+def _reinstall(plugin: Plugin) -> str:
+    return f"pip install --force-reinstall {plugin.distribution}, or: zoo uninstall {plugin.distribution}"
