@@ -120,3 +120,9 @@ def test_patterns() -> None:
     assert [found.name for found in zoo.cards("a/*")] == ["a/net_l", "a/net_s"]
     assert [found.name for found in zoo.cards("net_*")] == ["a/net_l", "a/net_s"]
     assert zoo.cards(modality="audio") == []
+
+
+def test_an_unknown_name_of_a_known_distribution_says_what_to_install() -> None:
+    for name in ("timm/efficientnet_lite0", "efficientnet_lite0", "timm/resnet50.a1_in1k"):
+        with pytest.raises(UnknownNameError, match="modalzoo-timm would: zoo install modalzoo-timm"):
+            registry(card("a", "net")).find(name)

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from zoo.tasks.classify import Answer, Classification, classify
 
 PHOTOS = Path(__file__).with_name("photos")
 LABELS_BESIDE = ("dog", "horse", "car", "bicycle", "pizza", "beach", "city street", "book")
-COLUMNS = 4
-CELL_WIDTH, CELL_HEIGHT, MARGIN = 300, 300, 10
+COLUMNS = 5
+CELL_WIDTH, CELL_HEIGHT, MARGIN = 250, 242, 12
 RIGHT, WRONG, INK, PAPER = "#1a7f37", "#b42318", "#1f2328", "#ffffff"
 
 
@@ -26,7 +26,8 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     out: folder for `contact-sheet.png`. say: called with each line meant for a person.
     Returns what was asked, the answers, the models and weights that gave them, and the seconds each took.
     """
-    photos = json.loads((PHOTOS / "photos.json").read_text(encoding="utf-8"))
+    rows = json.loads((PHOTOS / "photos.json").read_text(encoding="utf-8"))
+    photos = [row for row in rows if row["kind"] == "thing"]
     files = [str(PHOTOS / photo["file"]) for photo in photos]
     labels = sorted({photo["label"] for photo in photos} | set(LABELS_BESIDE))
     say(f"1. Free labels: which of these {len(labels)} words fits each of {len(photos)} photos?")
@@ -64,14 +65,13 @@ def contact_sheet(photos: list[dict[str, Any]], outcome: Classification) -> Imag
     rows = -(-len(photos) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL_WIDTH + MARGIN, rows * CELL_HEIGHT + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(size=22), ImageFont.load_default(size=14)
+    large, small = ImageFont.load_default(size=21), ImageFont.load_default(size=14)
     picture_width, picture_height = CELL_WIDTH - MARGIN, CELL_HEIGHT - 62
     for index, (photo, answer) in enumerate(zip(photos, outcome.results, strict=True)):
         left, top = MARGIN + index % COLUMNS * CELL_WIDTH, MARGIN + index // COLUMNS * CELL_HEIGHT
         with Image.open(PHOTOS / photo["file"]) as image:
-            picture = image.convert("RGB")
-        picture.thumbnail((picture_width, picture_height))
-        sheet.paste(picture, (left, top + picture_height - picture.height))
+            picture = ImageOps.fit(image.convert("RGB"), (picture_width, picture_height))
+        sheet.paste(picture, (left, top))
         correct = answer.label == photo["label"]
         text = f"{answer.label}  {answer.score:.0%}"
         draw.text((left, top + picture_height + 4), text, fill=RIGHT if correct else WRONG, font=large)
