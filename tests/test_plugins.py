@@ -14,6 +14,7 @@ CROWD = sorted(path for path in DISTS.iterdir() if (path / "pyproject.toml").exi
 EXPECTED = {
     "zoodist-good": ("ok", "", ""),
     "zoodist-onefile": ("ok", "", ""),
+    "zoodist-store": ("ok", "", ""),
     "zoodist-onefileerror": ("broken", "ImportError: the native library is missing", "zoo uninstall zoodist-onefileerror"),
     "zoodist-syntaxerror": ("broken", "SyntaxError", "zoo uninstall zoodist-syntaxerror"),
     "zoodist-systemexit": ("broken", "SystemExit: goodbye", "zoo disable systemexit"),
@@ -88,6 +89,17 @@ def test_a_use_of_a_broken_plugin_is_remembered(crowd, zoo) -> None:
     later = plugins_of(zoo("plugins", "--json", python=str(crowd)))["zoodist-importerror"]
     assert later["state"] == "broken"
     assert "Traceback" in later["traceback"]
+
+
+def test_a_strangers_store_delivers(crowd, zoo, tmp_path) -> None:
+    run = zoo("fetch", "store/net", "--json", python=str(crowd), ZOO_CACHE=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    (file,) = json.loads(run.stdout)["files"]
+    assert (file["model"], file["fresh"], Path(file["path"]).read_text()) == (
+        "store/net.a",
+        True,
+        "weights from a stranger's store",
+    )
 
 
 def test_a_clash_is_refused_and_settled(crowd, zoo, photos) -> None:
