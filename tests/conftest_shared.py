@@ -44,8 +44,8 @@ def photos() -> Path:
 
 
 def make_environment(folder: Path, dists: list[Path]) -> Path:
-    """A virtual environment that sees this one's packages, with `dists` built and installed by pip; returns its python."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    """A virtual environment that sees this one's packages (pip and setuptools too), with `dists` built and installed by pip; returns its python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     site = next((folder / "lib").glob("python*/site-packages"))
     ours = next(path for path in sys.path if path.endswith("site-packages"))
