@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from machine import machine
+
 import zoo
 from zoo.weights import fetch
 
@@ -81,6 +83,7 @@ def main() -> None:
         output = subprocess.run([sys.executable, "-c", PHASES, PHOTO], check=True, capture_output=True, text=True).stdout
         for name, value in json.loads(output).items():
             phases.setdefault(name, []).append(value)
+    print(machine())
     print(f"whole processes, median of {runs} alternating runs")
     for name, values in walls.items():
         print(f"  {statistics.median(values):6.2f} s  {name}")

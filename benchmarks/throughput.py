@@ -8,8 +8,6 @@ Run: make bench, or .venv/bin/python benchmarks/throughput.py [--runs 5]
 """
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import timm
 import torch
+from machine import machine
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from zero_shot import unpack_photos
@@ -109,10 +108,7 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - start)
     peer = "timm loop, fp32"
     print(f"{IMAGES} images, {arguments.threads} threads, median of {arguments.runs} alternating runs")
-    print(
-        f"{platform.processor() or platform.machine()}, AMX {torch.cpu.get_capabilities().get('amx_bf16', False)}, torch {torch.__version__}"
-    )
-    report = {}
+    print(machine())
     for name in contestants:
         median = statistics.median(seconds[name])
         ratio = statistics.median(a / b for a, b in zip(seconds[peer], seconds[name], strict=True))
@@ -122,8 +118,6 @@ def main() -> None:
             f"{name:<29} {IMAGES / median:6.1f} images/s   {ratio:4.2f}x   top-1 as {peer}: {agree:.1%} "
             f"({sum(clear)} of the {len(clear)} where its lead is at least {CLEAR:.0%})"
         )
-        report[name] = {"images_per_s": round(IMAGES / median, 1), "ratio": round(ratio, 3), "agreement": agree}
-    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from machine import machine
 from PIL import Image
 
 import zoo
@@ -59,14 +60,13 @@ def lay_out_stamps(stamps: Path, folder: Path) -> list[tuple[Path, str, bool]]:
     return rows
 
 
-def report(title: str, outcome: Classification, truth: list[str], labels: int) -> dict[str, object]:
-    """Print and return top-1 and top-5."""
+def report(title: str, outcome: Classification, truth: list[str], labels: int) -> None:
+    """Print top-1 and top-5."""
     top1 = sum(answer.label == label for answer, label in zip(outcome.results, truth, strict=True))
     top5 = sum(label in list(answer.scores)[:5] for answer, label in zip(outcome.results, truth, strict=True))
     confidence = sum(answer.score or 0 for answer in outcome.results) / len(truth)
     print(f"{title}: n={len(truth)}, {labels} labels, chance {1 / labels:.3f}")
     print(f"  top-1 {interval(top1, len(truth))}  top-5 {interval(top5, len(truth))}  mean confidence {confidence:.2f}")
-    return {"set": title, "n": len(truth), "labels": labels, "top1": top1, "top5": top5, "confidence": round(confidence, 3)}
 
 
 def main() -> None:
@@ -74,19 +74,21 @@ def main() -> None:
     parser.add_argument("--stamps", type=Path, help="the unpacked stamps folder")
     parser.add_argument("--model", help="another dual encoder than the default")
     arguments = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = unpack_photos(folder)
         labels = sorted({label for _, label in photos})
         outcome = zoo.classify([file for file, _ in photos], labels, model=arguments.model, top=5)
-        rows.append(report("photos", outcome, [label for _, label in photos], len(labels)))
+        report("photos", outcome, [label for _, label in photos], len(labels))
         if arguments.stamps:
             stamps = lay_out_stamps(arguments.stamps, folder)
             labels = sorted({label for _, label, _ in stamps})
             outcome = zoo.classify([file for file, _, _ in stamps], labels, model=arguments.model, top=5, progress=True)
-            rows.append(report("stamps", outcome, [label for _, label, _ in stamps], len(labels)))
-    print(json.dumps({"model": outcome.model, "weights": outcome.weights, "rows": rows}))
+            report("stamps", outcome, [label for _, label, _ in stamps], len(labels))
+    print(f"{outcome.model} ({outcome.distribution} {outcome.version}), weights:")
+    for model, files in outcome.weights.items():
+        print(f"  {model}  sha256 {files['model']}")
+    print(machine())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def derived(
         return load_file(path)
     except (OSError, SafetensorError):
         pass
-    tensors = {name: tensor.detach().contiguous() for name, tensor in compute().items()}
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in compute().items()}
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def read_manifest(path: Path, *, plugin: str, distribution: str, version: str, p
             raise _FieldError("api", f'api is a range such as ">=1,<2", got {api!r}')
         if not api_matches(api, api_version):
             return Manifest(api=api, cards=(), families=(), schemes=(), sha256=sha256)
-        _refuse_unknown(document, {"api", "schemes", "summary", "card", "family"})
+        _refuse_unknown(document, {"api", "schemes", "card", "family"})
         schemes = _texts(document, "schemes")
         seen: set[str] = set()
         cards = list(_each(document, "card", lambda row: _checked(parse_card(row, provider), seen, package)))

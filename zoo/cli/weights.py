@@ -33,7 +33,7 @@ def run_fetch(arguments: argparse.Namespace) -> int:
     files = {}
     for name in names:
         for file in fetch(name, registry=registry):
-            files[file.name, file.role] = file
+            files.setdefault((file.name, file.role), file)
     if arguments.json:
         rows = [
             {

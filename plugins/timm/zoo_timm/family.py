@@ -20,12 +20,14 @@ def family(pattern: str) -> Iterator[dict[str, Any]]:
     for arch in timm.list_models(pattern):
         rows = [row for tag in dict.fromkeys(tags.get(arch, [])) if (row := _weights(arch, tag)) is not None]
         first = get_pretrained_cfg(arch)
+        classes = first.num_classes if first else 0
         yield {
             "name": arch,
             "kind": "encoder",
             "modalities": ["image"],
             "build": "zoo_timm.encoders:image_encoder",
             "variant": {"arch": arch},
+            **({"classes": classes} if classes else {}),
             "preprocess": _preprocess(first.to_dict() if first else {}),
             "weights": rows,
             "summary": f"timm {arch}",
