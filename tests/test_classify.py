@@ -233,6 +233,30 @@ def test_random_weights_follow_the_seed(photos: Path) -> None:
 
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
+    outcome = classify(photos / "chelsea.jpg", model=LITE0, weights=None)
+    assert (outcome.model, outcome.weights) == (LITE0, {})
+
+
+def test_sixteen_bits_give_the_same_answers(photos: Path) -> None:
+    files = sorted(photos.glob("*.jpg"))
+    for labels in (None, LABELS):
+        exact = classify(files, labels)
+        for dtype in (torch.bfloat16, torch.float16):
+            rounded = classify(files, labels, dtype=dtype)
+            assert [answer.label for answer in rounded.results] == [answer.label for answer in exact.results]
+
+
+def test_threads_are_given_back(photos: Path) -> None:
+    before = torch.get_num_threads()
+    classify(photos, model=LITE0)
+    assert torch.get_num_threads() == before
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_a_derived_tensor_can_be_trained_through() -> None:
+    """Class names that were embedded in this process must not be inference tensors."""
+    encoder = library.build("conse/lite0-minilm")
+    assert not any(buffer.is_inference() for buffer in encoder.buffers())
 
 
 def textures(photos: Path, folder: Path, corner: int) -> Path:

@@ -25,6 +25,7 @@ from zoo.weights import Located, load_strict, locate_files, read_state_dict, ref
 class Built:
     """A module and what it is made of.
 
+    name: full name with the weights tag; without it when the weights are random or a local file's.
     identity: sha256 over everything that shapes its numbers (distribution, version, code, weights, arguments, dtype,
         parts, torch), the key under which results derived from it may be kept.
     files: role -> sha256 of the weight files; empty for a random initialisation.
@@ -32,6 +33,7 @@ class Built:
 
     module: torch.nn.Module
     found: Found
+    name: str
     identity: str
     files: Mapping[str, str]
     parts: Mapping[str, Built]
@@ -87,7 +89,8 @@ def open_model(
         module = cast(module, dtype, found.card.keep_float32)
     files = {role: file.sha256 for role, file in located.items()}
     identity = _identity(found, code_sha256(owner), files, overrides, parts, dtype)
-    return Built(module=module, found=found, identity=identity, files=files, parts=parts)
+    shown = found.name if from_card else found.card.name
+    return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
 
 
 _RANDOM_FILLS = frozenset(

@@ -21,7 +21,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:
-    from zoo.weights import fetch
+    from zoo.weights import Fetched, fetch
 
     registry = default_registry()
     names = list(arguments.name)
@@ -30,7 +30,7 @@ def run_fetch(arguments: argparse.Namespace) -> int:
         names += [registry.default(task) for task in sorted(tasks)]
     if not names:
         raise UsageError("name the models to fetch, or give --defaults")
-    files = {}
+    files: dict[tuple[str, str], Fetched] = {}
     for name in names:
         for file in fetch(name, registry=registry):
             files.setdefault((file.name, file.role), file)

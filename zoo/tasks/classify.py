@@ -115,7 +115,7 @@ def classify(
     results = tuple(_answer(item, row, names, limit) for item, row in zip(items, run(built, items, compute), strict=True))
     provider = built.found.card.provider
     return Classification(
-        model=built.found.name,
+        model=built.name,
         distribution=provider.distribution,
         version=provider.version,
         method=probe.method if probe else ("own classes" if closed else "zero-shot"),
@@ -263,7 +263,7 @@ def _answer(item: Item, row: torch.Tensor | str, names: Sequence[str], limit: in
 
 
 def _weight_hashes(built: Built) -> dict[str, dict[str, str]]:
-    hashes = {built.found.name: dict(built.files)} if built.files else {}
+    hashes = {built.name: dict(built.files)} if built.files else {}
     for part in built.parts.values():
         hashes |= _weight_hashes(part)
     return hashes
