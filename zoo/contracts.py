@@ -23,7 +23,9 @@ class Encoder(Protocol):
 
     def preprocess(self, items: Sequence[Any], /) -> Any: ...
 
-    def forward(self, inputs: Any, /) -> Encoded: ...
+    def forward(self, inputs: Any, /) -> Encoded:
+        """Prepared inputs -> tokens float[B, T, D], mask bool[B, T], pooled float[B, D]."""
+        ...
 
 
 @runtime_checkable

@@ -109,26 +109,14 @@ def _with_manifest(plugin: Plugin, distribution: metadata.Distribution, manifest
             cure=f"install a release of {plugin.distribution} that fits, or another modalzoo",
         )
     missing = _missing_requirements(distribution)
-    if missing:
-        return replace(
-            plugin,
-            state="missing-extra",
-            error=f"not installed: {', '.join(missing)}",
-            cure=f"pip install {' '.join(repr(item) if ' ' in item or '<' in item or '>' in item else item for item in missing)}",
-        )
-    return recorded(plugin)
+    return _incomplete(plugin, missing) if missing else recorded(plugin)
 
 
 def _inspect_without_manifest(plugin: Plugin, distribution: metadata.Distribution) -> Plugin:
     """Import the module and ask its `zoo_cards` hook, in a manager of its own."""
     missing = _missing_requirements(distribution)
     if missing:
-        return replace(
-            plugin,
-            state="missing-extra",
-            error=f"not installed: {', '.join(missing)}",
-            cure=f"pip install {' '.join(missing)}",
-        )
+        return _incomplete(plugin, missing)
     start = time.perf_counter()
     manager = new_manager()
     try:
@@ -143,6 +131,13 @@ def _inspect_without_manifest(plugin: Plugin, distribution: metadata.Distributio
     except Exception as error:  # noqa: BLE001 - whatever a stranger's hook returned must not reach the listing
         return replace(failed(plugin, error), import_ms=1000 * (time.perf_counter() - start))
     return replace(plugin, cards=cards, import_ms=1000 * (time.perf_counter() - start))
+
+
+def _incomplete(plugin: Plugin, missing: list[str]) -> Plugin:
+    requirements = " ".join(repr(item) if set(item) & set(" <>") else item for item in missing)
+    return replace(
+        plugin, state="missing-extra", error=f"not installed: {', '.join(missing)}", cure=f"pip install {requirements}"
+    )
 
 
 def _missing_requirements(distribution: metadata.Distribution) -> list[str]:
