@@ -102,6 +102,15 @@ def test_a_strangers_store_delivers(crowd, zoo, tmp_path) -> None:
     )
 
 
+def test_what_has_no_weights_says_how_to_build_it(crowd, zoo, photos) -> None:
+    photo = str(photos / "chelsea.jpg")
+    refused = zoo("classify", photo, "--model", "good/colour", "--shots", str(photos), python=str(crowd))
+    assert (
+        refused.returncode,
+        "good/colour has no weights; for a random initialisation: --weights none" in refused.stderr,
+    ) == (1, True)
+
+
 def test_a_clash_is_refused_and_settled(crowd, zoo, photos) -> None:
     photo = str(photos / "chelsea.jpg")
     refused = zoo("classify", photo, "--model", "efficientnet_lite0", python=str(crowd))

@@ -70,8 +70,11 @@ def open_model(
     found = registry.find(name)
     owner = registry.owner(found.card)
     from_card = weights == "card"
-    if from_card and found.card.weights == () and not found.card.parts:
-        raise WeightsMissingError(f"{found.card.name} has no weights; for a random initialisation: --weights none")
+    untrained = not found.card.weights and not found.card.parts and found.card.parameters != 0
+    if from_card and untrained:
+        raise WeightsMissingError(
+            f"{found.card.name} has no weights; for a random initialisation: --weights none (in Python: weights=None)"
+        )
     part_weights = "card" if weights is not None else None
     parts = {
         role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
