@@ -301,3 +301,12 @@ def test_shots_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
         (tmp_path / name / "bad.jpg").write_text("no image")
     with pytest.raises(library.ZooError, match="an example cannot be read: .*bad.jpg"):
         classify(photos / "chelsea.jpg", shots=tmp_path)
+
+
+def test_two_random_initialisations_are_two_identities() -> None:
+    """Labels embedded by one must not be read from disk for the other."""
+    identities = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        identities.append(library.open_model("text/minilm-tiny", weights=None).identity)
+    assert identities[0] == identities[1] != identities[2]

@@ -39,7 +39,7 @@ def test_a_file_is_small_named_for_its_concept_and_safe(path: Path) -> None:
 @pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_core_names_no_plugin_and_no_model(path: Path) -> None:
     code = re.sub(r'""".*?"""|#.*', "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for word in ("zoo_timm", "zoo_text", "zoo_conse", "efficientnet", "minilm", "conse"):
+    for word in ("zoo_timm", "zoo_text", "zoo_conse", "zoo_clip", "efficientnet", "minilm", "conse", "open_clip"):
         assert word not in code.lower()
 
 

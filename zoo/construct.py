@@ -26,8 +26,8 @@ class Built:
     """A module and what it is made of.
 
     name: full name with the weights tag; without it when the weights are random or a local file's.
-    identity: sha256 over everything that shapes its numbers (distribution, version, code, weights, arguments, dtype,
-        parts, torch), the key under which results derived from it may be kept.
+    identity: sha256 over everything that shapes its numbers (distribution, version, code, weights or the random state they
+        were drawn from, arguments, dtype, parts, torch), the key under which results derived from it may be kept.
     files: role -> sha256 of the weight files; empty for a random initialisation.
     """
 
@@ -83,6 +83,7 @@ def open_model(
     located = locate_files(found, registry=registry) if weights is not None else {}
     if weights is not None and not from_card:
         located["model"] = _local_weights(Path(weights), found)
+    drawn = None if "model" in located or parts else _random_state()
     with _NoRandomParameters() if "model" in located else contextlib.nullcontext():
         module = _construct(found, owner, registry, {**parts, **_side_files(found, located), **overrides})
     if "model" in located:
@@ -91,7 +92,7 @@ def open_model(
     if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
         module = cast(module, dtype, found.card.keep_float32)
     files = {role: file.sha256 for role, file in located.items()}
-    identity = _identity(found, code_sha256(owner), files, overrides, parts, dtype)
+    identity = _identity(found, code_sha256(owner), files, overrides, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
     return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
 
@@ -157,6 +158,11 @@ def _load(
     load_strict(module, state, origin)
 
 
+def _random_state() -> str:
+    """What a random initialisation is drawn from: two seeds are two models."""
+    return hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
+
+
 def _side_files(found: Found, located: Mapping[str, Located]) -> dict[str, Path | None]:
     """`<role>_path` for each file that belongs to the weights and holds no tensors; None when built without weights."""
     roles = [file.role for file in found.weights.files if file.role != "model"] if found.weights else []
@@ -178,6 +184,7 @@ def _identity(
     overrides: Mapping[str, Any],
     parts: Mapping[str, Built],
     dtype: torch.dtype | None,
+    drawn: str | None,
 ) -> str:
     provider = found.card.provider
     content = {
@@ -188,5 +195,6 @@ def _identity(
         "parts": {role: part.identity for role, part in parts.items()},
         "dtype": str(dtype),
         "torch": torch.__version__,
+        "random": drawn,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

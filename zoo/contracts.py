@@ -49,10 +49,11 @@ class DualEncoder(Protocol):
     `embed` and `encode` return unit vectors float[B, E]; the score of a pair is the dot product, and
     `softmax(logit_scale * scores)` over a set of labels is the model's probability. `encode(modality, inputs)` takes what
     `preprocess(modality, items)` returned; `embed` is one after the other. `features` are what a probe is trained on for
-    few-shot work, float[B, D]: the embedding itself where a model has nothing richer.
+    few-shot work, float[B, D]: the embedding itself where a model has nothing richer. `logit_scale` is a number, or a scalar
+    tensor where it is trained.
     """
 
-    logit_scale: float
+    logit_scale: float | torch.Tensor
 
     def preprocess(self, modality: str, items: Sequence[Any], /) -> Any: ...
 
