@@ -35,7 +35,9 @@ modalities = ["text", "image"]
 def read(tmp_path: Path, text: str) -> Manifest:
     path = tmp_path / "zoo.toml"
     path.write_text(text, encoding="utf-8")
-    return read_manifest(path, plugin="plug", distribution="dist", version="1", package="pkg", api_version=1)
+    return read_manifest(
+        path.read_bytes(), path, plugin="plug", distribution="dist", version="1", package="pkg", api_version=1
+    )
 
 
 def test_reads_cards(tmp_path: Path) -> None:

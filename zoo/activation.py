@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from zoo import child
 from zoo.errors import PluginError, ZooError
-from zoo.plugin import Plugin, describe, failed, missing_module, one_line
-from zoo.quarantine import forget, record
+from zoo.plugin import Plugin, broken, describe, failed, missing_module, one_line, replace_it
+from zoo.records import attempt, drop_record, ended_the_interpreter, read_record, write_record
 
 if TYPE_CHECKING:
     import pluggy
+
+TRIAL_TIMEOUT_S = 60.0
+LISTING_TIMEOUT_S = 10.0
+UNUSABLE = ("disabled", "incompatible", "missing-extra")
+
+_Result = TypeVar("_Result")
 
 
 def activate(plugin: Plugin, manager: pluggy.PluginManager) -> ModuleType:
     """Import a plugin's module and register it; does nothing when that was done before.
 
+    A plugin that ended the interpreter the last time is tried in a process of its own first. What the import changed of the
+    whole process (default dtype, random states, ...) is put back, with a warning.
     Raises PluginError when the plugin is unusable or fails now. A failure is recorded, so that later listings show the
     plugin as broken until its files change, and everything the plugin had registered is withdrawn.
     """
-    if plugin.state in ("disabled", "incompatible", "missing-extra"):
+    if plugin.state in UNUSABLE:
         raise PluginError(f"{describe(plugin)} is {plugin.state}: {plugin.error}; {plugin.cure}")
     key = f"{plugin.distribution}:{plugin.name}"
     known = manager.get_plugin(key)
     if isinstance(known, ModuleType):
         return known
-    try:
+    if ended_the_interpreter(plugin):
+        tried = try_in_child(plugin, timeout_s=TRIAL_TIMEOUT_S)
+        if tried.error:
+            raise PluginError(f"{describe(plugin)} is {tried.state}: {tried.error}; {tried.cure}")
+
+    def register() -> ModuleType:
         module = importlib.import_module(plugin.module)
-        manager.register(module, key)
-        manager.check_pending()
-    except (Exception, SystemExit) as error:
-        if manager.has_plugin(key):
-            manager.unregister(name=key)
-        failure = failed(plugin, error)
-        record(failure, missing_module(plugin, error))
-        raise PluginError(f"{describe(plugin)} is {failure.state}: {failure.error}; {failure.cure}") from error
-    forget(plugin)
+        try:
+            manager.register(module, key)
+            manager.check_pending()
+        except BaseException:
+            if manager.has_plugin(key):
+                manager.unregister(name=key)
+            raise
+        return module
+
+    module = _run(plugin, register)
+    drop_record("activation", plugin)
     return module
 
 
@@ -51,11 +71,19 @@ def resolve(plugin: Plugin, target: str, manager: pluggy.PluginManager) -> Any:
             f"{describe(plugin)} points to {target!r}, but may only point inside its own package {plugin.package!r}"
         )
     activate(plugin, manager)
+    return _run(plugin, lambda: getattr(importlib.import_module(module_name), attribute))
+
+
+def _run(plugin: Plugin, function: Callable[[], _Result]) -> _Result:
+    """Import code of a plugin, with everything that can come of it recorded. Raises PluginError."""
+    from zoo.surroundings import guarded  # only what runs a plugin pays for it
+
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        with attempt(plugin), guarded(lambda words: warn(f"{describe(plugin)}, when it was imported, {words}")):
+            return function()
     except (Exception, SystemExit) as error:
         failure = failed(plugin, error)
-        record(failure, missing_module(plugin, error))
+        record_failure(failure, missing_module(plugin, error))
         raise PluginError(f"{describe(plugin)} is {failure.state}: {failure.error}; {failure.cure}") from error
 
 
@@ -87,3 +115,139 @@ def new_manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager("zoo")
     manager.add_hookspecs(hookspecs)
     return manager
+
+
+def try_in_child(plugin: Plugin, *, timeout_s: float) -> Plugin:
+    """The plugin as a trial in a process of its own found it: activated, and the modules of its builders imported."""
+    targets = list(dict.fromkeys(card.build for card in plugin.cards if card.build))
+    outcome = child.call("zoo.activation:_activate_here", {**_identify(plugin), "targets": targets}, timeout_s=timeout_s)
+    drop_record("attempt", plugin)
+    if outcome.finished:
+        drop_record("activation", plugin)
+        return plugin if plugin.state == "shadowed" else replace(plugin, state="ok", error="", cure="", traceback="")
+    known = with_failure(plugin)
+    if outcome.exit_code == 1 and known.error and known.state != "shadowed":
+        return known  # the child could still say what it was
+    return _ended(plugin, f"activating it {outcome.end}", outcome, timeout_s)
+
+
+def list_in_child(plugin: Plugin) -> tuple[list[Mapping[str, Any]], float] | Plugin:
+    """What the hook `zoo_cards` of a plugin without a manifest returns, and the milliseconds it took; or the failed plugin.
+
+    It is asked in a process of its own, once; the answer is kept until the plugin's files change.
+    """
+    record = read_record("listing", plugin)
+    if record is None:
+        outcome = child.call("zoo.activation:_list_here", _identify(plugin), timeout_s=LISTING_TIMEOUT_S)
+        drop_record("attempt", plugin)
+        if outcome.finished:
+            record = outcome.value
+        else:
+            failure = with_failure(plugin)
+            if outcome.exit_code != 1 or not failure.error:
+                failure = _ended(plugin, f"importing it to list it {outcome.end}", outcome, LISTING_TIMEOUT_S)
+            record = {"state": failure.state, "error": failure.error, "cure": failure.cure, "traceback": failure.traceback}
+        write_record("listing", plugin, record)
+    if "rows" in record:
+        return record["rows"], record["import_ms"]
+    state, error, cure, details = (str(record.get(key, "")) for key in ("state", "error", "cure", "traceback"))
+    return replace(plugin, state=state, error=error, cure=cure, traceback=details)
+
+
+def with_failure(plugin: Plugin) -> Plugin:
+    """The plugin with the failure of an earlier activation, if its files have not changed since."""
+    if ended_the_interpreter(plugin):
+        return replace(
+            broken(
+                plugin,
+                "the last process that imported it came to its end while it did",
+                f"zoo doctor, {replace_it(plugin)}",
+            ),
+        )
+    record = read_record("activation", plugin)
+    if record is None:
+        return plugin
+    missing = str(record.get("missing_module", ""))
+    state = str(record.get("state"))
+    if (missing and find_spec(missing) is not None) or state not in ("broken", "missing-extra"):
+        return plugin
+    error, cure, details = (str(record.get(key, "")) for key in ("error", "cure", "traceback"))
+    return replace(plugin, state=state, error=error, cure=cure, traceback=details)
+
+
+def record_failure(plugin: Plugin, missing: str = "") -> Plugin:
+    """Remember a plugin that failed, until its files change."""
+    fields = {"state": plugin.state, "error": plugin.error, "cure": plugin.cure, "traceback": plugin.traceback}
+    write_record("activation", plugin, {**fields, "missing_module": missing})
+    return plugin
+
+
+def warn(message: object) -> None:
+    """Something is not as it should be and the work goes on: one line through the logger `zoo`."""
+    import logging  # listings that have nothing to say do not pay for it
+
+    logging.getLogger("zoo").warning("%s", message)
+
+
+def _ended(plugin: Plugin, error: str, outcome: child.Outcome, timeout_s: float) -> Plugin:
+    limit = f" ({timeout_s:g} s)" if outcome.exit_code is None else ""
+    return record_failure(replace(broken(plugin, f"{error}{limit}", replace_it(plugin)), traceback=outcome.stderr))
+
+
+def _identify(plugin: Plugin) -> dict[str, Any]:
+    """The plugin as JSON, for a child, which must not scan: scanning is what it is a child of."""
+    return {
+        "name": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "module": plugin.module,
+        "location": None if plugin.location is None else str(plugin.location),
+    }
+
+
+def _identified(fields: Mapping[str, Any]) -> Plugin:
+    location = fields["location"]
+    return Plugin(
+        name=fields["name"],
+        distribution=fields["distribution"],
+        version=fields["version"],
+        module=fields["module"],
+        location=None if location is None else Path(location),
+    )
+
+
+def _activate_here(fields: Mapping[str, Any]) -> bool:
+    """In a child: activate a plugin and import its builders."""
+    plugin, manager = _identified(fields), new_manager()
+    drop_record("attempt", plugin)
+    activate(plugin, manager)
+    for target in fields["targets"]:
+        resolve(plugin, target, manager)
+    return True
+
+
+def _list_here(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """In a child: the rows of `zoo_cards`, as plain data."""
+    import time
+
+    plugin, manager = _identified(fields), new_manager()
+    drop_record("attempt", plugin)
+    start = time.perf_counter()
+    activate(plugin, manager)
+    try:
+        rows = [_plain(row) for row in call_hook(plugin, "zoo_cards", manager) or ()]
+    except (PluginError, TypeError) as error:
+        record_failure(failed(plugin, error.__cause__ or error))
+        raise
+    return {"rows": rows, "import_ms": 1000 * (time.perf_counter() - start)}
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences as JSON has them. Raises TypeError for anything that is not data."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"a hook must return mappings with the fields of a [[card]] table, got {value!r:.120}")

@@ -1,34 +1,39 @@
-"""Finding plugins: entry points and manifests are read, and no plugin code runs (but for a plugin without a manifest)."""
+"""Finding plugins: entry points and manifests are read, and no plugin code runs in this process."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
-from zoo.activation import activate, call_hook, new_manager
+from zoo.activation import list_in_child, with_failure
 from zoo.errors import ManifestError, PluginError
 from zoo.manifest import Manifest, api_matches, card_from_hook, read_manifest
 from zoo.plugin import Plugin, broken, describe, failed, one_line
-from zoo.quarantine import recorded
 from zoo.settings import Settings
 
 GROUP = "zoo"
 MANIFEST = "zoo.toml"
 API_VERSION = 1
+UNLISTED = "unlisted"  # until its hook has been asked; no plugin that leaves this file is in this state
 
 
 def scan(settings: Settings) -> list[Plugin]:
     """Every installed plugin, sorted by name and distribution so that the order on `sys.path` decides nothing.
 
-    Only a plugin without a manifest is imported. Nothing raises but with `settings.strict`, where the first plugin that is
+    Only a plugin without a manifest is imported, in a process of its own. Nothing raises but with `settings.strict`, where the first plugin that is
     broken raises PluginError.
     """
-    plugins = [_inspect(entry_point, distribution, settings) for entry_point, distribution in _entry_points()]
+    plugins: list[Plugin] = []
+    unlisted: list[Plugin] = []
+    for entry_point, distribution, notes in _entry_points():
+        plugin = replace(_inspect(entry_point, distribution, settings), notes=notes)
+        (plugins if plugin.state != UNLISTED else unlisted).append(plugin)
+    plugins += _list_in_children(unlisted)
     plugins.sort(key=lambda plugin: (plugin.name, plugin.distribution))
     if settings.strict:
         for plugin in plugins:
@@ -37,19 +42,30 @@ def scan(settings: Settings) -> list[Plugin]:
     return plugins
 
 
-def _entry_points() -> Iterator[tuple[metadata.EntryPoint, metadata.Distribution]]:
-    """Entry points of the group, one distribution at a time; the first of equally named distributions counts, as for pip."""
-    seen: set[str] = set()
+def _entry_points() -> Iterator[tuple[metadata.EntryPoint, metadata.Distribution, tuple[str, ...]]]:
+    """Entry points of the group, one distribution at a time; the first of equally named distributions counts, as for pip.
+
+    The others (a stale egg-info beside an editable installation, say) are named in the notes.
+    """
+    found: dict[str, list[metadata.Distribution]] = {}
     for distribution in metadata.distributions():
         # Most distributions have no entry point of ours: a substring test spares them from being parsed.
-        if f"[{GROUP}]" not in (distribution.read_text("entry_points.txt") or ""):
-            continue
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
-        if name in seen:
-            continue
-        seen.add(name)
+        if f"[{GROUP}]" in (distribution.read_text("entry_points.txt") or ""):
+            name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+            found.setdefault(name, []).append(distribution)
+    for distribution, *others in found.values():
+        notes = tuple(
+            f"{other.metadata['Name']} {other.version} also lies in {_folder(other)}, after {_folder(distribution)} on "
+            f"sys.path, and is not used: remove the one that is stale"
+            for other in others
+            if _folder(other) != _folder(distribution)
+        )
         for entry_point in distribution.entry_points.select(group=GROUP):
-            yield entry_point, distribution
+            yield entry_point, distribution, notes
+
+
+def _folder(distribution: metadata.Distribution) -> str:
+    return str(Path(str(distribution.locate_file(""))).resolve())
 
 
 def _inspect(entry_point: metadata.EntryPoint, distribution: metadata.Distribution, settings: Settings) -> Plugin:
@@ -74,13 +90,16 @@ def _inspect(entry_point: metadata.EntryPoint, distribution: metadata.Distributi
     folder = next(iter(spec.submodule_search_locations or ()), None)
     if folder is None:
         plugin = replace(plugin, location=Path(spec.origin) if spec.origin else None)
-        return _inspect_without_manifest(plugin, distribution)
+        return _without_manifest(plugin, distribution)
     plugin = replace(plugin, location=Path(folder))
     path = Path(folder) / MANIFEST
-    if not path.is_file():
-        return _inspect_without_manifest(plugin, distribution)
+    try:
+        raw = _read(spec, path)
+    except OSError:
+        return _without_manifest(plugin, distribution)
     try:
         manifest = read_manifest(
+            raw,
             path,
             plugin=plugin.name,
             distribution=plugin.distribution,
@@ -88,9 +107,15 @@ def _inspect(entry_point: metadata.EntryPoint, distribution: metadata.Distributi
             package=plugin.package,
             api_version=API_VERSION,
         )
-    except (ManifestError, OSError) as error:
+    except ManifestError as error:
         return broken(plugin, one_line(error), f"mend the manifest, or: zoo uninstall {plugin.distribution}")
     return _with_manifest(plugin, distribution, manifest)
+
+
+def _read(spec: ModuleSpec, path: Path) -> bytes:
+    """A file beside a package, which may lie inside a zip file (a wheel on `sys.path`)."""
+    get_data = getattr(spec.loader, "get_data", None)
+    return path.read_bytes() if get_data is None else bytes(get_data(str(path)))
 
 
 def _with_manifest(plugin: Plugin, distribution: metadata.Distribution, manifest: Manifest) -> Plugin:
@@ -109,28 +134,37 @@ def _with_manifest(plugin: Plugin, distribution: metadata.Distribution, manifest
             cure=f"install a release of {plugin.distribution} that fits, or another modalzoo",
         )
     missing = _missing_requirements(distribution)
-    return _incomplete(plugin, missing) if missing else recorded(plugin)
+    return _incomplete(plugin, missing) if missing else with_failure(plugin)
 
 
-def _inspect_without_manifest(plugin: Plugin, distribution: metadata.Distribution) -> Plugin:
-    """Import the module and ask its `zoo_cards` hook, in a manager of its own."""
+def _without_manifest(plugin: Plugin, distribution: metadata.Distribution) -> Plugin:
     missing = _missing_requirements(distribution)
-    if missing:
-        return _incomplete(plugin, missing)
-    start = time.perf_counter()
-    manager = new_manager()
+    return _incomplete(plugin, missing) if missing else replace(plugin, state=UNLISTED)
+
+
+def _list_in_children(plugins: list[Plugin]) -> list[Plugin]:
+    """Ask the hook `zoo_cards` of each, in a process of its own: nothing that a listing meets may hang it or end it."""
+    if len(plugins) < 2:
+        return [_list_in_child(plugin) for plugin in plugins]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_list_in_child, plugins))
+
+
+def _list_in_child(plugin: Plugin) -> Plugin:
+    plugin = replace(plugin, state="ok")
+    answer = list_in_child(plugin)
+    if isinstance(answer, Plugin):
+        return answer
+    rows, import_ms = answer
     try:
-        activate(plugin, manager)
-        rows = call_hook(plugin, "zoo_cards", manager)
-        cards = tuple(card_from_hook(row, plugin.provider) for row in rows or ())
+        cards = tuple(card_from_hook(row, plugin.provider) for row in rows)
         if not cards:
             raise PluginError("it has neither a zoo.toml beside its module nor a hook zoo_cards that returns cards")
-    except PluginError as error:
-        cause = error.__cause__ or error
-        return replace(failed(plugin, cause), import_ms=1000 * (time.perf_counter() - start))
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's hook returned must not reach the listing
-        return replace(failed(plugin, error), import_ms=1000 * (time.perf_counter() - start))
-    return replace(plugin, cards=cards, import_ms=1000 * (time.perf_counter() - start))
+    except (ManifestError, PluginError) as error:
+        return replace(failed(plugin, error), import_ms=import_ms)
+    return with_failure(replace(plugin, cards=cards, import_ms=import_ms))
 
 
 def _incomplete(plugin: Plugin, missing: list[str]) -> Plugin:

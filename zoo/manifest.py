@@ -90,13 +90,14 @@ def api_matches(api: str, version: int) -> bool:
     return all(compare[operator](int(number)) for operator, number in API_RANGE.findall(api))
 
 
-def read_manifest(path: Path, *, plugin: str, distribution: str, version: str, package: str, api_version: int) -> Manifest:
-    """Parse and validate one manifest; one that was written for another API version yields no cards.
+def read_manifest(
+    raw: bytes, path: Path, *, plugin: str, distribution: str, version: str, package: str, api_version: int
+) -> Manifest:
+    """Parse and validate the bytes of one manifest, which came from `path`; one that was written for another API version yields no cards.
 
     Raises ManifestError, starting with `path:line`, for invalid TOML and for any field that is missing, unknown or of the
     wrong type.
     """
-    raw = path.read_bytes()
     sha256 = hashlib.sha256(raw).hexdigest()
     provider = Provider(plugin=plugin, distribution=distribution, version=version, manifest_sha256=sha256)
     text = raw.decode("utf-8", errors="replace")

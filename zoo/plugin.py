@@ -19,8 +19,8 @@ from zoo.manifest import Family
 class Plugin:
     """One entry point of the group `zoo` and what became of it.
 
-    error and cure are empty while the state is `ok`. import_ms is set for a plugin without a manifest, whose module had
-    to be imported to list it.
+    error and cure are empty while the state is `ok`. notes are true in any state (a second installation, say). import_ms is
+    set for a plugin without a manifest, whose module had to be imported to list it.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Plugin:
     error: str = ""
     cure: str = ""
     traceback: str = ""
+    notes: tuple[str, ...] = ()
     cards: tuple[Card, ...] = ()
     families: tuple[Family, ...] = ()
     schemes: tuple[str, ...] = ()
@@ -65,14 +66,23 @@ def code_sha256(plugin: Plugin) -> str | None:
         return None
     digest = hashlib.sha256()
     for path in package_files(plugin.location):
-        digest.update(f"{path.relative_to(plugin.location.parent).as_posix()}\0{path.stat().st_size}\0".encode())
+        name = (
+            path.relative_to(plugin.location.parent).as_posix()
+            if path.is_relative_to(plugin.location.parent)
+            else path.name
+        )
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def package_files(location: Path) -> list[Path]:
-    if location.is_file():
-        return [location]
+    """The files that a plugin's code lies in: its package's, its single module, or the zip file that holds it."""
+    for archive in (location, *location.parents):
+        if archive.is_file():
+            return [archive]
+        if archive.is_dir():
+            break
     return sorted(path for path in location.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.activation import call_hook, new_manager
+from zoo.activation import call_hook, new_manager, warn
 from zoo.card import Card, Provider, Weights
 from zoo.discovery import scan
 from zoo.errors import AmbiguousNameError, ManifestError, PluginError, UnknownNameError, UsageError
@@ -74,7 +74,7 @@ class Registry:
                     try:
                         members = self.expand(plugin, model)
                     except PluginError as error:
-                        self.warn(error)
+                        warn(error)
                         continue
                     found += [card for card in members if (card.name, card.provider.distribution) not in known]
         return sorted(
@@ -133,7 +133,7 @@ class Registry:
         claims.sort(key=lambda card: (card.provider.distribution, card.name))
         names = [f"{card.provider.distribution}:{card.name}" for card in claims]
         if len(names) > 1:
-            self.warn(
+            warn(
                 f"{len(names)} models offer to be the default for {task!r}: {', '.join(names)}; using {names[0]}. "
                 f"Settle it with: zoo default {task} NAME"
             )
@@ -153,12 +153,6 @@ class Registry:
             return [card_from_hook(row, plugin.provider) for row in rows]
         except ManifestError as error:
             raise PluginError(f"{describe(plugin)} returned a wrong card from its hook zoo_family: {error}") from error
-
-    def warn(self, message: object) -> None:
-        """Something is not as it should be and the work goes on: one line through the logger `zoo`."""
-        import logging  # listings that have nothing to say do not pay for it
-
-        logging.getLogger("zoo").warning("%s", message)
 
     def _matching(self, model: str, tag: str | None, distribution: str) -> list[Found]:
         matches = []

@@ -103,6 +103,8 @@ def report(plugins: list[Plugin], *, as_json: bool, show_traceback: bool) -> Non
         rows.append([plugin.name, f"{plugin.distribution} {plugin.version}", plugin.state, size, cost])
     print_table(["PLUGIN", "DISTRIBUTION", "STATE", "CARDS", ""], rows)
     for plugin in plugins:
+        for note in plugin.notes:
+            print(f"\n{plugin.name}: {note}")
         if plugin.state != "ok":
             print(f"\n{plugin.name} ({plugin.distribution} {plugin.version}) is {plugin.state}: {plugin.error}")
             print(f"  cure: {plugin.cure}")
@@ -122,6 +124,7 @@ def plugin_fields(plugin: Plugin) -> dict[str, Any]:
         "error": plugin.error,
         "cure": plugin.cure,
         "traceback": plugin.traceback,
+        "notes": list(plugin.notes),
         "manifest_sha256": plugin.manifest_sha256,
         "import_ms": plugin.import_ms,
     }

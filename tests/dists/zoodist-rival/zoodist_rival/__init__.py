@@ -1,0 +1,1 @@
+"""A plugin; its cards are in `zoo.toml`."""

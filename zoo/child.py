@@ -1,0 +1,92 @@
+"""Calling one of our functions in a process of its own, so that whatever a plugin does there stays there: raising, hanging,
+ending the interpreter, changing what belongs to the whole process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+_MAIN = "from zoo.child import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a child. `value` is what the function returned; `exit_code` is None when its time was over."""
+
+    value: Any
+    exit_code: int | None
+    stderr: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether the function returned."""
+        return self.exit_code == 0 and self.value is not None
+
+    @property
+    def end(self) -> str:
+        """How it ended, for a message; only meaningful if it did not finish."""
+        if self.exit_code is None:
+            return "did not end in time"
+        if self.exit_code < 0:
+            return f"ended the interpreter by {signal.Signals(-self.exit_code).name}"
+        return f"ended the interpreter with exit code {self.exit_code}"
+
+
+def call(target: str, argument: Any, *, timeout_s: float, environment: dict[str, str] | None = None) -> Outcome:
+    """`"zoo.module:function"` with one argument, both ways through JSON, in a child that sees the same `sys.path`.
+
+    What the function prints goes to the returned stderr. After `timeout_s` seconds the child and everything it started are
+    killed.
+    """
+    child = subprocess.Popen(  # noqa: S603 - our own interpreter and code
+        [sys.executable, "-P", "-c", _MAIN, target],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+    )
+    try:
+        stdout, stderr = child.communicate(json.dumps(argument), timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        _kill(child)
+        _, stderr = child.communicate()
+        return Outcome(None, None, stderr)
+    except BaseException:
+        _kill(child)
+        raise
+    try:
+        value = json.loads(stdout) if child.returncode == 0 else None
+    except ValueError:
+        value = None
+    return Outcome(value, child.returncode, stderr)
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+
+
+def main() -> None:
+    """The child's side: the answer goes where stdout went at the start, and prints of a plugin to stderr."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    module, _, function = sys.argv[1].partition(":")
+    value = getattr(importlib.import_module(module), function)(json.load(sys.stdin))
+    json.dump(value, answer)
+    answer.close()
+    sys.stderr.flush()
+    os._exit(0)  # a thread that a plugin left running must not keep the child alive
