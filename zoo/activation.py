@@ -120,7 +120,7 @@ def new_manager() -> pluggy.PluginManager:
 def try_in_child(plugin: Plugin, *, timeout_s: float) -> Plugin:
     """The plugin as a trial in a process of its own found it: activated, and the modules of its builders imported."""
     targets = list(dict.fromkeys(card.build for card in plugin.cards if card.build))
-    outcome = child.call("zoo.activation:_activate_here", {**_identify(plugin), "targets": targets}, timeout_s=timeout_s)
+    outcome = child.call("zoo.activation:_activate_here", {**identify(plugin), "targets": targets}, timeout_s=timeout_s)
     drop_record("attempt", plugin)
     if outcome.finished:
         drop_record("activation", plugin)
@@ -131,14 +131,14 @@ def try_in_child(plugin: Plugin, *, timeout_s: float) -> Plugin:
     return _ended(plugin, f"activating it {outcome.end}", outcome, timeout_s)
 
 
-def list_in_child(plugin: Plugin) -> tuple[list[Mapping[str, Any]], float] | Plugin:
-    """What the hook `zoo_cards` of a plugin without a manifest returns, and the milliseconds it took; or the failed plugin.
+def list_in_child(plugin: Plugin) -> Mapping[str, Any] | Plugin:
+    """`rows` of the hook `zoo_cards` of a plugin without a manifest, `import_ms` and `imports_torch`; or the failed plugin.
 
     It is asked in a process of its own, once; the answer is kept until the plugin's files change.
     """
     record = read_record("listing", plugin)
     if record is None:
-        outcome = child.call("zoo.activation:_list_here", _identify(plugin), timeout_s=LISTING_TIMEOUT_S)
+        outcome = child.call("zoo.activation:_list_here", identify(plugin), timeout_s=LISTING_TIMEOUT_S)
         drop_record("attempt", plugin)
         if outcome.finished:
             record = outcome.value
@@ -149,7 +149,7 @@ def list_in_child(plugin: Plugin) -> tuple[list[Mapping[str, Any]], float] | Plu
             record = {"state": failure.state, "error": failure.error, "cure": failure.cure, "traceback": failure.traceback}
         write_record("listing", plugin, record)
     if "rows" in record:
-        return record["rows"], record["import_ms"]
+        return record
     state, error, cure, details = (str(record.get(key, "")) for key in ("state", "error", "cure", "traceback"))
     return replace(plugin, state=state, error=error, cure=cure, traceback=details)
 
@@ -194,7 +194,7 @@ def _ended(plugin: Plugin, error: str, outcome: child.Outcome, timeout_s: float)
     return record_failure(replace(broken(plugin, f"{error}{limit}", replace_it(plugin)), traceback=outcome.stderr))
 
 
-def _identify(plugin: Plugin) -> dict[str, Any]:
+def identify(plugin: Plugin) -> dict[str, Any]:
     """The plugin as JSON, for a child, which must not scan: scanning is what it is a child of."""
     return {
         "name": plugin.name,
@@ -205,7 +205,7 @@ def _identify(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def _identified(fields: Mapping[str, Any]) -> Plugin:
+def identified(fields: Mapping[str, Any]) -> Plugin:
     location = fields["location"]
     return Plugin(
         name=fields["name"],
@@ -218,7 +218,7 @@ def _identified(fields: Mapping[str, Any]) -> Plugin:
 
 def _activate_here(fields: Mapping[str, Any]) -> bool:
     """In a child: activate a plugin and import its builders."""
-    plugin, manager = _identified(fields), new_manager()
+    plugin, manager = identified(fields), new_manager()
     drop_record("attempt", plugin)
     activate(plugin, manager)
     for target in fields["targets"]:
@@ -228,9 +228,10 @@ def _activate_here(fields: Mapping[str, Any]) -> bool:
 
 def _list_here(fields: Mapping[str, Any]) -> dict[str, Any]:
     """In a child: the rows of `zoo_cards`, as plain data."""
+    import sys
     import time
 
-    plugin, manager = _identified(fields), new_manager()
+    plugin, manager = identified(fields), new_manager()
     drop_record("attempt", plugin)
     start = time.perf_counter()
     activate(plugin, manager)
@@ -239,7 +240,11 @@ def _list_here(fields: Mapping[str, Any]) -> dict[str, Any]:
     except (PluginError, TypeError) as error:
         record_failure(failed(plugin, error.__cause__ or error))
         raise
-    return {"rows": rows, "import_ms": 1000 * (time.perf_counter() - start)}
+    return {
+        "rows": rows,
+        "import_ms": 1000 * (time.perf_counter() - start),
+        "imports_torch": "torch" in sys.modules,
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -44,7 +44,7 @@ class Weights:
     """One set of trained parameters of a card, with the side files (a tokenizer, say) that belong to them.
 
     The file with role `model` holds the tensors; the builder receives the path of every other one as `<role>_path`.
-    `variant` overrides the card's for these weights (a classifier of another size, say). `keys` is a
+    `variant`, `preprocess` and `classes` override the card's for these weights. `keys` is a
     `"package.module:function"` of the plugin that turns the published state dict into the module's; it is
     called for a file none of whose keys is the module's own.
     """
@@ -55,6 +55,7 @@ class Weights:
     variant: Mapping[str, Any] = field(default_factory=_empty)
     preprocess: Mapping[str, Any] = field(default_factory=_empty)
     keys: str | None = None
+    classes: int | None = None
 
     @property
     def size_bytes(self) -> int | None:

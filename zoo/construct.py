@@ -80,7 +80,7 @@ def open_model(
         role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
         for role, part in found.card.parts.items()
     }
-    located = locate_files(found, registry=registry) if weights is not None else {}
+    located = locate_files(found, registry=registry, model=from_card) if weights is not None else {}
     if weights is not None and not from_card:
         located["model"] = _local_weights(Path(weights), found)
     drawn = None if "model" in located or parts else _random_state()

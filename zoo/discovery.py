@@ -157,14 +157,14 @@ def _list_in_child(plugin: Plugin) -> Plugin:
     answer = list_in_child(plugin)
     if isinstance(answer, Plugin):
         return answer
-    rows, import_ms = answer
+    plugin = replace(plugin, import_ms=answer["import_ms"], listing_imports_torch=answer["imports_torch"])
     try:
-        cards = tuple(card_from_hook(row, plugin.provider) for row in rows)
+        cards = tuple(card_from_hook(row, plugin.provider) for row in answer["rows"])
         if not cards:
             raise PluginError("it has neither a zoo.toml beside its module nor a hook zoo_cards that returns cards")
     except (ManifestError, PluginError) as error:
-        return replace(failed(plugin, error), import_ms=import_ms)
-    return with_failure(replace(plugin, cards=cards, import_ms=import_ms))
+        return failed(plugin, error)
+    return with_failure(replace(plugin, cards=cards))
 
 
 def _incomplete(plugin: Plugin, missing: list[str]) -> Plugin:

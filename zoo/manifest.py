@@ -176,7 +176,7 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
 
 
 def _parse_weights(row: Mapping[str, Any]) -> Weights:
-    _refuse_unknown(row, {"tag", "file", "licence", "variant", "preprocess", "keys"})
+    _refuse_unknown(row, {"tag", "file", "licence", "variant", "preprocess", "keys", "classes"})
     tag = _text(row, "tag", required=True)
     if not MODEL_NAME.fullmatch(tag):
         raise _FieldError("tag", f"tag {tag!r} must match {MODEL_NAME.pattern}")
@@ -193,6 +193,7 @@ def _parse_weights(row: Mapping[str, Any]) -> Weights:
         variant=_frozen(row, "variant"),
         preprocess=_frozen(row, "preprocess"),
         keys=keys,
+        classes=_count(row, "classes"),
     )
 
 

@@ -19,8 +19,8 @@ from zoo.manifest import Family
 class Plugin:
     """One entry point of the group `zoo` and what became of it.
 
-    error and cure are empty while the state is `ok`. notes are true in any state (a second installation, say). import_ms is
-    set for a plugin without a manifest, whose module had to be imported to list it.
+    error and cure are empty while the state is `ok`. notes are true in any state (a second installation, say). import_ms and
+    listing_imports_torch are for a plugin without a manifest, whose module had to be imported to list it.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Plugin:
     schemes: tuple[str, ...] = ()
     manifest_sha256: str | None = None
     import_ms: float | None = None
+    listing_imports_torch: bool = False
 
     @property
     def provider(self) -> Provider:

@@ -39,6 +39,12 @@ class Found:
         """Full name with the tag."""
         return f"{self.card.name}.{self.weights.tag}" if self.weights else self.card.name
 
+    @property
+    def classes(self) -> int | None:
+        """Outputs of the trained classifier, where there is one."""
+        row = self.weights
+        return row.classes if row is not None and row.classes is not None else self.card.classes
+
 
 class Registry:
     """The cards of one scan. `plugins` is refreshed when an activation changes a plugin's state."""

@@ -73,11 +73,15 @@ def fetch(name: str, *, registry: Registry | None = None) -> list[Fetched]:
     return fetched
 
 
-def locate_files(found: Found, *, registry: Registry | None = None) -> dict[str, Located]:
-    """Role -> verified local file for every file of a model's weights, fetching what is missing."""
+def locate_files(found: Found, *, registry: Registry | None = None, model: bool = True) -> dict[str, Located]:
+    """Role -> verified local file for every file of a model's weights, fetching what is missing.
+
+    model: False for the side files alone, when the tensors come from somewhere else.
+    """
     if found.weights is None:
         return {}
-    located = {file.role: locate(file, found, registry=registry) for file in found.weights.files}
+    files = [file for file in found.weights.files if model or file.role != "model"]
+    located = {file.role: locate(file, found, registry=registry) for file in files}
     _drop_wheels(found.weights)
     return located
 

@@ -98,7 +98,7 @@ def classify(
     built = _open(registry, model, weights, device, dtype, task)
     if names is not None and built.found.card.kind != "dual_encoder" and shots is None:
         raise UsageError(_not_dual(built))
-    if closed and not built.found.card.classes:
+    if closed and not built.found.classes:
         raise UsageError(f"{built.found.name} has no classes of its own: give it labels (--labels a,b,c)")
     run = partial(run_images, batch_size=batch_size, device=device, allow_urls=allow_urls, progress=progress)
     probe: Probe | None = None
@@ -270,9 +270,7 @@ def _weight_hashes(built: Built) -> dict[str, dict[str, str]]:
 
 
 def _not_dual(built: Built) -> str:
-    own = (
-        f"it knows {built.found.card.classes:,} classes of its own (leave out --labels)" if built.found.card.classes else ""
-    )
+    own = f"it knows {built.found.classes:,} classes of its own (leave out --labels)" if built.found.classes else ""
     ways = "; ".join(
         way
         for way in (own, "give it examples with --shots DIR", "or choose a dual encoder (zoo list --kind dual_encoder)")

@@ -97,10 +97,10 @@ class PhotoTextEncoder(nn.Module):
         self.classes_averaged = classes_averaged
         self.feature_weight = feature_weight
         self.logit_scale = logit_scale
-        self.register_buffer("names_KD", names_KD, persistent=False)
-        self.register_buffer("mean_name_D", names_KD.mean(0), persistent=False)
+        self.register_buffer("names_KD", names_KD)
+        self.register_buffer("mean_name_D", names_KD.mean(0))
         kernel_KK = self._kernel(names_KD) + ridge * torch.eye(len(names_KD))
-        self.register_buffer("inverse_KK", torch.linalg.inv(kernel_KK.double()).float(), persistent=False)
+        self.register_buffer("inverse_KK", torch.linalg.inv(kernel_KK.double()).float())
 
     def preprocess(self, modality: str, items: Sequence[Any]) -> Any:
         """RGB images -> float[B, 3, size, size]; texts -> what the text encoder takes."""

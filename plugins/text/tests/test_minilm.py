@@ -205,6 +205,13 @@ def test_what_is_not_a_text_is_refused(tiny: Any) -> None:
         tiny.preprocess(["a", "dog \ud83d"])
 
 
+def test_without_a_tokenizer_a_token_is_a_byte() -> None:
+    encoder = sentence_encoder(**{**TINY, "vocabulary": 300, "positions": 16, "max_tokens": 12}).eval()
+    ids_BT, mask_BT = encoder.preprocess(["cat", "", "é", "a text that is cut"])
+    assert mask_BT.sum(1).tolist() == [5, 2, 4, 12]
+    assert len(set(ids_BT[0].tolist()[1:4])) == 3
+
+
 def test_texts_need_a_tokenizer() -> None:
     with pytest.raises(UsageError, match=r"built without weights.*`zoo fetch text/all-minilm-l6-v2`.*tokenizer_path"):
         sentence_encoder(**TINY).preprocess(["a dog"])

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import BertProcessing
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
@@ -23,6 +26,7 @@ from zoo.batch import Encoded
 from zoo.errors import UsageError
 
 NORM_EPSILON = 1e-12
+BYTE_ENTRIES = 258  # 256 bytes, a start and an end
 TOKEN_TYPES = 2  # BERT tells the two sentences of a pair apart; a lone sentence is of type 0
 
 _EMBEDDING_NAMES = {
@@ -64,14 +68,18 @@ def sentence_encoder(
     width: D. hidden: width inside the feed-forward. vocabulary: number of word pieces. positions: the longest input, in
         tokens, that `forward` takes.
     max_tokens: where `preprocess` cuts a text, the start and end tokens included; at most `positions`.
-    tokenizer_path: a `tokenizer.json` of the library tokenizers. Without it the module takes ids but no texts.
+    tokenizer_path: a `tokenizer.json` of the library tokenizers. None: a token for each byte of a text, which suits random
+        weights alone, and needs a vocabulary of at least 258.
     Raises UsageError for numbers that contradict each other and for a tokenizer that does not fit them.
     """
     if width % heads:
         raise UsageError(f"width must be a multiple of heads, got width={width} and heads={heads}")
     if max_tokens > positions:
         raise UsageError(f"max_tokens must be at most positions={positions}, got {max_tokens}")
-    tokenizer = None if tokenizer_path is None else open_tokenizer(tokenizer_path, vocabulary, max_tokens)
+    if tokenizer_path is not None:
+        tokenizer = open_tokenizer(tokenizer_path, vocabulary, max_tokens)
+    else:
+        tokenizer = byte_tokenizer(max_tokens) if vocabulary >= BYTE_ENTRIES else None
     return SentenceEncoder(layers, width, heads, hidden, vocabulary, positions, tokenizer)
 
 
@@ -93,6 +101,16 @@ def open_tokenizer(path: Path, vocabulary: int, max_tokens: int) -> Tokenizer:
         raise UsageError(f"max_tokens must exceed the {added} that {path} adds to each text, got {max_tokens}")
     tokenizer.enable_truncation(max_tokens)
     tokenizer.no_padding()
+    return tokenizer
+
+
+def byte_tokenizer(max_tokens: int) -> Tokenizer:
+    """A start token, a token for each byte of the UTF-8 text, an end token: what a model needs to be tried without weights."""
+    entries = {name: number for number, name in enumerate([*sorted(ByteLevel.alphabet()), "[CLS]", "[SEP]"])}
+    tokenizer = Tokenizer(BPE(entries, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = BertProcessing(("[SEP]", entries["[SEP]"]), ("[CLS]", entries["[CLS]"]))
+    tokenizer.enable_truncation(max_tokens)
     return tokenizer
 
 
@@ -169,8 +187,9 @@ class SentenceEncoder(nn.Module):
         _check_texts(items)
         if self.tokenizer is None:
             raise UsageError(
-                "expected an encoder with a tokenizer, but this one was built without weights and takes ids alone: run "
-                "`zoo fetch text/all-minilm-l6-v2` and build that model with its weights, or build with tokenizer_path=..."
+                f"expected an encoder with a tokenizer, but this one was built without weights and its vocabulary has no room "
+                f"for {BYTE_ENTRIES} bytes: run `zoo fetch text/all-minilm-l6-v2` and build that model with its weights, or "
+                f"build with tokenizer_path=..."
             )
         try:
             rows = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(items))]

@@ -47,6 +47,7 @@ def _weights(arch: str, tag: str) -> dict[str, Any] | None:
         "licence": config.license or "",
         "keys": "zoo_timm.keys:from_timm",
         "variant": {"num_classes": config.num_classes},
+        "classes": config.num_classes,
         "preprocess": _preprocess(config.to_dict()),
         "file": [{"role": "model", "sources": [f"hf:{repository}@main/{filename}"]}],
     }

@@ -1,0 +1,81 @@
+"""`zoo new`, `zoo check`: for those who write plugins, and those who want to know what they are about to trust."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.output import print_json, print_table
+from zoo.errors import UsageError
+
+
+def add_commands(commands: Any) -> None:
+    check = commands.add_parser("check", help="try everything that a plugin or model promises")
+    check.add_argument("name", nargs="?", help="plugin, distribution or model name")
+    check.add_argument("--list", action="store_true", help="list the checks and what each one promises")
+    check.add_argument("--out", type=Path, metavar="FILE", help="also write the result, as JSON, to a file")
+    check.set_defaults(run=run_check)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        return _list_checks(as_json=arguments.json)
+    if arguments.name is None:
+        raise UsageError("which plugin, distribution or model? zoo plugins and zoo list show their names")
+    from zoo.registry import default_registry
+    from zoo.testing.runner import check_model, check_plugin
+
+    registry = default_registry()
+    plugin = next((plugin for plugin in registry.plugins if arguments.name in (plugin.name, plugin.distribution)), None)
+    if plugin is not None:
+        if plugin.state in ("disabled", "incompatible", "missing-extra"):
+            raise UsageError(f"{plugin.name} is {plugin.state}: {plugin.error}; {plugin.cure}")
+        report = check_plugin(plugin, registry=registry, say=_progress)
+    else:
+        report = check_model(arguments.name, registry=registry, say=_progress)
+    badge = report.badge()
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(badge, indent=1) + "\n", encoding="utf-8")
+    if arguments.json:
+        print_json(badge)
+    else:
+        _print_report(report)
+    return 0 if report.passed else 1
+
+
+def _progress(name: str) -> None:
+    print(f"checking {name} ...", file=sys.stderr)
+
+
+def _print_report(report: Any) -> None:
+    for name, results in report.results.items():
+        counts = [
+            f"{sum(result.status == status for result in results)} {status}" for status in ("passed", "failed", "skipped")
+        ]
+        print(f"{name}: {', '.join(count for count in counts if not count.startswith('0 '))}")
+        for result in results:
+            if result.status != "passed":
+                print(f"  {result.status:<8}{result.check}: {result.message}")
+    verdict = "passed" if report.passed else "FAILED"
+    print(f"{report.distribution} {report.version}, files sha256 {str(report.files_sha256)[:16]}: {verdict}")
+
+
+def _list_checks(*, as_json: bool) -> int:
+    from zoo.testing.check import CHECKS, LEVELS
+
+    checks = sorted(CHECKS.values(), key=lambda check: LEVELS.index(check.level))
+    rows = [
+        {"check": check.name, "level": check.level, "kinds": list(check.kinds) or ["plugin"], "promise": check.promise}
+        for check in checks
+    ]
+    if as_json:
+        print_json({"checks": rows})
+    else:
+        print_table(
+            ["CHECK", "LEVEL", "FOR", "WHAT MUST HOLD"],
+            [[row["check"], row["level"], ", ".join(row["kinds"]), row["promise"]] for row in rows],
+        )
+    return 0

@@ -1,0 +1,148 @@
+"""It stays inside its own walls: nothing of the process is changed, and other processes can use it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Mapping
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from zoo import child
+from zoo.construct import open_model
+from zoo.registry import default_registry
+from zoo.surroundings import changes, snapshot
+from zoo.testing.check import SEED, CheckFailed, CheckSkipped, Subject, check
+from zoo.testing.numbers import outputs
+from zoo.testing.truth import ENCODERS
+
+TIMEOUT_S = 120.0
+
+
+@check("process", "Importing, building and running it change nothing that belongs to the whole process.", kinds=ENCODERS)
+def process_stays_as_it_was(subject: Subject) -> None:
+    changed = _in_child("_changes_here", subject)
+    if changed:
+        raise CheckFailed("; ".join(changed))
+
+
+@check("process", "It works in a forked process.", kinds=ENCODERS)
+def works_after_fork(subject: Subject) -> None:
+    if not hasattr(os, "fork"):
+        raise CheckSkipped("this system does not fork")
+    digests = _in_child("_fork_here", subject)
+    if digests[0] != digests[1]:
+        raise CheckFailed("its output in a forked process differs from its parent's")
+
+
+@check("process", "It can be sent to a spawned process and works there.", kinds=ENCODERS)
+def works_after_spawn(subject: Subject) -> None:
+    digests = _in_child("_spawn_here", subject)
+    if digests[0] != digests[1]:
+        raise CheckFailed("its output in a spawned process differs from its parent's")
+
+
+def _in_child(function: str, subject: Subject) -> list[str]:
+    outcome = child.call(
+        f"zoo.testing.process:{function}",
+        {"name": subject.name_to_open},
+        timeout_s=TIMEOUT_S,
+        environment={"ZOO_OFFLINE": "1"},
+    )
+    if not outcome.finished:
+        lines = outcome.stderr.strip().splitlines()
+        raise CheckFailed(f"the process that tried it {outcome.end}" + (f": {lines[-1][:300]}" if lines else ""))
+    found: list[str] = outcome.value
+    return found
+
+
+def subject_here(fields: Mapping[str, Any]) -> Subject:
+    """The model of that name, in this process."""
+    registry = default_registry()
+    found = registry.find(fields["name"])
+    return Subject(found, registry.owner(found.card), registry)
+
+
+def _changes_here(fields: Mapping[str, Any]) -> list[str]:
+    """In a child: what importing, building and running a model changed, in words."""
+    subject = subject_here(fields)
+    reports: SimpleQueue[logging.LogRecord] = SimpleQueue()  # what an import changes is put back, and reported there
+    logging.getLogger("zoo").addHandler(QueueHandler(reports))
+    before = snapshot()
+    subject.open(weights=None)
+    words = [f"importing and building it changed {text}" for text in changes(before)]
+    states = []
+    for seed in (SEED, SEED + 1):
+        torch.manual_seed(seed)
+        open_model(subject.name_to_open, weights=None, registry=subject.registry)
+        states.append(torch.get_rng_state())
+    if torch.equal(*states):
+        words.append("building it sets torch's seed")
+    _ = subject.built
+    before = snapshot()
+    for modality in subject.found.card.modalities:
+        outputs(subject, modality)
+    words += [f"running it changed {text}" for text in changes(before)]
+    while not reports.empty():
+        words.append(reports.get().getMessage())
+    return words
+
+
+def _fork_here(fields: Mapping[str, Any]) -> list[str]:
+    """In a child: the digests of the outputs in a forked process and here."""
+    torch.set_num_threads(1)  # the threads of the parent do not exist in a forked process
+    subject = subject_here(fields)
+    _ = subject.built
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.write(writer, _digest(subject).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    deadline = time.monotonic() + TIMEOUT_S / 2
+    while os.waitpid(process, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+            raise TimeoutError(f"the forked process did not end in {TIMEOUT_S / 2:.0f} s")
+        time.sleep(0.02)
+    return [os.read(reader, 64).decode(), _digest(subject)]
+
+
+def _spawn_here(fields: Mapping[str, Any]) -> list[str]:
+    """In a child: the digests of the outputs in a spawned process, to which the module was sent, and here."""
+    torch.set_num_threads(1)
+    subject = subject_here(fields)
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=_spawned, args=(fields, subject.module, answers))
+    process.start()
+    process.join(TIMEOUT_S / 2)
+    if process.exitcode != 0:
+        process.kill()
+        raise RuntimeError(f"the spawned process ended with {process.exitcode}")
+    return [answers.get(), _digest(subject)]
+
+
+def _spawned(fields: Mapping[str, Any], module: torch.nn.Module, answers: Any) -> None:
+    torch.set_num_threads(1)
+    answers.put(_digest(subject_here(fields), module))
+
+
+def _digest(subject: Subject, module: torch.nn.Module | None = None) -> str:
+    """Of all outputs, to the bit."""
+    digest = hashlib.sha256()
+    for modality in subject.found.card.modalities:
+        for value in outputs(subject, modality, module=module).values():
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,138 @@
+"""Running the checks: those of a plugin here, those of a model in a process of its own that cannot take the others with it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zoo import __version__, child
+from zoo.plugin import Plugin, code_sha256
+from zoo.records import read_record, write_record
+from zoo.registry import Found, Registry, default_registry
+from zoo.testing import listing, numbers, pairs, process, truth
+from zoo.testing.check import CHECKS, LEVELS, Check, Result, Subject, run_check
+
+TIMEOUT_S = 600.0
+MODULES = (listing, truth, numbers, process, pairs)  # importing them registers their checks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the checks found. `results` maps a model's name, or `plugin`, to what was found about it."""
+
+    plugin: str
+    distribution: str
+    version: str
+    files_sha256: str | None
+    results: Mapping[str, tuple[Result, ...]]
+
+    def count(self, status: str) -> int:
+        """How many checks ended so."""
+        return sum(result.status == status for results in self.results.values() for result in results)
+
+    @property
+    def passed(self) -> bool:
+        return self.count("failed") == 0
+
+    def badge(self) -> dict[str, Any]:
+        """The result as plain data, pinned to distribution, version and the hash of the plugin's files."""
+        import torch
+
+        return {
+            "plugin": self.plugin,
+            "dist": self.distribution,
+            "version": self.version,
+            "files_sha256": self.files_sha256,
+            "zoo": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "passed": self.count("passed"),
+            "failed": self.count("failed"),
+            "skipped": self.count("skipped"),
+            "results": {name: [asdict(result) for result in results] for name, results in self.results.items()},
+        }
+
+
+def checks_for(kind: str | None) -> list[Check]:
+    """The checks of a kind of card, or of a whole plugin for None, by level."""
+    chosen = [check for check in CHECKS.values() if (kind in check.kinds if kind else not check.kinds)]
+    return sorted(chosen, key=lambda check: LEVELS.index(check.level))
+
+
+def check_plugin(plugin: Plugin, *, registry: Registry | None = None, say: Callable[[str], None] | None = None) -> Report:
+    """Check a plugin and every card of its manifest; the result is kept and shown by `zoo plugins` until its files change.
+
+    say: called with each name before it is checked.
+    """
+    registry = registry or default_registry()
+    results = {"plugin": _plugin_results(plugin, say)}
+    if all(result.status != "failed" for result in results["plugin"] if result.check == "activation-ends-well"):
+        for card in plugin.cards:
+            found = Found(card, card.choose_weights(None))
+            results[found.name] = _model_results(found, plugin, registry, say)
+    report = _report(plugin, results)
+    badge = report.badge()
+    write_record("badge", plugin, {key: badge[key] for key in ("files_sha256", "passed", "failed", "skipped", "zoo")})
+    return report
+
+
+def check_model(name: str, *, registry: Registry | None = None, say: Callable[[str], None] | None = None) -> Report:
+    """Check one model, which may be the member of a family, and its plugin. Raises UnknownNameError for the name."""
+    registry = registry or default_registry()
+    found = registry.find(name)
+    plugin = registry.owner(found.card)
+    results = {"plugin": _plugin_results(plugin, say), found.name: _model_results(found, plugin, registry, say)}
+    return _report(plugin, results)
+
+
+def kept_badge(plugin: Plugin) -> Mapping[str, Any] | None:
+    """What the last check of this plugin found, if its files are still those that were checked."""
+    return read_record("badge", plugin)
+
+
+def _report(plugin: Plugin, results: Mapping[str, tuple[Result, ...]]) -> Report:
+    return Report(
+        plugin=plugin.name,
+        distribution=plugin.distribution,
+        version=plugin.version,
+        files_sha256=code_sha256(plugin),
+        results=results,
+    )
+
+
+def _plugin_results(plugin: Plugin, say: Callable[[str], None] | None) -> tuple[Result, ...]:
+    if say:
+        say(f"{plugin.distribution} {plugin.version}")
+    return tuple(run_check(check, plugin) for check in checks_for(None))
+
+
+def _model_results(
+    found: Found, plugin: Plugin, registry: Registry, say: Callable[[str], None] | None
+) -> tuple[Result, ...]:
+    """In one process; if that does not survive, each check in one of its own, so that the guilty one has a name."""
+    if say:
+        say(found.name)
+    checks = checks_for(found.card.kind)
+    if not checks:
+        return (Result("any", "manifest", "skipped", f"the kit has no checks for the kind {found.card.kind} yet"),)
+    name = Subject(found, plugin, registry).name_to_open
+    together = _in_child(name, [check.name for check in checks])
+    if together is not None:
+        return together
+    return tuple(
+        (_in_child(name, [check.name]) or (Result(check.name, check.level, "failed", "it did not survive this check"),))[0]
+        for check in checks
+    )
+
+
+def _in_child(name: str, checks: list[str]) -> tuple[Result, ...] | None:
+    outcome = child.call("zoo.testing.runner:_check_here", {"name": name, "checks": checks}, timeout_s=TIMEOUT_S)
+    return tuple(Result(**fields) for fields in outcome.value) if outcome.finished else None
+
+
+def _check_here(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """In a child: run the named checks on a model."""
+    subject = process.subject_here(fields)
+    return [asdict(run_check(CHECKS[name], subject)) for name in fields["checks"]]

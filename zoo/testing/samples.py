@@ -1,0 +1,55 @@
+"""Raw items to try a model on: ordinary ones that differ from each other, and extreme ones that are legal all the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from zoo.modality import IMAGE, TEXT
+from zoo.testing.check import CheckSkipped
+
+TEXTS = ("red", "cat", "owl")  # of one length for most tokenizers
+SENTENCES = ("cat", "a photograph of two grey cats asleep on a red sofa beside the window", "an old wooden boat")
+EXTREME_TEXTS = ("", " ", "a" * 3000, "word " * 2000, "\N{GRINNING FACE}" * 40, "图片 中 的 猫", "tab\tand\nline", "\x00")
+
+
+def ordinary(modality: str) -> list[Any]:
+    """Three items of equal length."""
+    if modality == IMAGE:
+        return [_picture(seed) for seed in range(3)]
+    if modality == TEXT:
+        return list(TEXTS)
+    raise CheckSkipped(f"the kit has no samples of {modality} yet")
+
+
+def uneven(modality: str) -> list[Any]:
+    """Three items of different size."""
+    if modality == IMAGE:
+        return [_picture(0, 48, 64), _picture(1, 300, 200), _picture(2, 31, 97)]
+    if modality == TEXT:
+        return list(SENTENCES)
+    raise CheckSkipped(f"the kit has no samples of {modality} yet")
+
+
+def extreme(modality: str) -> list[tuple[str, Any]]:
+    """Legal items at the edge, each with a name."""
+    if modality == IMAGE:
+        flat = [(f"an image of grey {value}", np.full((40, 40, 3), value, np.uint8)) for value in (0, 128, 255)]
+        board = np.indices((64, 64)).sum(0)[..., None].repeat(3, 2) % 2 * 255
+        shapes = [("an image of 1 x 1", (1, 1)), ("an image of 1 x 700", (1, 700)), ("an image of 700 x 1", (700, 1))]
+        edges = [(name, np.full((*shape, 3), 200, np.uint8)) for name, shape in shapes]
+        items = [*flat, ("a checkerboard of pixels", board.astype(np.uint8)), *edges]
+        return [(name, Image.fromarray(pixels)) for name, pixels in items]
+    if modality == TEXT:
+        return [(f"the text {text[:12]!r} ({len(text)} characters)", text) for text in EXTREME_TEXTS]
+    raise CheckSkipped(f"the kit has no samples of {modality} yet")
+
+
+def _picture(seed: int, height: int = 64, width: int = 64) -> Image.Image:
+    """Coloured noise on a gradient: every pixel differs, and every picture does."""
+    generator = np.random.default_rng(seed)
+    noise = generator.integers(0, 120, (height, width, 3))
+    slope = np.linspace(0, 120, width)[None, :, None] * generator.random(3)
+    return Image.fromarray((noise + slope).astype(np.uint8))
