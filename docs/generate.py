@@ -74,7 +74,7 @@ def models() -> str:
 
 def commands() -> str:
     """The help of every command."""
-    names = re.findall(r"^    (\w+) ", run("zoo --help"), flags=re.MULTILINE)
+    names = re.findall(r"^    (\w+)(?: |$)", run("zoo --help"), flags=re.MULTILINE)
     return "\n\n".join(f"## zoo {name}\n\n```\n{run(f'zoo {name} --help')}\n```" for name in names)
 
 

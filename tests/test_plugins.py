@@ -109,10 +109,10 @@ def test_the_demo_still_runs(crowd, zoo, tmp_path) -> None:
 
 
 def test_a_use_of_a_broken_plugin_is_remembered(crowd, zoo) -> None:
-    run = zoo(
-        "classify", "x.jpg", "--model", "importerror/never", "--weights", "none", "--labels", "a,b", python=str(crowd)
-    )
-    assert run.returncode == 2 or "importerror" in run.stderr
+    command = ["classify", "x.jpg", "--model", "importerror/never", "--weights", "none", "--labels", "a,b"]
+    run = zoo(*command, python=str(crowd))
+    assert run.returncode == 1
+    assert "plugin 'importerror' (zoodist-importerror 1.0) is broken: ImportError: cannot import name" in run.stderr
     crew = "importerror,exits,endless,dtype,good,onefile,torchtop"
     run = zoo("doctor", "--json", python=str(crowd), ZOO_PLUGINS=crew)
     assert run.returncode == 0, run.stderr
@@ -157,10 +157,18 @@ def test_a_clash_is_refused_and_settled(crowd, zoo, photos) -> None:
 
 
 def test_disabled_means_not_looked_at(crowd, zoo) -> None:
-    for variable in ({"ZOO_DISABLE": "systemexit,raises"}, {"ZOO_PLUGINS": "timm,good"}):
+    ways = (
+        ({"ZOO_DISABLE": "systemexit,raises"}, "take it out of ZOO_DISABLE"),
+        ({"ZOO_PLUGINS": "timm,good"}, "add it there"),
+    )
+    for variable, cure in ways:
         plugins = plugins_of(zoo("plugins", "--json", python=str(crowd), **variable))
         assert plugins["zoodist-raises"]["state"] == "disabled"
-        assert plugins["zoodist-raises"]["cure"] == "zoo enable raises"
+        assert plugins["zoodist-raises"]["cure"] == cure
+        assert (
+            f"raises is still disabled: {plugins['zoodist-raises']['error']}; {cure}"
+            in zoo("enable", "raises", python=str(crowd), **variable).stderr
+        )
     plugins = plugins_of(zoo("plugins", "--json", python=str(crowd), ZOO_DISABLE="zoodist-onefile"))
     assert (plugins["zoodist-onefile"]["state"], plugins["zoodist-onefile"]["import_ms"]) == ("disabled", None)
 
@@ -261,6 +269,70 @@ def test_the_order_of_installation_decides_nothing(zoo, tmp_path, order) -> None
     assert {plugins[name]["state"] for name in (*order, "modalzoo-timm")} == {"shadowed"}
     refused = zoo("show", "efficientnet_lite0", python=str(python))
     assert "provided by modalzoo-timm 0.1.0 and by zoodist-clash 1.0 and by zoodist-rival 1.0" in refused.stderr
+
+
+def test_enabling_undoes_disabling_by_either_name(zoo) -> None:
+    assert zoo("disable", "modalzoo-text").returncode == 0
+    plugin = plugins_of(zoo("plugins", "--json"))["modalzoo-text"]
+    assert (plugin["state"], plugin["cure"]) == ("disabled", "zoo enable text")
+    assert zoo("enable", "text").returncode == 0
+    assert plugins_of(zoo("plugins", "--json"))["modalzoo-text"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [
+        ({"entry_points.txt": b"[zoo]\nodd = zoodist_odd\n"}, "its module 'zoodist_odd' cannot be found"),
+        ({"METADATA": b"Name: odd\nVersion: 1\n", "entry_points.txt": b"[zoo]\nodd\n"}, "metadata is damaged"),
+        ({"METADATA": b"Name: odd\nVersion: 1\n", "entry_points.txt": b"[zoo]\nodd = ???\n"}, "metadata is damaged"),
+        ({"METADATA": b"Name: odd\nVersion: 1\n", "entry_points.txt": b"[zoo]\nodd = \xff\n"}, "metadata is damaged"),
+        ({"METADATA": b"Name: odd\nVersion: 1\nRequires-Dist: nothing; sys_platform ~= 'linux'\n",
+          "entry_points.txt": b"[zoo]\nodd = zoodist_odd\n", "../zoodist_odd.py": b""}, "cannot be read"),
+        ({"METADATA": b"Name: odd\nVersion: 1\n", "entry_points.txt": b"[zoo]\nodd = zoodist_odd\n",
+          "../zoodist_odd/__init__.py": b"", "../zoodist_odd/zoo.toml": b"api = '>=1'\nx = " + b"[" * 5000 + b"]" * 5000},
+         "nested too deeply"),
+        ({"METADATA": b"Name: odd\nVersion: 1\n", "entry_points.txt": b"[zoo]\nodd = zoodist_odd\n",
+          "../zoodist_odd/__init__.py": b"", "../zoodist_odd/zoo.toml":
+          b"api = '>=1'\n[[card]]\nname = 'a'\nkind = 'encoder'\nmodalities = ['image']\nvariant = { since = 1979-05-27 }"},
+         "zoo.toml:6: variant may hold strings, numbers, booleans, lists and tables"),
+        ({"METADATA": b"Name: odd\nVersion: 1\n", "entry_points.txt": b"[zoo]\nodd = zoodist_odd\n", "../zoodist_odd.py":
+          b"from zoo import hookimpl\n@hookimpl\ndef zoo_cards():\n    yield {}\n    raise SystemExit('bye')\n"}, "SystemExit: bye"),
+        ({"METADATA": b"Name: odd\nVersion: 1\n", "entry_points.txt": b"[zoo]\nodd = zoodist_odd\n", "../zoodist_odd.py":
+          b"print('hello')\nclass Odd(BaseException): pass\nraise Odd\n"}, "ended the interpreter with exit code 1"),
+        ({"METADATA": b"Name: odd\nVersion: 1\n", "entry_points.txt": b"[zoo]\nodd = zoodist_odd\n",
+          "../zoodist_odd.py": b"import os\nos._exit(0)\n"}, "ended the interpreter with exit code 0"),
+    ],
+    ids=["no METADATA", "no value", "odd value", "not UTF-8", "odd marker", "deep", "date", "generator exits", "BaseException", "exit 0"],
+)  # fmt: skip
+def test_one_odd_distribution_costs_the_listing_nothing(zoo, tmp_path, files, error) -> None:
+    folder = tmp_path / "site" / "odd-1.dist-info"
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    path = os.pathsep.join([str(folder.parent), os.environ.get("PYTHONPATH", "")])
+    run = zoo("plugins", "--json", PYTHONPATH=path)
+    assert run.returncode == 0, run.stderr
+    plugin = plugins_of(run)["odd"]
+    assert (plugin["state"], error in plugin["error"]) == ("broken", True), plugin
+    assert plugins_of(run)["modalzoo-timm"]["state"] == "ok"
+    assert json.loads(zoo("list", "--json", PYTHONPATH=path).stdout)["cards"]
+
+
+def test_a_choice_that_means_nothing_is_refused(zoo) -> None:
+    pin = zoo("pin", "tim/no_such_model", "modalzoo-timm")
+    assert (pin.returncode, "modalzoo-timm provides no 'tim/no_such_model'" in pin.stderr) == (2, True)
+    default = zoo("default", "clasify", "text/minilm-tiny")
+    assert (default.returncode, "no task is called 'clasify': known are" in default.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("variables", [{"ZOO_CONFIG": "/tmp"}, {"ZOO_CONFIG": "/dev/null/c.toml"}])
+def test_a_config_that_cannot_be_used_is_one_line(zoo, variables) -> None:
+    run = zoo("disable", "timm", **variables)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert "the config file cannot be" in run.stderr
 
 
 def test_a_misspelt_disabled_name_is_pointed_out(zoo) -> None:

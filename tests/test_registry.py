@@ -101,9 +101,13 @@ def test_defaults() -> None:
     assert registry(one, two).default("classify") == "dist-a:a/x"
 
 
-def test_two_claims_of_a_default_are_reported(caplog: pytest.LogCaptureFixture) -> None:
-    registry(card("a", "x", default_for=("t",)), card("b", "y", default_for=("t",))).default("t")
-    assert "2 models offer to be the default for 't': dist-a:a/x, dist-b:b/y; using dist-a:a/x" in caplog.text
+def test_a_second_claim_of_a_default_neither_takes_over_nor_stops_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    one, two = card("b", "y", default_for=("t",)), card("a", "x", default_for=("t",))
+    with pytest.raises(UsageError, match="2 models offer to be the default for 't': dist-a:a/x, dist-b:b/y; settle it with"):
+        registry(one, two).default("t")
+    assert registry(one).default("t") == "dist-b:b/y"
+    assert registry(one, two).default("t") == "dist-b:b/y"
+    assert "dist-a:a/x also offers to be the default for 't'; using dist-b:b/y, as before" in caplog.text
 
 
 def test_name_of_a_plugin_that_is_out_of_order() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,7 +81,11 @@ def _run(plugin: Plugin, function: Callable[[], _Result]) -> _Result:
     from zoo.surroundings import guarded  # only what runs a plugin pays for it
 
     try:
-        with attempt(plugin), guarded(lambda words: warn(f"{describe(plugin)}, when it was imported, {words}")):
+        with (
+            attempt(plugin),
+            redirect_stdout(sys.stderr),
+            guarded(lambda words: warn(f"{describe(plugin)}, when it was imported, {words}")),
+        ):
             return function()
     except (Exception, SystemExit) as error:
         failure = failed(plugin, error)
@@ -96,14 +102,17 @@ def call_hook(plugin: Plugin, hook: str, manager: pluggy.PluginManager, **argume
     key = f"{plugin.distribution}:{plugin.name}"
     others = [other for name, other in manager.list_name_plugin() if name != key and other is not None]
     try:
-        results = manager.subset_hook_caller(hook, others)(**arguments)
+        with redirect_stdout(sys.stderr):  # stdout carries the answer and nothing else
+            results = manager.subset_hook_caller(hook, others)(**arguments)
+            result = results[0] if isinstance(results, list) and results else results or None
+            # A hook may be a generator: what it does happens here, not where its rows are read.
+            return list(result) if isinstance(result, Iterator) else result
     except ZooError:
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{describe(plugin)} raised {type(error).__name__} in its hook {hook}: {one_line(error)}"
         ) from error
-    return results[0] if isinstance(results, list) and results else results or None
 
 
 def new_manager() -> pluggy.PluginManager:
@@ -119,8 +128,9 @@ def new_manager() -> pluggy.PluginManager:
 
 def try_in_child(plugin: Plugin, *, timeout_s: float) -> Plugin:
     """The plugin as a trial in a process of its own found it: activated, and the modules of its builders imported."""
-    targets = list(dict.fromkeys(card.build for card in plugin.cards if card.build))
-    outcome = child.call("zoo.activation:_activate_here", {**identify(plugin), "targets": targets}, timeout_s=timeout_s)
+    outcome = child.call(
+        "zoo.activation:_activate_here", {**identify(plugin), "targets": targets(plugin)}, timeout_s=timeout_s
+    )
     drop_record("attempt", plugin)
     if outcome.finished:
         drop_record("activation", plugin)
@@ -129,6 +139,12 @@ def try_in_child(plugin: Plugin, *, timeout_s: float) -> Plugin:
     if outcome.exit_code == 1 and known.error and known.state != "shadowed":
         return known  # the child could still say what it was
     return _ended(plugin, f"activating it {outcome.end}", outcome, timeout_s)
+
+
+def targets(plugin: Plugin) -> list[str]:
+    """Every function that the plugin's cards name."""
+    rows = [row.keys for card in plugin.cards for row in card.weights]
+    return list(dict.fromkeys(target for target in (*(card.build for card in plugin.cards), *rows) if target))
 
 
 def list_in_child(plugin: Plugin) -> Mapping[str, Any] | Plugin:
@@ -228,7 +244,6 @@ def _activate_here(fields: Mapping[str, Any]) -> bool:
 
 def _list_here(fields: Mapping[str, Any]) -> dict[str, Any]:
     """In a child: the rows of `zoo_cards`, as plain data."""
-    import sys
     import time
 
     plugin, manager = identified(fields), new_manager()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def open_model(
     """As `build`, with the card, the parts and the hashes that say where the numbers come from."""
     registry = registry or default_registry()
     found = registry.find(name)
+    _refuse_circles(found, registry, ())
     owner = registry.owner(found.card)
     from_card = weights == "card"
     untrained = not found.card.weights and not found.card.parts and found.card.parameters != 0
@@ -95,6 +97,14 @@ def open_model(
     identity = _identity(found, code_sha256(owner), files, overrides, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
     return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
+
+
+def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) -> None:
+    if found.card.name in above:
+        circle = " -> ".join((*above[above.index(found.card.name) :], found.card.name))
+        raise PluginError(f"{describe(registry.owner(found.card))}: a model cannot be a part of itself: {circle}")
+    for part in found.card.parts.values():
+        _refuse_circles(registry.find(part), registry, (*above, found.card.name))
 
 
 _RANDOM_FILLS = frozenset(
@@ -125,7 +135,8 @@ def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[s
     }
     try:
         if card.build is not None:
-            module = resolve(owner, card.build, registry.manager)(**arguments)
+            with contextlib.redirect_stdout(sys.stderr):  # stdout carries the answer and nothing else
+                module = resolve(owner, card.build, registry.manager)(**arguments)
         else:
             module = call_hook(owner, "zoo_build", registry.manager, card=card, arguments=arguments)
     except ZooError:

@@ -30,9 +30,9 @@ def scan(settings: Settings) -> list[Plugin]:
     """
     plugins: list[Plugin] = []
     unlisted: list[Plugin] = []
-    for entry_point, distribution, notes in _entry_points():
-        plugin = replace(_inspect(entry_point, distribution, settings), notes=notes)
-        (plugins if plugin.state != UNLISTED else unlisted).append(plugin)
+    for distribution, notes in _distributions():
+        for plugin in _plugins_of(distribution, settings):
+            (plugins if plugin.state != UNLISTED else unlisted).append(replace(plugin, notes=notes))
     plugins += _list_in_children(unlisted)
     plugins.sort(key=lambda plugin: (plugin.name, plugin.distribution))
     if settings.strict:
@@ -42,26 +42,66 @@ def scan(settings: Settings) -> list[Plugin]:
     return plugins
 
 
-def _entry_points() -> Iterator[tuple[metadata.EntryPoint, metadata.Distribution, tuple[str, ...]]]:
-    """Entry points of the group, one distribution at a time; the first of equally named distributions counts, as for pip.
+def _distributions() -> Iterator[tuple[metadata.Distribution, tuple[str, ...]]]:
+    """Distributions with entry points of the group; the first of equally named ones counts, as for pip.
 
     The others (a stale egg-info beside an editable installation, say) are named in the notes.
     """
     found: dict[str, list[metadata.Distribution]] = {}
     for distribution in metadata.distributions():
         # Most distributions have no entry point of ours: a substring test spares them from being parsed.
-        if f"[{GROUP}]" in (distribution.read_text("entry_points.txt") or ""):
-            name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+        if f"[{GROUP}]" in _entry_point_text(distribution):
+            name = re.sub(r"[-_.]+", "-", _name(distribution)).lower()
             found.setdefault(name, []).append(distribution)
     for distribution, *others in found.values():
         notes = tuple(
-            f"{other.metadata['Name']} {other.version} also lies in {_folder(other)}, after {_folder(distribution)} on "
-            f"sys.path, and is not used: remove the one that is stale"
+            f"{_name(other)} {_version(other)} also lies in {_folder(other)}, after {_folder(distribution)} on sys.path, and "
+            f"is not used: remove the one that is stale"
             for other in others
             if _folder(other) != _folder(distribution)
         )
-        for entry_point in distribution.entry_points.select(group=GROUP):
-            yield entry_point, distribution, notes
+        yield distribution, notes
+
+
+def _plugins_of(distribution: metadata.Distribution, settings: Settings) -> Iterator[Plugin]:
+    """The plugins of a distribution; a broken one in their place when its metadata cannot be made sense of."""
+    unknown = Plugin(name=_name(distribution), distribution=_name(distribution), version=_version(distribution), module="")
+    try:
+        entry_points = list(distribution.entry_points.select(group=GROUP))
+        _ = [(entry_point.module, distribution.metadata["Name"]) for entry_point in entry_points]
+    except Exception as error:  # noqa: BLE001 - the metadata of one distribution must not cost the others theirs
+        yield broken(unknown, f"its installed metadata is damaged ({type(error).__name__})", _reinstall(unknown))
+        return
+    for entry_point in entry_points:
+        try:
+            yield _inspect(entry_point, distribution, settings)
+        except Exception as error:  # noqa: BLE001 - as above
+            plugin = replace(unknown, name=entry_point.name)
+            yield broken(plugin, f"it cannot be read ({type(error).__name__}: {one_line(error)})", _reinstall(plugin))
+
+
+def _entry_point_text(distribution: metadata.Distribution) -> str:
+    try:
+        return distribution.read_text("entry_points.txt") or ""
+    except UnicodeDecodeError:
+        return f"[{GROUP}]"  # it is read again, and named, where plugins are made
+
+
+def _name(distribution: metadata.Distribution) -> str:
+    """Its name; that of its folder when its metadata is missing."""
+    try:
+        name = distribution.metadata["Name"]
+    except Exception:  # noqa: BLE001 - damaged metadata may fail in any way
+        name = None
+    folder = Path(str(getattr(distribution, "_path", ""))).stem
+    return str(name or folder.partition("-")[0] or "unknown")
+
+
+def _version(distribution: metadata.Distribution) -> str:
+    try:
+        return distribution.version or "unknown"
+    except Exception:  # noqa: BLE001 - as above
+        return "unknown"
 
 
 def _folder(distribution: metadata.Distribution) -> str:
@@ -71,14 +111,13 @@ def _folder(distribution: metadata.Distribution) -> str:
 def _inspect(entry_point: metadata.EntryPoint, distribution: metadata.Distribution, settings: Settings) -> Plugin:
     plugin = Plugin(
         name=entry_point.name,
-        distribution=distribution.metadata["Name"],
-        version=distribution.version,
+        distribution=_name(distribution),
+        version=_version(distribution),
         module=entry_point.module,
     )
     names = {plugin.name, plugin.distribution}
     if names & set(settings.disabled) or (settings.only is not None and not names & set(settings.only)):
-        reason = "left out by ZOO_PLUGINS" if not names & set(settings.disabled) else "disabled by you"
-        return replace(plugin, state="disabled", error=reason, cure=f"zoo enable {plugin.name}")
+        return _disabled(plugin, settings)
     try:
         spec = find_spec(plugin.package)
     except (ImportError, ValueError) as error:
@@ -110,6 +149,18 @@ def _inspect(entry_point: metadata.EntryPoint, distribution: metadata.Distributi
     except ManifestError as error:
         return broken(plugin, one_line(error), f"mend the manifest, or: zoo uninstall {plugin.distribution}")
     return _with_manifest(plugin, distribution, manifest)
+
+
+def _disabled(plugin: Plugin, settings: Settings) -> Plugin:
+    """Says who disabled it, and the way back that works."""
+    names = {plugin.name, plugin.distribution}
+    if names & set(settings.disabled_by_environment):
+        error, cure = "disabled by the variable ZOO_DISABLE", "take it out of ZOO_DISABLE"
+    elif names & set(settings.disabled):
+        error, cure = "disabled by you", f"zoo enable {plugin.name}"
+    else:
+        error, cure = "not among those that ZOO_PLUGINS or `only` in the config file allow", "add it there"
+    return replace(plugin, state="disabled", error=error, cure=cure)
 
 
 def _read(spec: ModuleSpec, path: Path) -> bytes:

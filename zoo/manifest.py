@@ -103,6 +103,8 @@ def read_manifest(
     text = raw.decode("utf-8", errors="replace")
     try:
         document = tomllib.loads(text)
+    except RecursionError:
+        raise ManifestError(f"{path}:1: not valid TOML: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         raise ManifestError(f"{path}:{line[1] if line else 1}: not valid TOML: {error}") from None
@@ -160,7 +162,7 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
         provider=provider,
         build=build,
         variant=_frozen(row, "variant"),
-        parts=_frozen(row, "parts"),
+        parts=_parts(row),
         weights=weights,
         parameters=_count(row, "parameters"),
         tokens=_frozen(row, "tokens"),
@@ -186,6 +188,9 @@ def _parse_weights(row: Mapping[str, Any]) -> Weights:
     files = tuple(_parse_file(entry) for entry in _tables(row, "file"))
     if not files:
         raise _FieldError("tag", f"weights {tag!r} have no [[card.weights.file]]")
+    roles = [file.role for file in files]
+    if len(set(roles)) != len(roles):
+        raise _FieldError("file", f"the files of weights {tag!r} need roles that differ, got {', '.join(roles)}")
     return Weights(
         tag=tag,
         files=files,
@@ -199,7 +204,7 @@ def _parse_weights(row: Mapping[str, Any]) -> Weights:
 
 def _parse_file(row: Mapping[str, Any]) -> File:
     _refuse_unknown(row, {"role", "sha256", "bytes", "sources"})
-    sha256 = _text(row, "sha256") or None
+    sha256 = _text(row, "sha256") if "sha256" in row else None
     if sha256 is not None and not SHA256.fullmatch(sha256):
         raise _FieldError("sha256", f"sha256 must be 64 lower-case hex digits, got {sha256!r}")
     sources = row.get("sources")
@@ -258,6 +263,8 @@ def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
     value = row.get(key, "")
     if not isinstance(value, str) or (required and not value):
         raise _FieldError(key, f"{key} must be a {'non-empty ' if required else ''}string, got {value!r}")
+    if not value.isprintable():
+        raise _FieldError(key, f"{key} must be printable text on one line, got {value!r}")
     return value
 
 
@@ -279,7 +286,28 @@ def _frozen(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = row.get(key, {})
     if not isinstance(value, Mapping):
         raise _FieldError(key, f"{key} must be a table, got {value!r}")
+    _refuse_other_than_data(value, key)
     return MappingProxyType(dict(value))
+
+
+def _refuse_other_than_data(value: Any, key: str) -> None:
+    """What JSON has: a date, for one, could not be printed."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            _refuse_other_than_data(item, key)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_other_than_data(item, key)
+    elif not isinstance(value, (str, int, float, bool)):
+        raise _FieldError(key, f"{key} may hold strings, numbers, booleans, lists and tables, got {value!r}")
+
+
+def _parts(row: Mapping[str, Any]) -> Mapping[str, str]:
+    parts = _frozen(row, "parts")
+    for role, name in parts.items():
+        if not isinstance(name, str) or not name:
+            raise _FieldError("parts", f"parts maps roles to names of cards, got {role} = {name!r}")
+    return parts
 
 
 def _count(row: Mapping[str, Any], key: str) -> int | None:

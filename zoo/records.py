@@ -68,6 +68,27 @@ def ended_the_interpreter(plugin: Plugin) -> bool:
     return record is not None and not _alive(int(record.get("process", 0)))
 
 
+def remember_default(task: str, name: str) -> None:
+    """That this model was the only one to claim a task."""
+    path = _default_path(task)
+    if remembered_default(task) != name:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name, encoding="utf-8")
+
+
+def remembered_default(task: str) -> str:
+    """The model that was the only one to claim a task when it was last asked; an empty string if there was none."""
+    try:
+        return _default_path(task).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _default_path(task: str) -> Path:
+    return state_dir() / "default" / "".join(character if character.isalnum() else "-" for character in task)
+
+
 def fingerprint(plugin: Plugin) -> str:
     """Changes when a file of the plugin's package does; reads no file."""
     if plugin.location is None:

@@ -19,11 +19,13 @@ from zoo.discovery import scan
 from zoo.errors import AmbiguousNameError, ManifestError, PluginError, UnknownNameError, UsageError
 from zoo.manifest import Family, card_from_hook
 from zoo.plugin import Plugin, describe
+from zoo.records import remember_default, remembered_default
 from zoo.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     import pluggy
 
+USABLE = ("ok", "shadowed")
 KNOWN_DISTRIBUTIONS = Path(__file__).with_name("known_distributions.json")
 
 
@@ -118,32 +120,43 @@ class Registry:
     def default(self, task: str) -> str:
         """The model for a task when the user names none: the user's choice, else the card that claims the task.
 
-        Raises UsageError when no installed plugin claims it. Of several claims the first by distribution is taken and
-        the others are named on stderr.
+        Of several that claim it, the one that was the only one before goes on, with a warning: a package that is installed
+        later neither takes a task over nor stops it. Raises UsageError when no installed plugin claims it, and when
+        several do from the start.
         """
         chosen = self.settings.defaults.get(task)
         if chosen:
             return chosen
         claims = [
-            card
-            for plugin in self.plugins
-            if plugin.state in ("ok", "shadowed")
-            for card in plugin.cards
-            if task in card.default_for
+            card for plugin in self.plugins if plugin.state in USABLE for card in plugin.cards if task in card.default_for
         ]
         if not claims:
             raise UsageError(
                 f"no installed plugin offers a default model for {task!r}; choose one with --model "
                 f"(zoo list shows what is installed)"
             )
-        claims.sort(key=lambda card: (card.provider.distribution, card.name))
-        names = [f"{card.provider.distribution}:{card.name}" for card in claims]
-        if len(names) > 1:
-            warn(
-                f"{len(names)} models offer to be the default for {task!r}: {', '.join(names)}; using {names[0]}. "
-                f"Settle it with: zoo default {task} NAME"
+        names = sorted(f"{card.provider.distribution}:{card.name}" for card in claims)
+        if len(names) == 1:
+            remember_default(task, names[0])
+            return names[0]
+        before = remembered_default(task)
+        if before not in names:
+            raise UsageError(
+                f"{len(names)} models offer to be the default for {task!r}: {', '.join(names)}; settle it with: "
+                f"zoo default {task} NAME (or name one with --model)"
             )
-        return names[0]
+        warn(
+            f"{', '.join(name for name in names if name != before)} also offers to be the default for {task!r}; using "
+            f"{before}, as before. Settle it with: zoo default {task} NAME"
+        )
+        return before
+
+    def tasks(self) -> list[str]:
+        """The tasks that some card of a usable plugin, or the user, names a model for."""
+        claimed = {
+            task for plugin in self.plugins if plugin.state in USABLE for card in plugin.cards for task in card.default_for
+        }
+        return sorted({*claimed, *self.settings.defaults})
 
     def owner(self, card: Card | Family) -> Plugin:
         """The plugin that a card came from."""

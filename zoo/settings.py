@@ -28,12 +28,14 @@ APPLICATION = "modalzoo"
 class Settings:
     """What discovery needs to know before it looks at anything.
 
-    disabled, only: plugin or distribution names; `only=None` allows all.
+    disabled, only: plugin or distribution names; `only=None` allows all. disabled_by_environment: those of `disabled` that a
+        variable names, which no command can enable.
     pins: a model name, short name or plugin name -> the distribution (or full name) that wins a clash.
     defaults: task -> model name.
     """
 
     disabled: tuple[str, ...] = ()
+    disabled_by_environment: tuple[str, ...] = ()
     only: tuple[str, ...] | None = None
     pins: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=dict)
@@ -64,11 +66,17 @@ def load_settings() -> Settings:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         document = {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"{path}: not valid TOML ({error}); mend it or delete it") from None
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: the config file cannot be read ({error.strerror}); mend it or set ZOO_CONFIG"
+        ) from None
     only = os.environ.get("ZOO_PLUGINS")
+    by_environment = _split(os.environ.get("ZOO_DISABLE", ""))
     return Settings(
-        disabled=(*_strings(path, document, "disabled"), *_split(os.environ.get("ZOO_DISABLE", ""))),
+        disabled=(*_strings(path, document, "disabled"), *by_environment),
+        disabled_by_environment=by_environment,
         only=_split(only) if only is not None else (_strings(path, document, "only") or None),
         pins=_string_table(path, document, "pins"),
         defaults=_string_table(path, document, "defaults"),
@@ -79,11 +87,19 @@ def load_settings() -> Settings:
 def change_config(key: str, name: str, value: str | bool) -> Path:
     """Write one choice into the config file, keeping its comments; returns the file.
 
-    `key` is `disabled` (value True adds the name, False removes it) or a table (`pins`, `defaults`).
+    `key` is `disabled` (value True adds the name, False removes it) or a table (`pins`, `defaults`). Raises ManifestError when
+    the file cannot be written.
     """
     import tomlkit  # only the few commands that write the file pay for it
 
     path = config_file()
+    try:
+        return _change(path, tomlkit, key, name, value)
+    except OSError as error:
+        raise ManifestError(f"{path}: the config file cannot be written ({error.strerror}); set ZOO_CONFIG") from None
+
+
+def _change(path: Path, tomlkit: Any, key: str, name: str, value: str | bool) -> Path:
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     if isinstance(value, bool):
         names = [item for item in document.get(key, []) if item != name]

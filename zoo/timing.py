@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo import child
-from zoo.activation import activate, identified, identify, new_manager, resolve
+from zoo.activation import activate, identified, identify, new_manager, resolve, targets
 from zoo.discovery import scan
 from zoo.errors import PluginError
 from zoo.plugin import Plugin
@@ -22,21 +23,21 @@ class Cost:
 
     listing_ms: processor time to list it; imported: modules of the plugin, and torch, that listing it imported.
     torch_ms, torch_mb: importing torch, in the same process before the rest. import_ms, import_mb: its module and those of its
-    builders, after that; None if that failed.
+    builders, after that. None if that failed, or was not asked for.
     """
 
     listing_ms: float
     imported: tuple[str, ...]
-    torch_ms: float
-    torch_mb: float
-    import_ms: float | None
-    import_mb: float | None
+    torch_ms: float | None = None
+    torch_mb: float | None = None
+    import_ms: float | None = None
+    import_mb: float | None = None
 
 
-def cost(plugin: Plugin, *, timeout_s: float) -> Cost | None:
+def cost(plugin: Plugin, *, timeout_s: float, listing_only: bool = False) -> Cost | None:
     """What a plugin costs; None if the child did not survive it."""
-    targets = list(dict.fromkeys(card.build for card in plugin.cards if card.build))
-    outcome = child.call("zoo.timing:_cost_here", {**identify(plugin), "targets": targets}, timeout_s=timeout_s)
+    argument = {**identify(plugin), "targets": targets(plugin), "listing_only": listing_only}
+    outcome = child.call("zoo.timing:_cost_here", argument, timeout_s=timeout_s)
     if not outcome.finished:
         return None
     return Cost(**{**outcome.value, "imported": tuple(outcome.value["imported"])})
@@ -50,25 +51,19 @@ def _cost_here(fields: Mapping[str, Any]) -> dict[str, Any]:
     scan(settings)
     listing_ms = 1000 * (time.process_time() - start)
     imported = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", plugin.package})
-    torch_ms, torch_mb = _measured(lambda: __import__("torch"))
+    found: dict[str, Any] = {"listing_ms": listing_ms, "imported": imported}
+    if fields["listing_only"]:
+        return found
+    found["torch_ms"], found["torch_mb"] = _measured(lambda: __import__("torch"))
 
     def load() -> None:
         activate(plugin, manager)
         for target in fields["targets"]:
             resolve(plugin, target, manager)
 
-    try:
-        import_ms, import_mb = _measured(load)
-    except PluginError:
-        import_ms = import_mb = None  # type: ignore[assignment]
-    return {
-        "listing_ms": listing_ms,
-        "imported": imported,
-        "torch_ms": torch_ms,
-        "torch_mb": torch_mb,
-        "import_ms": import_ms,
-        "import_mb": import_mb,
-    }
+    with suppress(PluginError):
+        found["import_ms"], found["import_mb"] = _measured(load)
+    return found
 
 
 def _measured(load: Any) -> tuple[float, float]:

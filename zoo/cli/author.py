@@ -8,16 +8,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.card import KINDS
 from zoo.cli.output import print_json, print_table
 from zoo.errors import UsageError
+from zoo.modality import MODALITIES
 
 
 def add_commands(commands: Any) -> None:
+    new = commands.add_parser("new", help="write a small plugin that installs and passes zoo check, to begin from")
+    new.add_argument("name", help="name of the plugin, e.g. birdsong")
+    new.add_argument("--kind", choices=KINDS, default="encoder")
+    new.add_argument("--modality", choices=MODALITIES, help="what an encoder reads (image if left out)")
+    new.add_argument("--into", type=Path, metavar="DIR", help="where to write it (modalzoo-NAME)")
+    new.set_defaults(run=run_new)
     check = commands.add_parser("check", help="try everything that a plugin or model promises")
     check.add_argument("name", nargs="?", help="plugin, distribution or model name")
     check.add_argument("--list", action="store_true", help="list the checks and what each one promises")
     check.add_argument("--out", type=Path, metavar="FILE", help="also write the result, as JSON, to a file")
     check.set_defaults(run=run_check)
+
+
+def run_new(arguments: argparse.Namespace) -> int:
+    from zoo.scaffold import new_plugin
+
+    folder = arguments.into or Path(f"modalzoo-{arguments.name}")
+    files = new_plugin(arguments.name, kind=arguments.kind, modality=arguments.modality, folder=folder)
+    if arguments.json:
+        print_json({"folder": str(folder), "files": [str(file) for file in files]})
+    else:
+        for file in files:
+            print(file)
+        print(f"Next: zoo install -e {folder}, then zoo check {arguments.name}", file=sys.stderr)
+    return 0
 
 
 def run_check(arguments: argparse.Namespace) -> int:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from zoo.cli.output import print_json, print_table
 from zoo.errors import UsageError
 from zoo.plugin import Plugin
-from zoo.registry import default_registry
+from zoo.records import read_record
+from zoo.registry import USABLE, Registry, default_registry
 from zoo.settings import change_config, load_settings
 
 
@@ -20,6 +23,7 @@ def add_commands(commands: Any) -> None:
     plugins.set_defaults(run=run_plugins)
     doctor = commands.add_parser("doctor", help="try every plugin in a process of its own and say what to mend")
     doctor.add_argument("--timeout-s", type=float, default=60.0, help="seconds one plugin may take (60)")
+    doctor.add_argument("--timing", action="store_true", help="also measure what each plugin costs, in ms and MB")
     doctor.set_defaults(run=run_doctor)
     for verb, text in (("enable", "use a plugin again"), ("disable", "leave a plugin out, before it is looked at")):
         command = commands.add_parser(verb, help=text)
@@ -34,7 +38,10 @@ def add_commands(commands: Any) -> None:
     default.add_argument("name", help="model name")
     default.set_defaults(run=run_default)
     install = commands.add_parser("install", help="install a plugin's distribution with pip, into this environment")
-    install.add_argument("requirement", nargs="+", help="what pip takes: a name, name==version, a path or a wheel")
+    install.add_argument(
+        "-e", "--editable", metavar="DIR", action="append", default=[], help="a folder, installed so that edits count"
+    )
+    install.add_argument("requirement", nargs="*", help="what pip takes: a name, name==version, a path or a wheel")
     install.set_defaults(run=run_install)
     uninstall = commands.add_parser("uninstall", help="remove a distribution, broken or not")
     uninstall.add_argument("distribution", nargs="+")
@@ -50,41 +57,108 @@ def run_plugins(arguments: argparse.Namespace) -> int:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    from zoo.probe import probe_all
+    from zoo.diagnosis import environment, try_all
+    from zoo.timing import Cost, cost
 
-    plugins = probe_all(default_registry(), timeout_s=arguments.timeout_s)
-    report(plugins, as_json=arguments.json, show_traceback=False)
+    if not 0 < arguments.timeout_s < float("inf"):
+        raise UsageError(f"--timeout-s is a number of seconds above 0, got {arguments.timeout_s}")
+    facts = environment()
+    plugins = try_all(default_registry(), timeout_s=arguments.timeout_s)
+    costs: dict[str, Cost | None] = {}
+    if arguments.timing:
+        usable = [plugin for plugin in plugins if plugin.state in USABLE]
+        costs = {plugin.distribution: cost(plugin, timeout_s=arguments.timeout_s) for plugin in usable}
+    if arguments.json:
+        rows = [
+            {**plugin_fields(plugin), **({"cost": asdict(found)} if (found := costs.get(plugin.distribution)) else {})}
+            for plugin in plugins
+        ]
+        print_json({"environment": facts, "plugins": rows})
+        return 0
+    for name, value in facts.items():
+        words = ", ".join(f"{key} {item}" for key, item in value.items() if item) if isinstance(value, dict) else value
+        print(f"{name:<14}{', '.join(words) if isinstance(words, list) else words}")
+    print()
+    report(plugins, as_json=False, show_traceback=False)
+    if arguments.timing:
+        print()
+        _print_costs(costs)
     return 0
+
+
+def _print_costs(costs: Mapping[str, Any]) -> None:
+    rows = []
+    for name, found in costs.items():
+        if found is None:
+            rows.append([name, "-", "-", "-"])
+            continue
+        imported = "-" if found.import_ms is None else f"{found.import_ms:.0f} ms"
+        memory = "-" if found.import_mb is None else f"{found.import_mb:.0f} MB"
+        rows.append([name, f"{found.listing_ms:.1f} ms", imported, memory])
+    print_table(["DISTRIBUTION", "TO LIST", "TO IMPORT", "MEMORY"], rows)
+    bases = [found for found in costs.values() if found is not None]
+    if bases:
+        print(f"That is on top of torch, which takes {bases[0].torch_ms:.0f} ms and {bases[0].torch_mb:.0f} MB once.")
 
 
 def run_disable(arguments: argparse.Namespace) -> int:
     settings = load_settings()
-    known = {name for plugin in default_registry().plugins for name in (plugin.name, plugin.distribution)}
+    plugins = default_registry().plugins
+    known = {name for plugin in plugins for name in (plugin.name, plugin.distribution)}
     if arguments.plugin not in known | set(settings.disabled):
         raise UsageError(f"no plugin or distribution is called {arguments.plugin!r}; {_near(arguments.plugin, known)}")
     path = change_config("disabled", arguments.plugin, arguments.verb == "disable")
+    if arguments.verb == "enable":
+        for plugin in plugins:  # it may have been disabled by its other name
+            if arguments.plugin in (plugin.name, plugin.distribution):
+                change_config("disabled", plugin.name, value=False)
+                change_config("disabled", plugin.distribution, value=False)
+    after = [
+        plugin for plugin in Registry(load_settings()).plugins if arguments.plugin in (plugin.name, plugin.distribution)
+    ]
+    for plugin in after:
+        if (plugin.state == "disabled") != (arguments.verb == "disable"):
+            raise UsageError(f"{plugin.name} is still {plugin.state}: {plugin.error}; {plugin.cure}")
     _done(arguments, {"plugin": arguments.plugin, "state": f"{arguments.verb}d", "config": str(path)})
     return 0
 
 
 def run_pin(arguments: argparse.Namespace) -> int:
-    known = {plugin.distribution for plugin in default_registry().plugins}
+    plugins = default_registry().plugins
+    known = {plugin.distribution for plugin in plugins}
     if arguments.distribution not in known:
         raise UsageError(f"no plugin comes from {arguments.distribution!r}; {_near(arguments.distribution, known)}")
+    provided = {
+        name
+        for plugin in plugins
+        if plugin.distribution == arguments.distribution
+        for name in (plugin.name, *(part for card in plugin.cards for part in (card.name, card.name.partition("/")[2])))
+    }
+    if arguments.name not in provided:
+        raise UsageError(f"{arguments.distribution} provides no {arguments.name!r}; {_near(arguments.name, provided)}")
     path = change_config("pins", arguments.name, arguments.distribution)
     _done(arguments, {"name": arguments.name, "pinned": arguments.distribution, "config": str(path)})
     return 0
 
 
 def run_default(arguments: argparse.Namespace) -> int:
-    found = default_registry().find(arguments.name)
+    registry = default_registry()
+    found = registry.find(arguments.name)
+    known = set(registry.tasks())
+    if arguments.task not in known:
+        raise UsageError(f"no task is called {arguments.task!r}: known are {', '.join(sorted(known))}")
     path = change_config("defaults", arguments.task, arguments.name)
     _done(arguments, {"task": arguments.task, "model": found.name, "config": str(path)})
     return 0
 
 
 def run_install(arguments: argparse.Namespace) -> int:
-    return _pip(arguments, "install", *arguments.requirement)
+    if not arguments.requirement and not arguments.editable:
+        raise UsageError("name what to install: a distribution, a folder or a wheel")
+    for name in arguments.requirement:
+        if name.startswith("-"):
+            raise UsageError(f"{name} is an option of pip: for those, call pip itself")
+    return _pip(arguments, "install", *(f"--editable={folder}" for folder in arguments.editable), *arguments.requirement)
 
 
 def run_uninstall(arguments: argparse.Namespace) -> int:
@@ -100,8 +174,8 @@ def report(plugins: list[Plugin], *, as_json: bool, show_traceback: bool) -> Non
     for plugin in plugins:
         size = f"{len(plugin.cards)}" + (" + families" if plugin.families else "")
         cost = "" if plugin.import_ms is None else f"imported to list it: {plugin.import_ms:.0f} ms"
-        rows.append([plugin.name, f"{plugin.distribution} {plugin.version}", plugin.state, size, cost])
-    print_table(["PLUGIN", "DISTRIBUTION", "STATE", "CARDS", ""], rows)
+        rows.append([plugin.name, f"{plugin.distribution} {plugin.version}", plugin.state, size, _checked(plugin), cost])
+    print_table(["PLUGIN", "DISTRIBUTION", "STATE", "CARDS", "CHECKED", ""], rows)
     for plugin in plugins:
         for note in plugin.notes:
             print(f"\n{plugin.name}: {note}")
@@ -110,6 +184,15 @@ def report(plugins: list[Plugin], *, as_json: bool, show_traceback: bool) -> Non
             print(f"  cure: {plugin.cure}")
             if show_traceback and plugin.traceback:
                 print(plugin.traceback)
+
+
+def _checked(plugin: Plugin) -> str:
+    """What `zoo check` found of these very files."""
+    badge = read_record("badge", plugin)
+    if badge is None:
+        return "no"
+    ran = badge["passed"] + badge["failed"]
+    return f"passed all {ran}" if not badge["failed"] else f"FAILED {badge['failed']} of {ran}"
 
 
 def plugin_fields(plugin: Plugin) -> dict[str, Any]:
@@ -127,6 +210,7 @@ def plugin_fields(plugin: Plugin) -> dict[str, Any]:
         "notes": list(plugin.notes),
         "manifest_sha256": plugin.manifest_sha256,
         "import_ms": plugin.import_ms,
+        "badge": read_record("badge", plugin),
     }
 
 

@@ -50,7 +50,7 @@ def embed_is_preprocess_and_encode(subject: Subject) -> None:
 
 @check("pairs", "logit_scale is a positive number.", kinds=DUAL)
 def logit_scale_is_positive(subject: Subject) -> None:
-    scale = float(subject.module.logit_scale)
+    scale = float(torch.as_tensor(subject.module.logit_scale).detach())
     if not 0 < scale < float("inf"):
         raise CheckFailed(f"logit_scale is {scale}")
 

@@ -1,0 +1,153 @@
+"""Ten broken plugins, each a good one with one mistake, and each caught by the check that is meant for it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest_shared import make_environment
+
+from zoo.scaffold import new_plugin
+from zoo.testing import CHECKS
+
+# name -> kind, modality, (file, what stands there, what is put in its place)..., the checks that fail
+MODEL, MANIFEST = "model.py", "zoo.toml"
+BROKEN = {
+    "batch-dependent": (
+        "encoder", "image", [(MODEL, "tokens_BTD.mean(1))", "tokens_BTD.mean(1) - tokens_BTD.mean((0, 1)))")],
+        {"batch-equals-singles"},
+    ),
+    "padding-leak": (
+        "encoder", "text", [(MODEL, "tokens_BTD.sum(1) / mask_BT.sum(1, keepdim=True)", "tokens_BTD.mean(1)")],
+        {"padding-changes-nothing"},
+    ),
+    "nan-on-zeros": (
+        "encoder", "image",
+        [(MODEL, "        tokens_BTD = self", "        pixels = (pixels - pixels.mean((1, 2, 3), keepdim=True)) / pixels.std((1, 2, 3), keepdim=True)\n        tokens_BTD = self")],
+        {"extreme-input-stays-finite"},
+    ),
+    "hidden-parameter": (
+        "encoder", "text",
+        [(MODEL, "        self.widen =", "        self.shift = [torch.randn(width)]\n        self.widen ="),
+         (MODEL, "self.widen(self.embed(ids_BT))", "(self.widen(self.embed(ids_BT)) + self.shift[0])")],
+        {"everything-is-registered", "state-survives-saving"},
+    ),
+    "random-output": (
+        "encoder", "text", [(MODEL, "self.widen(self.embed(ids_BT))", "torch.nn.functional.dropout(self.widen(self.embed(ids_BT)), 0.1, training=True)")],
+        {"same-seed-same-output", "batch-equals-singles", "padding-changes-nothing", "state-survives-saving", "dtype-and-device-can-change"},
+    ),
+    "global-dtype": (
+        "encoder", "image", [(MODEL, "from zoo import Encoded", "from zoo import Encoded\n\ntorch.set_default_dtype(torch.float64)")],
+        {"process-stays-as-it-was"},
+    ),
+    "dead-parameter": (
+        "encoder", "text",
+        [(MODEL, "        self.widen =", "        self.unused = nn.Linear(2, 2)\n        self.widen ="), (MANIFEST, "parameters = 20544", "parameters = 20550")],
+        {"gradient-reaches-every-parameter"},
+    ),
+    "lying-manifest": ("encoder", "image", [(MANIFEST, "count = 16, width = 64", "count = 16, width = 128")], {"shapes-as-declared"}),
+    "torch-at-listing": (
+        "encoder", "image",
+        [("__init__.py", None, '"""One file."""\nimport torch\nfrom zoo import hookimpl\n\n@hookimpl\ndef zoo_cards():\n    return [{"name": "small", "kind": "encoder", "modalities": ["image"]}]\n'),
+         (MANIFEST, None, None)],
+        {"listing-imports-nothing", "listing-is-cheap"},
+    ),
+    "unpicklable": (
+        "encoder", "text", [(MODEL, "        self.widen =", "        self.scale = lambda tokens: tokens\n        self.widen =")],
+        {"works-after-spawn"},
+    ),
+}  # fmt: skip
+SLOW = ("process-stays-as-it-was", "works-after-fork", "works-after-spawn")  # three processes each: tried where they matter
+
+RUN = """
+import json, sys
+from zoo.registry import default_registry
+from zoo.testing.check import CHECKS, Subject, run_check
+from zoo.testing.runner import checks_for
+from zoo.registry import Found
+
+registry, found = default_registry(), {}
+for plugin in registry.plugins:
+    wanted = json.loads(sys.argv[1]).get(plugin.name)
+    if wanted is None:
+        continue
+    results = [run_check(check, plugin) for check in checks_for(None) if check.name != "activation-ends-well"]
+    for card in plugin.cards if plugin.manifest_sha256 else ():
+        subject = Subject(Found(card, None), plugin, registry)
+        results += [run_check(check, subject) for check in checks_for(card.kind) if check.level != "process" or check.name in wanted]
+    found[plugin.name] = {result.check: result.message for result in results if result.status == "failed"}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """Plugin -> check -> message, of one run in an environment where all ten and a good one are installed."""
+    folder = tmp_path_factory.mktemp("broken")
+    new_plugin("good", kind="encoder", modality="text", folder=folder / "good")
+    for name, (kind, modality, edits, _) in BROKEN.items():
+        new_plugin(name, kind=kind, modality=modality, folder=folder / name)
+        for file, old, new in edits:
+            break_it(next((folder / name).glob(f"zoo_*/{file}")), old, new)
+    python = make_environment(folder / "env", [folder / name for name in ("good", *BROKEN)])
+    wanted = {name: sorted({*checks} & {*SLOW}) for name, (_, _, _, checks) in BROKEN.items()}
+    run = subprocess.run(
+        [python, "-c", RUN, json.dumps({**wanted, "good": list(SLOW)})], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def break_it(path: Path, old: str | None, new: str | None) -> None:
+    if new is None:
+        path.unlink()
+        return
+    text = path.read_text()
+    assert old is None or text.count(old) == 1, old
+    path.write_text(new if old is None else text.replace(old, new))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_check_that_is_meant_for_it_catches_it(failures, name) -> None:
+    assert set(failures[name]) == BROKEN[name][-1], failures[name]
+
+
+def test_the_good_one_is_caught_by_none(failures) -> None:
+    assert failures["good"] == {}
+
+
+def test_messages_say_what_was_found(failures) -> None:
+    assert (
+        "image item 0 alone and in a batch of 3: pooled vector differs by"
+        in failures["batch-dependent"]["batch-equals-singles"]
+    )
+    assert (
+        "an image of grey 0 gives NaN or infinity in its tokens" in failures["nan-on-zeros"]["extreme-input-stays-finite"]
+    )
+    assert (
+        "shift[0] is a tensor that is neither a parameter nor a buffer"
+        in failures["hidden-parameter"]["everything-is-registered"]
+    )
+    assert (
+        "no output depends on unused.weight, unused.bias" in failures["dead-parameter"]["gradient-reaches-every-parameter"]
+    )
+    assert (
+        "torch's default dtype from torch.float32 to torch.float64" in failures["global-dtype"]["process-stays-as-it-was"]
+    )
+    assert "the card says count = 16 and width = 128" in failures["lying-manifest"]["shapes-as-declared"]
+    assert (
+        "import torch inside the functions that build, or write a zoo.toml"
+        in failures["torch-at-listing"]["listing-imports-nothing"]
+    )
+    assert "lambda" in failures["unpicklable"]["works-after-spawn"]
+
+
+def test_every_check_has_a_promise_and_is_listed(zoo) -> None:
+    listed = json.loads(zoo("check", "--list", "--json").stdout)["checks"]
+    assert {row["check"] for row in listed} == set(CHECKS)
+    assert all(row["promise"].endswith(".") for row in listed)
+
+
+def test_an_unknown_name_is_a_question(zoo) -> None:
+    assert "no installed plugin provides 'timn'" in zoo("check", "timn").stderr
+    assert "which plugin, distribution or model?" in zoo("check").stderr
