@@ -103,7 +103,9 @@ def test_defaults() -> None:
 
 def test_a_second_claim_of_a_default_neither_takes_over_nor_stops_the_first(caplog: pytest.LogCaptureFixture) -> None:
     one, two = card("b", "y", default_for=("t",)), card("a", "x", default_for=("t",))
-    with pytest.raises(UsageError, match="2 models offer to be the default for 't': dist-a:a/x, dist-b:b/y; settle it with"):
+    with pytest.raises(
+        UsageError, match="2 models offer to be the default for 't': dist-a:a/x, dist-b:b/y; settle it with"
+    ):
         registry(one, two).default("t")
     assert registry(one).default("t") == "dist-b:b/y"
     assert registry(one, two).default("t") == "dist-b:b/y"

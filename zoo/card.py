@@ -76,6 +76,8 @@ class Card:
     embedding_width: E of a dual encoder. classes: number of outputs of an encoder that has a trained classifier.
     keep_float32: submodules that stay in float32 when the model is cast to 16 bits (see `zoo.precision`).
     default_for: tasks that may use this card when the user names none.
+    devices, dtypes: what it is meant for, where that is not everything; asked by `zoo can`.
+    applies_to: for an adapter or a kernel, the kinds of card that it transforms.
     """
 
     name: str
@@ -96,6 +98,9 @@ class Card:
     preprocess: Mapping[str, Any] = field(default_factory=_empty)
     keep_float32: tuple[str, ...] = ()
     default_for: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    applies_to: tuple[str, ...] = ()
 
     def choose_weights(self, tag: str | None) -> Weights | None:
         """The weights with this tag; the first row when `tag` is None; None when the card has no weights."""

@@ -139,6 +139,7 @@ def card_from_hook(row: object, provider: Provider) -> Card:
 _CARD_FIELDS = {
     *("name", "kind", "modalities", "build", "variant", "parts", "weights", "parameters", "tokens", "embedding_width"),
     *("classes", "licence", "paper", "summary", "preprocess", "keep_float32", "default_for"),
+    *("devices", "dtypes", "applies_to"),
 }
 
 
@@ -174,6 +175,9 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
         preprocess=_frozen(row, "preprocess"),
         keep_float32=_texts(row, "keep_float32"),
         default_for=_texts(row, "default_for"),
+        devices=_texts(row, "devices"),
+        dtypes=_texts(row, "dtypes"),
+        applies_to=_texts(row, "applies_to"),
     )
 
 

@@ -1,14 +1,16 @@
-"""`zoo new`, `zoo check`: for those who write plugins, and those who want to know what they are about to trust."""
+"""`zoo new`, `check`, `can` and `lock`: for those who write plugins, and those who want to know what they are about to trust."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from zoo.card import KINDS
+from zoo.cli.classify import DTYPES
 from zoo.cli.output import print_json, print_table
 from zoo.errors import UsageError
 from zoo.modality import MODALITIES
@@ -26,6 +28,20 @@ def add_commands(commands: Any) -> None:
     check.add_argument("--list", action="store_true", help="list the checks and what each one promises")
     check.add_argument("--out", type=Path, metavar="FILE", help="also write the result, as JSON, to a file")
     check.set_defaults(run=run_check)
+    ask = commands.add_parser("can", help="ask whether a model works on a device, in a format, with an adapter or a kernel")
+    ask.add_argument("name", help="model name")
+    ask.add_argument("--adapter", metavar="NAME")
+    ask.add_argument("--kernel", metavar="NAME")
+    ask.add_argument("--device")
+    ask.add_argument("--dtype", choices=DTYPES)
+    ask.add_argument("--declared", action="store_true", help="only what the cards say; run nothing")
+    ask.set_defaults(run=run_can)
+    lock = commands.add_parser(
+        "lock", help="write down plugins, versions, hashes and pins; or compare with what was written"
+    )
+    lock.add_argument("--file", type=Path, default=Path("zoo.lock"))
+    lock.add_argument("--check", action="store_true", help="compare; exit 1 and say what to do if something differs")
+    lock.set_defaults(run=run_lock)
 
 
 def run_new(arguments: argparse.Namespace) -> int:
@@ -66,6 +82,49 @@ def run_check(arguments: argparse.Namespace) -> int:
     else:
         _print_report(report)
     return 0 if report.passed else 1
+
+
+def run_can(arguments: argparse.Namespace) -> int:
+    from zoo.compatibility import can
+
+    answers = can(
+        arguments.name,
+        adapter=arguments.adapter,
+        kernel=arguments.kernel,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        verify=not arguments.declared,
+    )
+    verdict = all(answer.can for answer in answers)
+    if arguments.json:
+        print_json({"model": arguments.name, "can": verdict, "answers": [asdict(answer) for answer in answers]})
+    else:
+        words = {True: "yes", False: "no", None: "unknown"}
+        print_table(
+            ["QUESTION", "ANSWER", "HOW", "REASON"],
+            [[answer.question, words[answer.can], answer.how, answer.reason] for answer in answers],
+        )
+    return 0 if verdict else 1
+
+
+def run_lock(arguments: argparse.Namespace) -> int:
+    from zoo.lock import differences, write_lock
+    from zoo.registry import default_registry
+
+    registry = default_registry()
+    if not arguments.check:
+        write_lock(registry, arguments.file)
+        if arguments.json:
+            print_json({"file": str(arguments.file), "plugins": len(registry.plugins)})
+        else:
+            print(f"{arguments.file}: {len(registry.plugins)} plugins")
+        return 0
+    found = differences(registry, arguments.file)
+    if arguments.json:
+        print_json({"file": str(arguments.file), "differences": found})
+    else:
+        print("\n".join(found) or f"{arguments.file}: nothing differs")
+    return 1 if found else 0
 
 
 def _progress(name: str) -> None:

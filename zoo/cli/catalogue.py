@@ -106,6 +106,9 @@ def card_fields(card: Card, registry: Registry) -> dict[str, Any]:
                 "variant": dict(card.variant),
                 "keep_float32": list(card.keep_float32),
                 "default_for": list(card.default_for),
+                "devices": list(card.devices),
+                "dtypes": list(card.dtypes),
+                "applies_to": list(card.applies_to),
             }
         ),
         "weights": [
