@@ -39,6 +39,23 @@ def zoo() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
+def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command `zoo` in this process, which has imported everything already."""
+    from zoo.cli import main as command
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        try:
+            code = command(arguments)
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, output.out, output.err)
+
+    return run
+
+
+@pytest.fixture
 def photos() -> Path:
     return PHOTOS
 

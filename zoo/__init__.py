@@ -12,6 +12,7 @@ _EXPORTS = {
     "build": "zoo.construct",
     "cards": "zoo.registry",
     "classify": "zoo.tasks.classify",
+    "embed": "zoo.tasks.embedding",
     "fetch": "zoo.weights",
     "find": "zoo.registry",
     "hookimpl": "zoo.hookspecs",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from zoo import __version__
-from zoo.cli import author, catalogue, classify, demo, manage, weights
+from zoo.cli import author, catalogue, classify, demo, manage, retrieve, weights
 from zoo.errors import UsageError, ZooError
 
 DESCRIPTION = "A multimodal model zoo made of plugins."
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     root = _Parser(prog="zoo", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     root.add_argument("--version", action="version", version=f"zoo {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for group in (demo, classify, catalogue, manage, weights, author):
+    for group in (demo, classify, retrieve, catalogue, manage, weights, author):
         group.add_commands(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON document")
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"zoo: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    for group in (demo, classify, retrieve, catalogue, manage, weights, author):
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

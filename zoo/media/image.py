@@ -33,21 +33,25 @@ INTERPOLATIONS = {
 
 
 def open_image(
-    source: str | Path | bytes | Image.Image | np.ndarray[Any, Any], *, max_pixels: int = MAX_PIXELS
+    source: str | Path | bytes | Image.Image | np.ndarray[Any, Any],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    label: str | None = None,
 ) -> Image.Image:
     """Anything that is an image -> `PIL.Image.Image` in mode RGB.
 
     source: a path, the bytes of a file, a PIL image, or an array: uint8 or float in [0, 1], `[height, width]`,
         `[height, width, 3 or 4]`. EXIF orientation is applied, transparency is laid on white, 16-bit greys are scaled to
         8 bits, CMYK and palettes are converted, and of an animation the first frame is taken.
+    label: what errors call it, for bytes that came from somewhere with a name.
     Raises MediaError: what was given, why it cannot be read, what was expected.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the PIL image")
+        return _to_rgb(source, label or "the PIL image")
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    label = str(source) if isinstance(source, (str, Path)) else f"{len(source):,} bytes"
-    data = _read(Path(source)) if isinstance(source, (str, Path)) else source
+    label = label or (str(source) if isinstance(source, (str, Path)) else f"{len(source):,} bytes")
+    data = read_file(Path(source)) if isinstance(source, (str, Path)) else source
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -105,7 +109,8 @@ def to_pixels(images: Sequence[Image.Image], preprocess: Mapping[str, Any]) -> t
     return pixels_BHWC.permute(0, 3, 1, 2)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that should be an image. Raises MediaError when it cannot be read, is empty or is too large."""
     try:
         if path.is_dir():
             raise MediaError(f"{path}: a folder, expected an image file")

@@ -54,11 +54,26 @@ def run_images(
         return [next(outputs) if isinstance(row, torch.Tensor) else row for row in prepared]
 
     batches = [items[start : start + size] for start in range(0, len(items), size)]
-    bar = tqdm(total=len(items), unit="image", disable=None if progress and len(items) >= PROGRESS_FROM else True)
-    with bar, _threads(len(batches)) as workers:
-        for rows in ordered_map(answer, batches, workers=workers, ahead=BATCHES_AHEAD * workers):
+    with progress_bar(len(items), "image", progress=progress) as bar:
+        for rows in in_threads(answer, batches, count=len(batches)):
             bar.update(len(rows))
             yield from rows
+
+
+def in_threads(answer: Callable[[Any], Any], batches: Iterable[Any], *, count: int | None) -> Iterator[Any]:
+    """`answer(batch)` for each batch, in order, in as many threads as torch has; each computes with its share of them.
+
+    count: how many batches there are, None when that is not known; the division depends on nothing else, so that the same
+        batch gives the same numbers in every run.
+    """
+    with _threads(count) as workers:
+        yield from ordered_map(answer, batches, workers=workers, ahead=BATCHES_AHEAD * workers)
+
+
+def progress_bar(total: int | None, unit: str, *, progress: bool) -> Any:
+    """A bar on stderr where that is a terminal and there is enough to do."""
+    wanted = progress and (total is None or total >= PROGRESS_FROM)
+    return tqdm(total=total, unit=unit, disable=None if wanted else True)
 
 
 def ordered_map(function: Callable[[Any], Any], arguments: Iterable[Any], *, workers: int, ahead: int) -> Iterator[Any]:
@@ -75,10 +90,10 @@ def ordered_map(function: Callable[[Any], Any], arguments: Iterable[Any], *, wor
 
 
 @contextmanager
-def _threads(batches: int) -> Iterator[int]:
+def _threads(batches: int | None) -> Iterator[int]:
     """How many workers to start, with torch's threads divided among them and given back afterwards."""
     threads = torch.get_num_threads()
-    workers = max(1, min(threads, batches))
+    workers = max(1, threads if batches is None else min(threads, batches))
     torch.set_num_threads(max(1, threads // workers))
     try:
         yield workers

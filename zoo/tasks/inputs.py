@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from zoo.errors import MediaError, UsageError
-from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image
+from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, read_file
+from zoo.modality import IMAGE, TEXT
 
 TIMEOUT_S = 30
 
@@ -24,7 +27,14 @@ class Item:
     """One input: how to name it in a result, and where its pixels are."""
 
     label: str
-    source: str | Path | Image.Image | np.ndarray[Any, Any]
+    source: str | Path | bytes | Image.Image | np.ndarray[Any, Any]
+
+
+class Source(NamedTuple):
+    """One input: an image item or a text."""
+
+    modality: str
+    item: Item
 
 
 def image_items(inputs: Iterable[Any] | Any) -> list[Item]:
@@ -40,14 +50,83 @@ def image_items(inputs: Iterable[Any] | Any) -> list[Item]:
     return items
 
 
+def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Source]:
+    """Images and texts, in order: as `image_items` for what is a path, an image or an array; any other string is a text.
+
+    texts: more texts, whatever they look like. Raises UsageError when there is nothing, or what is there is neither.
+    """
+    if isinstance(texts, str):
+        raise UsageError(f"texts are a list, got the single string {texts!r}")
+    given = [items] if isinstance(items, (str, Path)) or hasattr(items, "__array_interface__") else list(items)
+    sources: list[Source] = []
+    for one in given:
+        if isinstance(one, str) and _is_text(one):
+            sources.append(_text_source(one))
+        else:
+            sources += [Source(IMAGE, item) for item in image_items([one])]
+    sources += [_text_source(text) for text in texts]
+    if not sources:
+        raise UsageError("nothing to embed: name image files, folders, patterns or texts")
+    return sources
+
+
 def load_image(item: Item, *, allow_urls: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB pixels of an item. Raises MediaError; an address is only followed if `allow_urls` says so."""
-    source = item.source
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
+    if is_url(item.source):
+        return open_image(read_source(item, allow_urls=allow_urls), max_pixels=max_pixels)
+    return open_image(item.source, max_pixels=max_pixels)
+
+
+def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image:
+    """The bytes of an item that is a file, an address or bytes, or the RGB pixels of one that is an image. Raises MediaError."""
+    if isinstance(item.source, bytes):
+        return item.source
+    if isinstance(item.source, (Image.Image, np.ndarray)):
+        return open_image(item.source)
+    if is_url(item.source):
         if not allow_urls:
-            raise MediaError(f"{source}: addresses are not followed unless you say so (--allow-urls, allow_urls=True)")
-        return open_image(_download(source), max_pixels=max_pixels)
-    return open_image(source, max_pixels=max_pixels)
+            raise MediaError(f"{item.source}: addresses are not followed unless you say so (--allow-urls, allow_urls=True)")
+        return _download(str(item.source))
+    return read_file(Path(item.source))
+
+
+def sha256_of_source(data: bytes | Image.Image) -> str:
+    """Hex sha256 of a file's bytes, or of the size and pixels of an image that came from no file."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(f"{data.width}x{data.height} RGB\n".encode() + data.tobytes()).hexdigest()
+
+
+def is_url(given: object) -> bool:
+    return isinstance(given, str) and given.startswith(("http://", "https://"))
+
+
+def printable(text: str) -> str:
+    """A name that any output can hold: bytes of file names that are not UTF-8 are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _text_source(text: str) -> Source:
+    if not isinstance(text, str):
+        raise UsageError(f"a text is a string, got {type(text).__name__}")
+    if not text.strip():
+        raise UsageError("an empty text among the inputs: it has no meaning that a vector could hold")
+    return Source(TEXT, Item(text, printable(text).encode()))
+
+
+def _is_text(given: str) -> bool:
+    """What is no address, no path that exists, no pattern, and has no image's suffix (a mistyped path must not become a text)."""
+    path = Path(given).expanduser()
+    if is_url(given) or given.lower().endswith(SUFFIXES) or given.endswith(("/", os.sep)):
+        return False
+    try:
+        if path.exists():
+            return False
+    except (OSError, ValueError):  # too long for a path, or holding a NUL
+        return True
+    if not glob.has_magic(given):
+        return True
+    return any(character.isspace() for character in given) and not glob.glob(str(path), recursive=True)  # noqa: PTH207 - as in inputs
 
 
 def _expand(given: Any) -> list[Item]:
@@ -58,7 +137,7 @@ def _expand(given: Any) -> list[Item]:
     if not isinstance(given, (str, Path)):
         raise UsageError(f"an image is a path, a PIL image or an array, got {type(given).__name__}")
     text = str(given)
-    if text.startswith(("http://", "https://")):
+    if is_url(text):
         return [Item(text, text)]
     path = Path(given).expanduser()
     if path.is_dir():

@@ -1,0 +1,295 @@
+"""`zoo embed` and `zoo.embed`: three formats, real vectors, and work that is killed, changed and damaged."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import zoo as library
+from zoo.errors import UsageError, ZooError
+from zoo.tasks import journal as journals
+from zoo.tasks.tables import read_table, read_vectors
+
+TINY = ("--model", "timm/test_vit", "--weights", "none", "--threads", "2")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> object:
+    torch.manual_seed(0)
+    return library.open_model("timm/test_vit", weights=None)
+
+
+def many(photos: Path, folder: Path, count: int) -> Path:
+    """Small JPEGs, each another crop of a bundled photo."""
+    folder.mkdir()
+    images = [Image.open(path).convert("RGB") for path in sorted(photos.glob("*.jpg"))]
+    for number in range(count):
+        image = images[number % len(images)]
+        left, top = number % 50, number * 7 % 50
+        image.crop((left, top, left + 100, top + 80)).save(folder / f"{number:04}.jpg", quality=80)
+    return folder
+
+
+def test_vectors_are_the_models_own_in_every_format(photos: Path, tmp_path: Path) -> None:
+    built = library.open_model("conse/lite0-minilm")
+    files = [photos / "chelsea.jpg", photos / "coffee.jpg"]
+    tables = {}
+    for suffix in (".npz", ".parquet", ".jsonl"):
+        outcome = library.embed([*files, "a cat", "a cup of coffee"], out=tmp_path / f"e{suffix}", model=built)
+        assert (outcome.shape, outcome.normalised, outcome.computed) == ((4, 1665), True, 4)
+        about, rows = read_table(tmp_path / f"e{suffix}")
+        assert about.identity == built.identity
+        assert [row.modality for row in rows] == ["image", "image", "text", "text"]
+        assert [row.item for row in rows] == [*map(str, files), "a cat", "a cup of coffee"]
+        tables[suffix] = np.stack([np.frombuffer(vector, "<f4") for vector in read_vectors(tmp_path / f"e{suffix}")])
+    with np.load(tmp_path / "e.npz") as arrays:
+        embeddings, sha256 = arrays["embeddings"], arrays["sha256"]
+    assert embeddings.dtype == np.float32
+    assert (tables[".parquet"] == embeddings).all()
+    assert (tables[".jsonl"] == embeddings).all()
+    assert sha256[0] == hashlib.sha256(files[0].read_bytes()).hexdigest()
+    with torch.inference_mode():
+        expected = torch.cat(
+            [built.module.embed("image", [Image.open(file).convert("RGB") for file in files]),
+             built.module.embed("text", ["a cat", "a cup of coffee"])]
+        ).numpy()  # fmt: skip
+    assert np.abs(embeddings - expected).max() < 1e-5
+    scores = embeddings[:2] @ embeddings[2:].T
+    assert scores[0, 0] > scores[0, 1]
+    assert scores[1, 1] > scores[1, 0]
+
+
+def test_parquet_is_read_by_others(photos: Path, tmp_path: Path, tiny: object) -> None:
+    from pyarrow import parquet
+
+    library.embed(photos / "chelsea.jpg", out=tmp_path / "e.parquet", model=tiny)
+    table = parquet.read_table(tmp_path / "e.parquet")
+    assert table.column_names == ["item", "modality", "sha256", "embedding"]
+    assert str(table.schema.field("embedding").type).startswith("list<element: float") or "float" in str(table.schema)
+
+
+def test_a_plain_encoder_gives_pooled_vectors(photos: Path, tmp_path: Path, tiny: object) -> None:
+    outcome = library.embed(photos, out=tmp_path / "e.npz", model=tiny)
+    assert not outcome.normalised
+    with np.load(tmp_path / "e.npz") as arrays:
+        lengths = np.linalg.norm(arrays["embeddings"], axis=1)
+    assert abs(lengths - 1).max() > 0.01
+    with pytest.raises(UsageError, match=r"timm/test_vit takes image and was given text \(zoo list --modality text"):
+        library.embed("a cat", out=tmp_path / "t.npz", model=tiny)
+
+
+def test_the_command_and_its_document(main, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no image")
+    (tmp_path / "texts.txt").write_text("a horse\n\nchelsea.jpg\n")
+    (tmp_path / "list.txt").write_text(f"{photos / 'chelsea.jpg'}\n{tmp_path / 'absent'}\n")
+    arguments = ("embed", "is it a dog?", str(tmp_path / "bad.jpg"), "--list", str(tmp_path / "list.txt"), "--texts",
+                 str(tmp_path / "texts.txt"), "--out", str(tmp_path / "e.jsonl"), "--json")  # fmt: skip
+    first, second = main(*arguments), main(*arguments)
+    for run, computed in ((first, 4), (second, 0)):
+        assert run.returncode == 1, run.stderr
+        document = json.loads(run.stdout)
+        assert (document["model"], document["plugin"]["dist"]) == ("conse/lite0-minilm", "modalzoo-conse")
+        assert (document["shape"], document["file"]) == ([4, 1665], str(tmp_path / "e.jsonl"))
+        assert (document["computed"], document["up_to_date"]) == (computed, computed == 0)
+        modalities = [result["modality"] for result in document["results"]]
+        assert modalities == ["text", "image", "image", "image", "text", "text"]
+        assert [("error" in result) for result in document["results"]] == [False, True, False, True, False, False]
+        assert "bad.jpg: not an image that can be read (it holds text)" in run.stderr
+        assert "absent: there is no such file" in run.stderr
+    lines = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    assert [line["item"] for line in lines] == ["is it a dog?", str(photos / "chelsea.jpg"), "a horse", "chelsea.jpg"]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def kill_when(path: Path, size_bytes: int, command: list[str]) -> None:
+    """Start a command and SIGKILL it as soon as a file has grown to a size."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if path.exists() and path.stat().st_size >= size_bytes:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was to be killed"
+
+
+def test_killed_work_ends_with_the_same_bytes(zoo, photos: Path, tmp_path: Path) -> None:
+    folder = many(photos, tmp_path / "images", 300)
+    (folder / "0007.jpg").write_text("not an image")
+    out = tmp_path / "e.npz"
+    command = ["embed", str(folder), *TINY, "--out", str(out), "--json"]
+    whole = zoo(*command[:-2], str(tmp_path / "whole.npz"), "--json")
+    expected = json.loads(whole.stdout)
+    assert expected["computed"] == 299
+    row_bytes = expected["shape"][1] * 4
+    part = tmp_path / "e.npz.part"
+    for share in (0.2, 0.7):
+        kill_when(part, int(share * 299 * row_bytes), [sys.executable, "-m", "zoo", *command])
+        assert not out.exists()
+    last = zoo(*command)
+    assert last.returncode == 1
+    document = json.loads(last.stdout)
+    assert 0 < document["computed"] < 200
+    assert document["results"] == expected["results"]
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("e.*")) == ["e.npz"]
+
+
+def test_a_journal_cut_anywhere_is_gone_on_with(photos: Path, tmp_path: Path, tiny: object, monkeypatch) -> None:
+    folder = many(photos, tmp_path / "images", 22)
+    shutil.copy(folder / "0001.jpg", folder / "0020.jpg")  # the same content twice, in two batches
+    monkeypatch.setattr(journals.Journal, "delete", lambda self: self.close())
+    out, part = tmp_path / "e.npz", tmp_path / "e.npz.part"
+    library.embed(folder, out=out, model=tiny)
+    expected, journal = out.read_bytes(), part.read_bytes()
+    computed = []
+    for cut in (0, 3, 6, 10, 150, len(journal) // 3, len(journal) // 2, len(journal) - 1, len(journal)):
+        out.unlink(missing_ok=True)
+        part.write_bytes(journal[:cut])
+        computed.append(library.embed(folder, out=out, model=tiny).computed)
+        assert out.read_bytes() == expected
+    assert computed[0] == 22
+    assert computed[-1] == 0
+    assert computed == sorted(computed, reverse=True)
+    damaged = bytearray(journal)
+    damaged[len(journal) // 2] ^= 1
+    part.write_bytes(damaged)
+    out.unlink()
+    assert 0 < library.embed(folder, out=out, model=tiny).computed < 22
+    assert out.read_bytes() == expected
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".jsonl"])
+def test_what_changed_is_computed_again(photos: Path, tmp_path: Path, tiny: object, suffix: str) -> None:
+    folder = many(photos, tmp_path / "images", 10)
+    out = tmp_path / f"e{suffix}"
+    first = library.embed(folder, out=out, model=tiny)
+    before = {row.item: vector for row, vector in zip(read_table(out)[1], read_vectors(out), strict=True)}
+    stamp = out.stat().st_mtime_ns
+    again = library.embed(folder, out=out, model=tiny)
+    assert (again.computed, again.up_to_date, again.results, again.shape) == (0, True, first.results, first.shape)
+    assert out.stat().st_mtime_ns == stamp
+    shutil.copy(photos / "chelsea.jpg", folder / "0003.jpg")
+    (folder / "0005.jpg").unlink()
+    (folder / "0008.jpg").rename(folder / "0000a.jpg")
+    shutil.copy(photos / "coffee.jpg", folder / "0011.jpg")
+    changed = library.embed(folder, out=out, model=tiny)
+    assert (changed.computed, changed.up_to_date) == (2, False)
+    rows = read_table(out)[1]
+    assert [Path(row.item).name for row in rows] == sorted(path.name for path in folder.iterdir())
+    after = {row.item: vector for row, vector in zip(rows, read_vectors(out), strict=True)}
+    assert after[str(folder / "0003.jpg")] != before[str(folder / "0003.jpg")]
+    assert after[str(folder / "0000a.jpg")] == before[str(folder / "0008.jpg")]
+    assert after[str(folder / "0001.jpg")] == before[str(folder / "0001.jpg")]
+
+
+def test_models_are_never_mixed(photos: Path, tmp_path: Path, tiny: object) -> None:
+    out = tmp_path / "e.npz"
+    library.embed(photos / "chelsea.jpg", out=out, model=tiny)
+    before = out.read_bytes()
+    torch.manual_seed(1)
+    other = library.open_model("timm/test_vit", weights=None)
+    with pytest.raises(
+        UsageError, match="holds embeddings of timm/test_vit with other weights, code or settings, and is not"
+    ):
+        library.embed(photos / "chelsea.jpg", out=out, model=other)
+    assert out.read_bytes() == before
+    journal = journals.Journal(tmp_path / "n.npz.part", {"model": "a/b", "identity": "0"})
+    journal.close()
+    with pytest.raises(UsageError, match=r"n.npz.part: it holds embeddings of a/b, and is not mixed with timm/test_vit"):
+        library.embed(photos / "chelsea.jpg", out=tmp_path / "n.npz", model=tiny)
+    assert library.embed(photos / "chelsea.jpg", out=out, model=other, overwrite=True).computed == 1
+    assert out.read_bytes() != before
+
+
+def test_files_of_others_are_left_alone(photos: Path, tmp_path: Path, tiny: object) -> None:
+    for name in ("e.npz", "e.parquet", "e.jsonl"):
+        (tmp_path / name).write_text('{"a diary": 1}\n')
+        with pytest.raises(UsageError, match="not a whole file of embeddings .*; it is left alone: give another --out"):
+            library.embed(photos / "chelsea.jpg", out=tmp_path / name, model=tiny)
+        assert (tmp_path / name).read_text() == '{"a diary": 1}\n'
+    (tmp_path / "f.npz.part").write_text("half a download")
+    with pytest.raises(UsageError, match=r"f.npz.part: not a journal of the zoo; it is left alone"):
+        library.embed(photos / "chelsea.jpg", out=tmp_path / "f.npz", model=tiny)
+    assert (tmp_path / "f.npz.part").read_text() == "half a download"
+
+
+def test_one_writer_at_a_time(photos: Path, tmp_path: Path, tiny: object) -> None:
+    from zoo.tasks.journal import alone
+
+    with alone(tmp_path / "e.npz"), pytest.raises(ZooError, match="e.npz: another process is writing it; wait for it"):
+        library.embed(photos / "chelsea.jpg", out=tmp_path / "e.npz", model=tiny)
+    assert library.embed(photos / "chelsea.jpg", out=tmp_path / "e.npz", model=tiny).computed == 1
+
+
+def test_an_interruption_says_how_to_go_on(photos: Path, tmp_path: Path, tiny: object, monkeypatch) -> None:
+    from zoo.tasks import embedding
+
+    folder = many(photos, tmp_path / "images", 20)
+    keep, calls = embedding._keep, []
+
+    def interrupted(*arguments: object) -> None:
+        keep(*arguments)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedding, "_keep", interrupted)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"what was done is kept in .*e.npz.part; the same command goes on from there"
+    ):
+        library.embed(folder, out=tmp_path / "e.npz", model=tiny)
+    assert library.embed(folder, out=tmp_path / "e.npz", model=tiny).computed == 8
+
+
+def test_pixels_names_and_repeats(photos: Path, tmp_path: Path, tiny: object) -> None:
+    image = Image.open(photos / "chelsea.jpg").convert("RGB")
+    odd = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(photos / "chelsea.jpg", odd)
+    outcome = library.embed([image, np.asarray(image), odd, odd], out=tmp_path / "e.parquet", model=tiny)
+    assert outcome.shape[0] == 4
+    assert outcome.results[0].sha256 == outcome.results[1].sha256 != outcome.results[2].sha256
+    assert outcome.results[2].input.endswith("caf\\udce9.jpg")
+
+
+def test_nothing_to_read_writes_nothing(main, tmp_path: Path) -> None:
+    run = main("embed", str(tmp_path / "x.jpg"), *TINY, "--out", str(tmp_path / "e.npz"))
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "x.jpg: there is no such file" in run.stderr
+    assert "none of 1 items can be read: nothing was written" in run.stderr
+    assert not list(tmp_path.glob("e.npz*"))
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "message"),
+    [
+        (["a"], {"out": "e.csv"}, r"--out e.csv: the suffix says the format, expected one of .npz, .parquet, .jsonl"),
+        (["a"], {"out": "/no/where/e.npz"}, r"--out /no/where/e.npz: there is no folder /no/where \(mkdir -p /no/where\)"),
+        ([], {"out": "e.npz"}, "nothing to embed: name image files, folders, patterns or texts"),
+        ([" "], {"out": "e.npz"}, "an empty text among the inputs"),
+        (["/no/such/*.jpg"], {"out": "e.npz"}, r"/no/such/\*.jpg: no file matches the pattern"),
+        (["a"], {"out": "e.npz", "batch_size": 0}, "batch_size is at least 1, got 0"),
+        (["a"], {"out": "e.npz", "texts": "b"}, "texts are a list, got the single string 'b'"),
+        ([3], {"out": "e.npz"}, "an image is a path, a PIL image or an array, got int"),
+    ],
+)
+def test_wrong_usage(tmp_path: Path, monkeypatch, items: list, options: dict, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        library.embed(items, **options)
+    assert not list(tmp_path.glob("e.*"))
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"writing .parquet needs pyarrow: pip install 'modalzoo\[parquet\]'"):
+        library.embed("a cat", out=tmp_path / "e.parquet")

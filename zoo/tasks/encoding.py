@@ -1,0 +1,95 @@
+"""Items of a modality -> vectors, by any dual encoder or encoder: what embedding, searching and filtering share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.construct import Built, open_model
+from zoo.errors import UsageError
+from zoo.modality import IMAGE
+from zoo.registry import default_registry
+
+Prepare = Callable[[Sequence[Any]], Any]
+Compute = Callable[[Any], torch.Tensor]
+
+
+def open_for(
+    task: str,
+    model: str | Built | None,
+    *,
+    kinds: tuple[str, ...],
+    modalities: Sequence[str],
+    weights: str | Path | None = "card",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Built:
+    """The model of a task, built: the named one, the one handed over, or the installed default.
+
+    Raises UsageError before anything is built when its kind is not among `kinds` or it lacks one of `modalities`.
+    """
+    registry = default_registry()
+    name = model if isinstance(model, str) else None
+    if model is None:
+        name = registry.default(task)
+    card = model.found.card if isinstance(model, Built) else registry.find(str(name)).card
+    if card.kind not in kinds:
+        wanted = " or ".join(kind.replace("_", " ") for kind in kinds)
+        raise UsageError(
+            f"zoo {task} needs a {wanted}, {card.name} is of kind {card.kind} (zoo list --kind {kinds[0]} shows those that fit)"
+        )
+    missing = [modality for modality in modalities if modality not in card.modalities]
+    if missing:
+        raise UsageError(
+            f"{card.name} takes {'+'.join(card.modalities)} and was given {'+'.join(missing)} "
+            f"(zoo list --modality {missing[0]} shows those that fit)"
+        )
+    if isinstance(model, Built):
+        return model
+    built = open_model(str(name), weights=weights, device=device, dtype=dtype, registry=registry)
+    if IMAGE in modalities:
+        built.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # images come in this order; convolutions are faster in it
+    return built
+
+
+def unit_vectors(built: Built) -> bool:
+    """Whether the model's vectors have length 1: those of dual encoders do, the pooled ones of encoders are as they come."""
+    return built.found.card.kind == "dual_encoder"
+
+
+def vectors(built: Built, modality: str, items: Sequence[Any], *, device: str) -> torch.Tensor:
+    """Raw items (RGB images or texts) -> float[B, D] on the CPU. To be called in inference mode."""
+    prepare, compute = _prepare(built, modality), _compute(built, modality)
+    prepared = _joined([prepare([item]) for item in items]) if modality == IMAGE else prepare(list(items))
+    return compute(_moved(prepared, device)).float().cpu()
+
+
+def _prepare(built: Built, modality: str) -> Prepare:
+    module: Any = built.module
+    if unit_vectors(built):
+        return lambda items: module.preprocess(modality, items)
+    prepare: Prepare = module.preprocess
+    return prepare
+
+
+def _compute(built: Built, modality: str) -> Compute:
+    module: Any = built.module
+    if unit_vectors(built):
+        return lambda inputs: module.encode(modality, inputs)
+    return lambda inputs: module(inputs).pooled_BD
+
+
+def _joined(prepared: Sequence[Any]) -> Any:
+    """Prepared batches of one -> one prepared batch; a tensor, or a tuple of tensors."""
+    if isinstance(prepared[0], torch.Tensor):
+        return torch.cat(list(prepared))
+    return tuple(torch.cat(columns) for columns in zip(*prepared, strict=True))
+
+
+def _moved(prepared: Any, device: str) -> Any:
+    if isinstance(prepared, torch.Tensor):
+        return prepared.to(device)
+    return tuple(part.to(device) for part in prepared)
