@@ -18,6 +18,7 @@ _EXPORTS = {
     "hookimpl": "zoo.hookspecs",
     "installed_plugins": "zoo.registry",
     "open_model": "zoo.construct",
+    "search": "zoo.tasks.search",
 }
 
 __all__ = [  # noqa: PLE0604 - every name is a string, computed so that the list exists once

@@ -1,4 +1,4 @@
-"""`zoo embed`: images and texts as vectors."""
+"""`zoo embed` and `zoo search`: images and texts as vectors, and the images that are nearest to a text or an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import add_model_arguments, prepare_torch
-from zoo.cli.output import print_json
+from zoo.cli.output import print_json, print_table
 from zoo.errors import UsageError
 
 
@@ -27,6 +27,18 @@ def add_commands(commands: Any) -> None:
     embed.add_argument("--overwrite", action="store_true", help="begin anew, whatever FILE holds")
     add_model_arguments(embed)
     embed.set_defaults(run=run_embed)
+    search = commands.add_parser(
+        "search",
+        help="find the images of a folder that fit a text or an image",
+        description="The index of DIR is kept in DIR/.zoo-index and brought up to date by each search.",
+    )
+    search.add_argument("folder", metavar="DIR", help="a folder of images")
+    search.add_argument("query", nargs="?", metavar="QUERY", help="a text, or an image file")
+    search.add_argument("--query-image", metavar="FILE", help="an image file, whatever it is called")
+    search.add_argument("--top", type=int, default=10, help="images to show (10)")
+    search.add_argument("--batch-size", type=int, help="images computed together (4 on a CPU)")
+    add_model_arguments(search)
+    search.set_defaults(run=run_search)
 
 
 def run_embed(arguments: argparse.Namespace) -> int:
@@ -72,6 +84,44 @@ def run_embed(arguments: argparse.Namespace) -> int:
         print(f"{outcome.file}  {vectors}  {state}")
         print(f"{outcome.model} ({outcome.distribution} {outcome.version})", file=sys.stderr)
     return 1 if failed else 0
+
+
+def run_search(arguments: argparse.Namespace) -> int:
+    from zoo.tasks.search import search
+
+    outcome = search(
+        arguments.folder,
+        arguments.query,
+        query_image=arguments.query_image,
+        top=arguments.top,
+        batch_size=arguments.batch_size,
+        progress=True,
+        **model_options(arguments),
+    )
+    for note in outcome.notes:
+        print(f"zoo: {note}", file=sys.stderr)
+    for path, error in outcome.unreadable:
+        print(f"zoo: {path}: {error}", file=sys.stderr)
+    if arguments.json:
+        print_json(
+            {
+                **about_model(outcome),
+                "query": outcome.query,
+                "query_modality": outcome.query_modality,
+                "index": str(outcome.index),
+                "images": outcome.images,
+                "computed": outcome.computed,
+                "unreadable": [{"path": path, "error": error} for path, error in outcome.unreadable],
+                "results": [{"path": hit.path, "score": hit.score} for hit in outcome.results],
+            }
+        )
+        return 0
+    print_table(["SCORE", "IMAGE"], [[f"{hit.score:.3f}", hit.path] for hit in outcome.results])
+    print(
+        f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.images} images, {outcome.computed} computed now",
+        file=sys.stderr,
+    )
+    return 0
 
 
 def read_lines(option: str, path: Path | None) -> list[str]:

@@ -1,0 +1,300 @@
+"""The index of a folder of images: one unit vector for each content, in a flat faiss index, and which files hold that content.
+
+It lies in `<folder>/.zoo-index/<model>/<identity>/` as `vectors-<hash>.faiss` and `index.json`, which names the former and begins
+with its own hash. `index.json` is replaced as a whole, last, so that a reader sees the old state or the new one; whatever else
+lies there is rubble. Each update looks at every file: size, times and inode say that a file is as it was, its sha256 says what it
+holds. A file that is younger than a clock can tell is not believed by its times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from zoo.construct import Built
+from zoo.errors import MediaError, UsageError, ZooError
+from zoo.media.image import SUFFIXES, open_image, read_file
+from zoo.modality import IMAGE
+from zoo.settings import cache_dir
+from zoo.tasks.encoding import vectors
+from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
+from zoo.tasks.inputs import printable
+from zoo.tasks.journal import replace_durably
+
+FOLDER = ".zoo-index"
+FORMAT = 1
+FLAT_INNER_PRODUCT = b"IxFI"  # how faiss begins the file of such an index; no other kind is ever read
+RACY_NS = 2_000_000_000  # two writes within one tick of a file system's clock (2 s on FAT) leave the same times
+SAVE_EVERY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file as it was when it was last read. sha256: None when its bytes could not be had."""
+
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    sha256: str | None
+
+
+@dataclass(slots=True)
+class Index:
+    """rows: the content (hex sha256) of each vector. files: path inside the folder -> what it was. unreadable: content -> why."""
+
+    vectors: Any
+    rows: list[str] = field(default_factory=list)
+    files: dict[str, Seen] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def require_images(folder: Path) -> None:
+    """Raises UsageError for a folder without images, before any model is built for it."""
+    if next(_scan(folder), None) is None:
+        raise UsageError(f"{folder}: the folder holds no image ({', '.join(SUFFIXES)})")
+
+
+def faiss_library() -> Any:
+    """Raises UsageError, saying what to install."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UsageError(
+            "zoo search keeps its index with faiss, which is missing: pip install 'modalzoo[search]'"
+        ) from error
+    return faiss
+
+
+def index_home(folder: Path, built: Built) -> tuple[Path, str | None]:
+    """Where the index of a folder lies, made if need be; and a note when that had to be the cache. Raises ZooError."""
+    name = Path(built.name) / built.identity[:16]
+    home = folder / FOLDER / name
+    try:
+        _make_home(home)
+    except OSError as error:
+        digest = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
+        fallback = cache_dir() / "search" / digest[:16] / name
+        try:
+            _make_home(fallback)
+        except OSError as second:
+            raise ZooError(
+                f"{fallback}: cannot be written ({second.strerror or second}); ZOO_CACHE moves the cache"
+            ) from second
+        why = error.strerror or error
+        return fallback, f"{folder / FOLDER} cannot be written ({why}): the index is kept in {fallback}"
+    return home, None
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """One process at a time reads and updates an index."""
+    lock = FileLock(home / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logging.getLogger("zoo").warning("another search updates this index; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_index(home: Path, width: int) -> tuple[Index, str | None]:
+    """The index as it was saved, or an empty one of float[width] with a note why the old one could not be used."""
+    faiss = faiss_library()
+    path = home / "index.json"
+    empty = Index(faiss.IndexFlatIP(width))
+    try:
+        checksum, _, text = path.read_bytes().partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() != checksum:
+            raise ValueError("its hash differs")
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError("another release wrote it")
+        data = (home / content["vectors"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != content["vectors_sha256"] or not data.startswith(FLAT_INNER_PRODUCT):
+            raise ValueError(f"the hash of {content['vectors']} differs")
+        found = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        if found.d != width or found.ntotal != len(content["rows"]):
+            raise ValueError(f"{content['vectors']} holds something else")
+        files = {name: Seen(*fields) for name, fields in content["files"].items()}
+        return Index(found, content["rows"], files, content["unreadable"]), None
+    except FileNotFoundError as error:
+        return empty, None if str(error.filename) == str(
+            path
+        ) else f"the index was incomplete and is built anew ({error.filename})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return empty, f"{path}: the index was damaged ({error}) and is built anew"
+
+
+def update_index(
+    index: Index, folder: Path, home: Path, built: Built, *, batch_size: int | None, device: str, progress: bool
+) -> int:
+    """Bring an index to what the folder holds now, saving it on the way; returns how many images were computed."""
+    now_ns = time.time_ns()
+    there = dict(_scan(folder))
+    before = (len(index.rows), dict(index.files))
+    todo = [name for name, seen in there.items() if not _unchanged(index.files.get(name), seen)]
+    changed = set(todo)
+    index.files = {name: index.files[name] for name in there if name not in changed}
+    known = set(index.rows) | set(index.unreadable)
+    size = batch_size or (CPU_BATCH if device == "cpu" else DEVICE_BATCH)
+
+    @torch.inference_mode()
+    def answer(names: Sequence[str]) -> list[tuple[str | None, Any]]:
+        return _read_and_compute(built, folder, names, known, device)
+
+    computed = 0
+    saved = time.monotonic()
+    batches = [todo[start : start + size] for start in range(0, len(todo), size)]
+    try:
+        with progress_bar(len(todo), "image", progress=progress) as bar:
+            for names, answers in zip(batches, in_threads(answer, batches, count=len(batches)), strict=True):
+                bar.update(len(names))
+                for name, result in zip(names, answers, strict=True):
+                    computed += _take(index, name, there[name], result, known, now_ns)
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    save_index(index, home)
+                    saved = time.monotonic()
+        _forget(index)
+    finally:  # an interrupted first search of a large folder goes on where it was
+        if before != (len(index.rows), index.files) or computed:
+            save_index(index, home)
+    return computed
+
+
+def save_index(index: Index, home: Path) -> None:
+    """Write both files; the new state counts from the moment the second has its name. Raises ZooError."""
+    data = faiss_library().serialize_index(index.vectors).tobytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"vectors-{sha256[:16]}.faiss"
+    content = {
+        "format": FORMAT,
+        "vectors": name,
+        "vectors_sha256": sha256,
+        "rows": index.rows,
+        "unreadable": index.unreadable,
+        "files": {path: list(asdict(seen).values()) for path, seen in index.files.items()},
+    }
+    text = json.dumps(content).encode()
+    try:
+        for file, written in ((name, data), ("index.json", hashlib.sha256(text).hexdigest().encode() + b"\n" + text)):
+            temporary = home / f"{file}.new"
+            temporary.write_bytes(written)
+            replace_durably(temporary, home / file)
+        for path in home.iterdir():
+            if path.name not in (name, "index.json", "lock"):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ZooError(f"{home}: the index cannot be written ({error.strerror or error})") from error
+
+
+def paths_of(index: Index) -> dict[str, list[str]]:
+    """Content -> the files that hold it, sorted."""
+    paths: dict[str, list[str]] = {}
+    for name in sorted(index.files):
+        paths.setdefault(index.files[name].sha256 or "", []).append(name)
+    return paths
+
+
+def unreadable_files(index: Index, folder: Path) -> list[tuple[str, str]]:
+    """(file, why) of each image of the folder that could not be read."""
+    complaints = []
+    for name, seen in sorted(index.files.items()):
+        why = index.unreadable.get(_content(name, seen.sha256))
+        if why is not None:
+            complaints.append((printable(str(folder / name)), why))
+    return complaints
+
+
+def _make_home(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("ab"):
+        pass
+
+
+def _scan(folder: Path) -> Iterator[tuple[str, Seen]]:
+    """(path inside the folder, what its metadata says) of every image, sorted within each folder."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name != FOLDER)
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                try:
+                    status = path.stat()
+                except OSError:  # it went away meanwhile
+                    continue
+                seen = Seen(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, None)
+                yield path.relative_to(folder).as_posix(), seen
+
+
+def _unchanged(old: Seen | None, new: Seen) -> bool:
+    return old is not None and old.sha256 is not None and list(asdict(old).values())[:4] == list(asdict(new).values())[:4]
+
+
+def _read_and_compute(
+    built: Built, folder: Path, names: Sequence[str], known: set[str], device: str
+) -> list[tuple[str | None, Any]]:
+    """(sha256, result) for each file: a vector, None when its content is known, or the text of an error."""
+    results: dict[str, tuple[str | None, Any]] = {}
+    images: dict[str, Any] = {}
+    for name in names:
+        sha256 = None
+        try:
+            content = read_file(folder / name)
+            sha256 = hashlib.sha256(content).hexdigest()
+            results[name] = (sha256, None)
+            if sha256 not in known:
+                images[name] = open_image(content, label=str(folder / name))
+        except MediaError as error:
+            results[name] = (sha256, str(error).removeprefix(f"{folder / name}: "))
+    if images:
+        for name, vector in zip(images, vectors(built, IMAGE, list(images.values()), device=device), strict=True):
+            finite = bool(torch.isfinite(vector).all())
+            results[name] = (results[name][0], vector.numpy() if finite else f"{built.name} answers with NaN or infinity")
+    return [results[name] for name in names]
+
+
+def _take(index: Index, name: str, seen: Seen, answer: tuple[str | None, Any], known: set[str], now_ns: int) -> int:
+    """Note one file; returns how many vectors that added."""
+    sha256, result = answer
+    racy = max(seen.mtime_ns, seen.ctime_ns) > now_ns - RACY_NS
+    index.files[name] = Seen(seen.size_bytes, -1 if racy else seen.mtime_ns, seen.ctime_ns, seen.inode, sha256)
+    if isinstance(result, str):
+        index.unreadable[_content(name, sha256)] = result
+        return 0
+    if result is None or sha256 is None or sha256 in known:
+        return 0
+    known.add(sha256)
+    index.vectors.add(result[None])
+    index.rows.append(sha256)
+    return 1
+
+
+def _content(name: str, sha256: str | None) -> str:
+    """The key of what a file holds; of the file itself where its bytes could not be had."""
+    return sha256 or f"file {name}"
+
+
+def _forget(index: Index) -> None:
+    """Drop what no file holds any more."""
+    held = {_content(name, seen.sha256) for name, seen in index.files.items()}
+    gone = [number for number, sha256 in enumerate(index.rows) if sha256 not in held]
+    if gone:
+        index.vectors.remove_ids(np.asarray(gone, np.int64))
+        index.rows = [sha256 for sha256 in index.rows if sha256 in held]
+    index.unreadable = {key: why for key, why in index.unreadable.items() if key in held}

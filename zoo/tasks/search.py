@@ -1,0 +1,147 @@
+"""The images of a folder that are nearest to a text or to an image, through an index that is brought up to date first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zoo.construct import Built
+from zoo.errors import MediaError, UsageError
+from zoo.media.image import SUFFIXES, open_image
+from zoo.modality import IMAGE, TEXT
+from zoo.tasks.encoding import open_for, vectors
+from zoo.tasks.inputs import printable
+from zoo.tasks.photo_index import (
+    Index,
+    faiss_library,
+    index_home,
+    load_index,
+    locked,
+    paths_of,
+    require_images,
+    unreadable_files,
+    update_index,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image and its score: the cosine of its embedding and the query's, in [-1, 1]."""
+
+    path: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """Hits, best first, and where they come from.
+
+    images: how many files were searched. computed: how many images had to be embedded for it. unreadable: (file, why).
+    notes: what the user should know: the index lies elsewhere, or had to be built anew.
+    """
+
+    model: str
+    distribution: str
+    version: str
+    query: str
+    query_modality: str
+    index: Path
+    images: int
+    computed: int
+    unreadable: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    results: tuple[Hit, ...]
+
+
+def search(
+    folder: str | Path,
+    query: str | Path | Image.Image | None = None,
+    *,
+    query_image: Any = None,
+    top: int = 10,
+    model: str | Built | None = None,
+    weights: str | Path | None = "card",
+    batch_size: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> Search:
+    """The `top` images of a folder (with its subfolders) that fit a query best.
+
+    query: a text, or an image: a path (as `Path`, or as a string that names an existing image file) or a PIL image.
+    query_image: an image, whatever it is called. model: any dual encoder; the installed default when None.
+    The index is kept in `<folder>/.zoo-index`, or in the cache where that cannot be written, one for each identity of a model.
+    Raises UsageError for arguments that make no sense, MediaError when the query or every image is unreadable.
+    """
+    folder = Path(folder).expanduser()
+    if top < 1:
+        raise UsageError(f"top is at least 1, got {top}")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size is at least 1, got {batch_size}")
+    modality, content, label = _query(query, query_image)
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"{folder}: {what}, expected a folder of images (zoo search DIR QUERY)")
+    require_images(folder)
+    faiss_library()
+    both = (IMAGE, TEXT) if modality == TEXT else (IMAGE,)
+    built = open_for("search", model, kinds=("dual_encoder",), modalities=both, weights=weights, device=device, dtype=dtype)
+    with torch.inference_mode():
+        query_E = vectors(built, modality, [content], device=device)[0].numpy()
+    home, note = index_home(folder, built)
+    with locked(home):
+        index, rebuilt = load_index(home, len(query_E))
+        computed = update_index(index, folder, home, built, batch_size=batch_size, device=device, progress=progress)
+    complaints = tuple(unreadable_files(index, folder))
+    if not index.rows and complaints:
+        path, why = complaints[0]
+        raise MediaError(f"{folder}: none of its {len(index.files)} images can be read; {path}: {why}")
+    provider = built.found.card.provider
+    return Search(
+        model=built.name,
+        distribution=provider.distribution,
+        version=provider.version,
+        query=label,
+        query_modality=modality,
+        index=home,
+        images=len(index.files) - len(complaints),
+        computed=computed,
+        unreadable=complaints,
+        notes=tuple(text for text in (note, rebuilt) if text),
+        results=tuple(_hits(index, folder, query_E, top)),
+    )
+
+
+def _query(query: Any, query_image: Any) -> tuple[str, Any, str]:
+    """(modality, text or RGB image, how it is called)."""
+    if (query is None) == (query_image is None):
+        raise UsageError("give a query: either a text or an image file, or --query-image FILE")
+    if query_image is None and isinstance(query, str):
+        is_image_name = query.lower().endswith(SUFFIXES)
+        if not is_image_name:
+            if not query.strip():
+                raise UsageError("the query is empty: say what to look for, as in zoo search photos 'a red car'")
+            return TEXT, printable(query), printable(query)
+        query = Path(query)
+    image = query if query_image is None else query_image
+    label = printable(str(image)) if isinstance(image, (str, Path)) else "the image"
+    source = Path(image).expanduser() if isinstance(image, (str, Path)) else image
+    if isinstance(source, Path) and not source.exists():
+        raise UsageError(f"{label}: there is no such image file to search with")
+    return IMAGE, open_image(source), label
+
+
+def _hits(index: Index, folder: Path, query_E: np.ndarray[Any, Any], top: int) -> list[Hit]:
+    scores, numbers = index.vectors.search(query_E[None], min(top, len(index.rows)))
+    paths = paths_of(index)
+    found = [
+        (-float(score), name)
+        for score, number in zip(scores[0], numbers[0], strict=True)
+        for name in paths[index.rows[number]]
+    ]
+    return [Hit(printable(str(folder / name)), -score) for score, name in sorted(found)[:top]]
