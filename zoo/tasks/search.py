@@ -137,6 +137,8 @@ def _query(query: Any, query_image: Any) -> tuple[str, Any, str]:
 
 
 def _hits(index: Index, folder: Path, query_E: np.ndarray[Any, Any], top: int) -> list[Hit]:
+    if not index.rows:  # the last image went away between looking and reading
+        return []
     scores, numbers = index.vectors.search(query_E[None], min(top, len(index.rows)))
     paths = paths_of(index)
     found = [
