@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"zoo: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    for group in (demo, classify, retrieve, catalogue, manage, weights, author):
+    except KeyboardInterrupt as stop:
+        print("zoo: interrupted" + (f"; {stop}" if str(stop) else ""), file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -59,9 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"zoo: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("zoo: interrupted", file=sys.stderr)
-        return 130
     return code
 
 
