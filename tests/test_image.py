@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision import transforms
 
-from zoo.errors import MediaError
-from zoo.media.image import crop_and_resize, open_image, to_pixels
+from zoo.errors import MediaError, UsageError
+from zoo.media.image import crop_and_resize, fit_and_pad, open_image, squash, to_pixels
 
 
 @pytest.fixture
@@ -193,6 +194,40 @@ def test_equal_to_timm(photos: Path, size: tuple[int, int], pixels: int, crop: f
 def test_a_thin_image_costs_no_memory() -> None:
     image = Image.new("RGB", (60_000, 1))
     assert crop_and_resize(image, size=224, crop=0.875, interpolation="bicubic").shape == (224, 224, 3)
+
+
+SQUARE = {"size": 96, "crop": 1.0, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 301), (96, 96), (50, 40), (1, 700)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_squash_is_torchvisions_resize_to_a_square(photos: Path, size: tuple[int, int], interpolation: str) -> None:
+    image = open_image(photos / "coffee.jpg").resize(size)
+    numbers = {**SQUARE, "interpolation": interpolation}
+    mode = transforms.InterpolationMode(interpolation)
+    steps = [transforms.Resize((96, 96), mode), transforms.ToTensor(), transforms.Normalize(SQUARE["mean"], SQUARE["std"])]
+    reference = transforms.Compose(steps)(image)
+    assert torch.equal(to_pixels([image], {**numbers, "resize": "squash"})[0], reference)
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((40, 20), (0, 24, 96, 48)), ((20, 40), (24, 0, 48, 96)), ((9, 8), (0, 5, 96, 85)), ((900, 1), (0, 47, 96, 1))]
+)  # fmt: skip
+def test_the_longest_side_fits_and_the_rest_is_filled(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+    left, top, width, height = box
+    pixels = fit_and_pad(Image.new("RGB", size, "white"), size=96, interpolation="bicubic", fill=7)
+    assert (pixels[top : top + height, left : left + width] == 255).all()
+    pixels[top : top + height, left : left + width] = 7
+    assert (pixels == 7).all()
+
+
+def test_ways_to_become_square(photo: Image.Image) -> None:
+    assert torch.equal(to_pixels([photo], {**SQUARE, "resize": "shortest"}), to_pixels([photo], SQUARE))
+    assert squash(photo, size=32, interpolation="bicubic").shape == (32, 32, 3)
+    dark = to_pixels([photo], {**SQUARE, "resize": "longest"})
+    assert torch.equal(dark, to_pixels([photo], {**SQUARE, "resize": "longest", "fill": 0}))
+    with pytest.raises(UsageError, match='resize must be "shortest", "squash" or "longest", got \'fit\''):
+        to_pixels([photo], {**SQUARE, "resize": "fit"})
 
 
 def test_rows_depend_on_their_own_image_alone(photos: Path) -> None:

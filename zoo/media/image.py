@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from zoo.errors import MediaError
+from zoo.errors import MediaError, UsageError
 
 # Few decoders, and none (libtiff) that takes damaged files for whole ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -96,17 +96,51 @@ def crop_and_resize(
     return np.asarray(image.resize((size, size), method, box=box))
 
 
+def squash(image: Image.Image, *, size: int, interpolation: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """RGB image -> uint8[size, size, 3]: the whole image, whatever its shape. Equal to torchvision's resize to a square."""
+    whole = image if image.size == (size, size) else image.resize((size, size), INTERPOLATIONS[interpolation])
+    return np.asarray(whole)
+
+
+def fit_and_pad(image: Image.Image, *, size: int, interpolation: str, fill: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """RGB image -> uint8[size, size, 3]: the long side resized to `size`, the rest filled with the grey `fill` (0 to 255).
+
+    Where the filling cannot be the same on both sides, the right and the lower edge have one pixel more.
+    """
+    width, height = image.size
+    ratio = max(width / size, height / size)
+    resized = (max(1, round(width / ratio)), max(1, round(height / ratio)))
+    whole = image if image.size == resized else image.resize(resized, INTERPOLATIONS[interpolation])
+    canvas = np.full((size, size, 3), fill, np.uint8)
+    left, top = (size - resized[0]) // 2, (size - resized[1]) // 2
+    canvas[top : top + resized[1], left : left + resized[0]] = np.asarray(whole)
+    return canvas
+
+
 def to_pixels(images: Sequence[Image.Image], preprocess: Mapping[str, Any]) -> torch.Tensor:
     """RGB images -> normalised float[B, 3, size, size], in channels-last memory order.
 
-    preprocess: the card's numbers: size (pixels), crop (share of the short side kept), interpolation, mean and std (per
-    channel, of pixel values in [0, 1]).
+    preprocess: the card's numbers: size (pixels), interpolation, mean and std (per channel, of pixel values in [0, 1]), and
+        how an image becomes square, in `resize`: "shortest" (where there is none; `crop` is the share of the short side that
+        is kept), "squash", or "longest" (`fill` is the grey of the rest, 0 when left out).
+    Raises UsageError for any other `resize`.
     """
-    size, crop, interpolation = preprocess["size"], preprocess["crop"], preprocess["interpolation"]
-    arrays = [crop_and_resize(image, size=size, crop=crop, interpolation=interpolation) for image in images]
+    arrays = [_square(image, preprocess) for image in images]
     pixels_BHWC = torch.from_numpy(np.stack(arrays)).float().div_(255)
     pixels_BHWC.sub_(torch.tensor(preprocess["mean"])).div_(torch.tensor(preprocess["std"]))
     return pixels_BHWC.permute(0, 3, 1, 2)
+
+
+def _square(image: Image.Image, preprocess: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    size, interpolation = preprocess["size"], preprocess["interpolation"]
+    mode = preprocess.get("resize", "shortest")
+    if mode == "shortest":
+        return crop_and_resize(image, size=size, crop=preprocess["crop"], interpolation=interpolation)
+    if mode == "squash":
+        return squash(image, size=size, interpolation=interpolation)
+    if mode == "longest":
+        return fit_and_pad(image, size=size, interpolation=interpolation, fill=preprocess.get("fill", 0))
+    raise UsageError(f'preprocess: resize must be "shortest", "squash" or "longest", got {mode!r}')
 
 
 def read_file(path: Path) -> bytes:
