@@ -169,7 +169,7 @@ def test_wrong_usage_exits_2_with_one_line(zoo, photos: Path, arguments: list[st
     ("arguments", "code", "message"),
     [
         (["x.jpg", "--labels", "a,b", "--model", "conse/lite0-minilmm"], 1, "did you mean conse/lite0-minilm?"),
-        (["x.jpg", "--labels", "a,b", "--model", "clip/ViT-B-32"], 1, "no installed plugin provides 'clip/ViT-B-32'"),
+        (["x.jpg", "--labels", "a,b", "--model", "video/mae"], 1, "no installed plugin provides 'video/mae'"),
         (["/no/such/*.jpg", "--labels", "a,b"], 2, "/no/such/*.jpg: no file matches the pattern"),
         (["http://127.0.0.1:9/x.jpg", "--labels", "a,b"], 1, "addresses are not followed unless you say so (--allow-urls"),
         (["http://127.0.0.1:9/x.jpg", "--labels", "a,b", "--allow-urls"], 1, "could not be fetched"),

@@ -20,9 +20,15 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--labels", help="comma-separated labels")
     command.add_argument("--labels-file", type=Path, metavar="FILE", help="one label a line")
     command.add_argument("--template", action="append", metavar="T", help="sentence with {} for the label; may be repeated")
+    command.add_argument(
+        "--templates", metavar="SET", help="a named set of such sentences, as openai-80, openai-7 or zoo-9"
+    )
     command.add_argument("--shots", metavar="DIR", help="a folder of examples for each class: few-shot")
     command.add_argument("--top", type=int, help="labels to report for each image")
     command.add_argument("--batch-size", type=int, help="images computed together (4 on a CPU)")
+    command.add_argument(
+        "--no-close-calls", action="store_true", help="keep 16-bit answers where two labels are within 5%%, too"
+    )
     command.add_argument("--allow-urls", action="store_true", help="also follow http(s) addresses")
     add_model_arguments(command)
     command.set_defaults(run=run)
@@ -70,8 +76,20 @@ def read_labels(arguments: argparse.Namespace) -> list[str] | None:
     return [label for label in arguments.labels.split(",") if label.strip()]
 
 
+def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Sentences from --template or --templates; the label alone when neither was given."""
+    if arguments.template is not None and arguments.templates is not None:
+        raise UsageError("give --template or --templates, not both")
+    if arguments.templates is not None:
+        from zoo.tasks.templates import template_set
+
+        return template_set(arguments.templates)
+    return tuple(arguments.template or ("{}",))
+
+
 def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments)
+    templates = read_templates(arguments)
     import torch
 
     from zoo.tasks.classify import classify
@@ -82,12 +100,13 @@ def run(arguments: argparse.Namespace) -> int:
         labels,
         model=arguments.model,
         weights=None if arguments.weights == "none" else arguments.weights,
-        templates=arguments.template or ("{}",),
+        templates=templates,
         shots=arguments.shots,
         top=arguments.top,
         batch_size=arguments.batch_size,
         device=arguments.device,
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+        exact_close_calls=not arguments.no_close_calls,
         allow_urls=arguments.allow_urls,
         progress=True,
     )

@@ -70,6 +70,7 @@ def classify(
     batch_size: int | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
+    exact_close_calls: bool = True,
     allow_urls: bool = False,
     progress: bool = False,
 ) -> Classification:
@@ -79,9 +80,11 @@ def classify(
     labels: two or more different names. None: the folders of `shots`, or else the model's own classes.
     model: a dual encoder for free labels, an encoder with classes for its own; the installed default when None. To ask
         many times, build it once: `zoo.open_model(name)`; then `weights`, `device` and `dtype` are those it was built with.
-    templates: sentences with `{}` where the label goes; the unit text embeddings of all are averaged.
+    templates: sentences with `{}` where the label goes; the unit text embeddings of all are averaged. Named sets are in
+        `zoo.tasks.templates`.
     shots: a folder with one folder of examples for each class: few-shot on the model's frozen features.
-    dtype: bfloat16 or float16 compute faster; close calls (two labels within 0.05) are computed again in float32.
+    dtype: bfloat16 or float16 compute faster; close calls (two labels within 0.05) are computed again in float32, unless
+        `exact_close_calls` is False.
     top: how many labels to report for each image; all when None and there are at most 20, else 5.
     Raises UsageError for arguments that make no sense, and what building the model raises. An image that cannot be read
     becomes an answer with `error`; it never costs the others theirs.
@@ -108,7 +111,7 @@ def classify(
         names = list(built.module.labels)  # type: ignore[arg-type]
     text_CE = _label_embeddings(built, names, templates).to(device) if probe is None and not closed else None
     compute = _compute(built, probe, text_CE)
-    if dtype in CLOSE_CALL and probe is None and not isinstance(model, Built):
+    if exact_close_calls and dtype in CLOSE_CALL and probe is None and not isinstance(model, Built):
         exact = _open(registry, model, weights, device, None, task)
         compute = _with_close_calls(compute, _compute(exact, None, text_CE), CLOSE_CALL[dtype])
     limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
