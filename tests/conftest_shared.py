@@ -16,7 +16,7 @@ PHOTOS = REPOSITORY / "zoo" / "demo" / "photos"
 @pytest.fixture(autouse=True)
 def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CONFIG", str(tmp_path / "config.toml"))
-    monkeypatch.setenv("ZOO_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("ZOO_STATE", str(tmp_path / ".state"))
     for name in ("ZOO_DISABLE", "ZOO_PLUGINS", "ZOO_STRICT", "ZOO_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
 

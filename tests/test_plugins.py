@@ -67,7 +67,7 @@ def first_listing(crowd, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _listed(request, tmp_path) -> None:
     if "crowd" in request.fixturenames:
-        shutil.copytree(request.getfixturevalue("first_listing"), tmp_path / "state")
+        shutil.copytree(request.getfixturevalue("first_listing"), tmp_path / ".state")
 
 
 def plugins_of(run: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str]]:

@@ -21,6 +21,8 @@ from zoo.precision import cast
 from zoo.registry import Found, Registry, default_registry
 from zoo.weights import Located, load_strict, locate_files, read_state_dict, refuse_nonfinite, sha256_of
 
+DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
@@ -68,6 +70,8 @@ def open_model(
 ) -> Built:
     """As `build`, with the card, the parts and the hashes that say where the numbers come from."""
     registry = registry or default_registry()
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is one of {', '.join(map(str, DTYPES[1:]))}, got {dtype}")
     found = registry.find(name)
     _refuse_circles(found, registry, ())
     owner = registry.owner(found.card)
@@ -97,6 +101,11 @@ def open_model(
     identity = _identity(found, code_sha256(owner), files, overrides, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
     return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
+
+
+def device_of(built: Built) -> torch.device:
+    """Where a model lies; the CPU when it holds no tensor."""
+    return next((tensor.device for tensor in built.module.state_dict().values()), torch.device("cpu"))
 
 
 def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) -> None:

@@ -67,7 +67,7 @@ def read_labels(arguments: argparse.Namespace) -> list[str] | None:
         raise UsageError("give --labels or --labels-file, not both")
     if arguments.labels_file is not None:
         try:
-            lines = arguments.labels_file.read_text(encoding="utf-8").splitlines()
+            lines = arguments.labels_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--labels-file {arguments.labels_file}: cannot be read ({error})") from error
         return [line.strip() for line in lines if line.strip()]

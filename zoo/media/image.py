@@ -47,7 +47,9 @@ def open_image(
     Raises MediaError: what was given, why it cannot be read, what was expected.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, label or "the PIL image")
+        label = label or "the PIL image"
+        _check_size(source, label, max_pixels)
+        return _to_rgb(source, label)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     label = label or (str(source) if isinstance(source, (str, Path)) else f"{len(source):,} bytes")
@@ -55,20 +57,27 @@ def open_image(
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError(f"{label}: {error}; the limit is {max_pixels:,} pixels") from error
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise MediaError(
+            f"{label}: too many pixels; the limit is {limit:,} (Image.MAX_IMAGE_PIXELS is Pillow's own)"
+        ) from error
     except UnidentifiedImageError as error:
         raise MediaError(
             f"{label}: not an image that can be read ({_content(data)}); expected {', '.join(FORMATS)}"
         ) from error
     except Exception as error:  # decoders raise whatever hostile bytes lead them to
         raise MediaError(f"{label}: a damaged image ({error or type(error).__name__})") from error
+    _check_size(image, label, max_pixels)
+    return _to_rgb(image, label)
+
+
+def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise MediaError(
             f"{label}: {width} x {height} is {width * height:,} pixels, more than the limit of {max_pixels:,}; "
             f"make it smaller or raise max_pixels"
         )
-    return _to_rgb(image, label)
 
 
 def crop_and_resize(
@@ -96,10 +105,15 @@ def crop_and_resize(
     return np.asarray(image.resize((size, size), method, box=box))
 
 
-def squash(image: Image.Image, *, size: int, interpolation: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """RGB image -> uint8[size, size, 3]: the whole image, whatever its shape. Equal to torchvision's resize to a square."""
-    whole = image if image.size == (size, size) else image.resize((size, size), INTERPOLATIONS[interpolation])
-    return np.asarray(whole)
+def squash(image: Image.Image, *, size: int, interpolation: str, crop: float = 1.0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """RGB image -> uint8[size, size, 3]: the whole image resized to a square of `size / crop`, then the centre cut out.
+
+    Equal to torchvision's resize to a square.
+    """
+    side = math.floor(size / crop)
+    start = round((side - size) / 2)
+    whole = image if image.size == (side, side) else image.resize((side, side), INTERPOLATIONS[interpolation])
+    return np.asarray(whole.crop((start, start, start + size, start + size)))
 
 
 def fit_and_pad(image: Image.Image, *, size: int, interpolation: str, fill: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -137,7 +151,7 @@ def _square(image: Image.Image, preprocess: Mapping[str, Any]) -> np.ndarray[Any
     if mode == "shortest":
         return crop_and_resize(image, size=size, crop=preprocess["crop"], interpolation=interpolation)
     if mode == "squash":
-        return squash(image, size=size, interpolation=interpolation)
+        return squash(image, size=size, interpolation=interpolation, crop=preprocess.get("crop", 1.0))
     if mode == "longest":
         return fit_and_pad(image, size=size, interpolation=interpolation, fill=preprocess.get("fill", 0))
     raise UsageError(f'preprocess: resize must be "shortest", "squash" or "longest", got {mode!r}')

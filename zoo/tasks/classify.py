@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zoo.construct import Built, open_model
+from zoo.construct import Built, device_of, open_model
 from zoo.derived import derived
-from zoo.errors import MediaError, UsageError
+from zoo.errors import MediaError, PluginError, UsageError
 from zoo.modality import IMAGE, TEXT
+from zoo.plugin import describe
 from zoo.registry import Registry, default_registry
 from zoo.tasks.fewshot import Probe, fit_probe
 from zoo.tasks.images import Row, run_images
@@ -103,17 +104,20 @@ def classify(
         raise UsageError(_not_dual(built))
     if closed and not built.found.classes:
         raise UsageError(f"{built.found.name} has no classes of its own: give it labels (--labels a,b,c)")
+    device = str(device_of(built))
     run = partial(run_images, batch_size=batch_size, device=device, allow_urls=allow_urls, progress=progress)
     probe: Probe | None = None
     if shots is not None:
         names, probe = _fit_shots(run, built, Path(shots), names)
     elif names is None:
-        names = list(built.module.labels)  # type: ignore[arg-type]
-    text_CE = _label_embeddings(built, names, templates).to(device) if probe is None and not closed else None
-    compute = _compute(built, probe, text_CE)
+        names = _own_labels(built)
+    zero_shot = probe is None and not closed
+    compute = _compute(built, probe, _label_embeddings(built, names, templates).to(device) if zero_shot else None)
     if exact_close_calls and dtype in CLOSE_CALL and probe is None and not isinstance(model, Built):
         exact = _open(registry, model, weights, device, None, task)
-        compute = _with_close_calls(compute, _compute(exact, None, text_CE), CLOSE_CALL[dtype])
+        exact_CE = _label_embeddings(exact, names, templates).to(device) if zero_shot else None
+        compute = _with_close_calls(compute, _compute(exact, None, exact_CE), CLOSE_CALL[dtype])
+    compute = _checked(compute, built, len(names))
     limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
     results = tuple(_answer(item, row, names, limit) for item, row in zip(items, run(built, items, compute), strict=True))
     provider = built.found.card.provider
@@ -161,6 +165,9 @@ def _check_labels(labels: Sequence[str] | None) -> list[str] | None:
         return None
     if isinstance(labels, str):
         raise UsageError(f"labels are a list of names, got the single string {labels!r}")
+    wrong = [label for label in labels if not isinstance(label, str)]
+    if wrong:
+        raise UsageError(f"a label is a string, got {wrong[0]!r}")
     names = [label.strip() for label in labels]
     if not [name for name in names if name]:
         raise UsageError("no labels given: name at least two, as in --labels cat,dog")
@@ -171,6 +178,14 @@ def _check_labels(labels: Sequence[str] | None) -> list[str] | None:
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
     if repeated:
         raise UsageError(f"labels given twice: {', '.join(repeated)}")
+    folded = [name.casefold() for name in names]
+    alike = (
+        [name for name, fold in zip(names, folded, strict=True) if folded.count(fold) > 1]
+        if len(set(folded)) < len(folded)
+        else []
+    )
+    if alike:
+        raise UsageError(f"labels that differ in capitals alone, which text encoders do not see: {', '.join(alike)}")
     return names
 
 
@@ -210,6 +225,36 @@ def _compute(built: Built, probe: Probe | None, text_CE: torch.Tensor | None) ->
     if text_CE is not None:
         return lambda pixels: (module.logit_scale * module.encode(IMAGE, pixels).float() @ text_CE.T).softmax(-1)
     return lambda pixels: module.logits(pixels).float().softmax(-1)
+
+
+def _checked(
+    compute: Callable[[torch.Tensor], torch.Tensor], built: Built, classes: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`compute`, which must give a finite probability for each image and class: anything else is no answer. Raises PluginError."""
+
+    def check(pixels: torch.Tensor) -> torch.Tensor:
+        probabilities_BC = compute(pixels)
+        if probabilities_BC.shape != (len(pixels), classes):
+            raise PluginError(
+                f"{describe(built.found.card.provider)}: {built.name} gave {list(probabilities_BC.shape)} for {len(pixels)} "
+                f"images and {classes} labels"
+            )
+        if not bool(probabilities_BC.isfinite().all()):
+            raise PluginError(f"{describe(built.found.card.provider)}: {built.name} gave NaN or infinity")
+        return probabilities_BC
+
+    return check
+
+
+def _own_labels(built: Built) -> list[str]:
+    """The names of the model's own classes. Raises PluginError unless they are as many as declared, and differ."""
+    names = list(built.module.labels)  # type: ignore[arg-type]
+    if len(names) != built.found.classes or len(set(names)) != len(names):
+        raise PluginError(
+            f"{describe(built.found.card.provider)}: {built.name} has {len(set(names))} different labels, the card says "
+            f"classes = {built.found.classes}"
+        )
+    return names
 
 
 def _features(built: Built) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -253,7 +298,9 @@ def _fit_shots(
         if isinstance(row, str):
             raise MediaError(f"an example cannot be read: {row}")
     features_ND = torch.stack([row for row in rows if isinstance(row, torch.Tensor)])
-    return names, fit_probe(features_ND, [target for _, target in examples], len(names))
+    probe = fit_probe(features_ND, [target for _, target in examples], len(names))
+    device = device_of(built)
+    return names, replace(probe, weight_DC=probe.weight_DC.to(device), bias_C=probe.bias_C.to(device))
 
 
 def _answer(item: Item, row: torch.Tensor | str, names: Sequence[str], limit: int) -> Answer:

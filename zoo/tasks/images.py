@@ -11,14 +11,16 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from zoo.construct import Built
-from zoo.errors import MediaError
+from zoo.errors import MediaError, PluginError, ZooError
 from zoo.modality import IMAGE
+from zoo.plugin import describe
 from zoo.tasks.inputs import Item, load_image
 
 CPU_BATCH, DEVICE_BATCH = 4, 32
@@ -48,10 +50,22 @@ def run_images(
 
     @torch.inference_mode()
     def answer(batch: Sequence[Item]) -> list[Row]:
-        prepared = [_prepare(item, preprocess, allow_urls=allow_urls) for item in batch]
-        pixels = [row for row in prepared if isinstance(row, torch.Tensor)]
-        outputs = iter(compute(torch.cat(pixels).to(device)).cpu() if pixels else ())
-        return [next(outputs) if isinstance(row, torch.Tensor) else row for row in prepared]
+        try:
+            prepared = [_prepare(item, preprocess, allow_urls=allow_urls) for item in batch]
+            pixels = [row for row in prepared if isinstance(row, torch.Tensor)]
+            outputs = compute(torch.cat(pixels).to(device)).cpu() if pixels else torch.empty(0)
+        except ZooError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"{describe(built.found.card.provider)} raised {type(error).__name__} while running {built.name}: {error}"
+            ) from error
+        if len(outputs) != len(pixels):
+            raise PluginError(
+                f"{describe(built.found.card.provider)}: {built.name} gave {len(outputs)} rows for {len(pixels)} images"
+            )
+        rows = iter(outputs)
+        return [next(rows) if isinstance(row, torch.Tensor) else row for row in prepared]
 
     batches = [items[start : start + size] for start in range(0, len(items), size)]
     with progress_bar(len(items), "image", progress=progress) as bar:
@@ -89,16 +103,25 @@ def ordered_map(function: Callable[[Any], Any], arguments: Iterable[Any], *, wor
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+_RUNNING: list[int] = []  # torch's own number of threads, once for each run under way; the last to end gives it back
+_LOCK = Lock()
+
+
 @contextmanager
 def _threads(batches: int | None) -> Iterator[int]:
-    """How many workers to start, with torch's threads divided among them and given back afterwards."""
-    threads = torch.get_num_threads()
-    workers = max(1, threads if batches is None else min(threads, batches))
-    torch.set_num_threads(max(1, threads // workers))
+    """How many workers to start, with torch's threads divided among them and given back when the last run has ended."""
+    with _LOCK:
+        threads = _RUNNING[0] if _RUNNING else torch.get_num_threads()
+        _RUNNING.append(threads)
+        workers = max(1, threads if batches is None else min(threads, batches))
+        torch.set_num_threads(max(1, threads // workers))
     try:
         yield workers
     finally:
-        torch.set_num_threads(threads)
+        with _LOCK:
+            _RUNNING.pop()
+            if not _RUNNING:
+                torch.set_num_threads(threads)
 
 
 def _preprocessor(built: Built) -> Callable[[list[Any]], torch.Tensor]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from PIL import Image
 from zoo.errors import MediaError, UsageError
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, read_file
 from zoo.modality import IMAGE, TEXT
+from zoo.settings import offline
 
 TIMEOUT_S = 30
 
@@ -131,6 +134,9 @@ def _is_text(given: str) -> bool:
 
 def _expand(given: Any) -> list[Item]:
     if isinstance(given, Image.Image):
+        with suppress(Exception):  # what is wrong with it is said when it is used
+            if given.width * given.height <= MAX_PIXELS:
+                given.load()  # here, once: threads may meet the same object, and reading its file is not theirs to share
         return [Item(getattr(given, "filename", "") or "PIL image", given)]
     if isinstance(given, np.ndarray):
         return [Item(f"array {list(given.shape)}", given)]
@@ -154,11 +160,16 @@ def _expand(given: Any) -> list[Item]:
 
 
 def _download(url: str) -> bytes:
+    if offline():
+        raise MediaError(f"{url}: the network is switched off (ZOO_OFFLINE or HF_HUB_OFFLINE)")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 - http(s) only, and only when the user allows addresses
             data: bytes = response.read(MAX_BYTES + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise MediaError(f"{url}: could not be fetched ({error})") from error
+            expected = int(response.headers.get("Content-Length") or len(data))
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        raise MediaError(f"{url}: could not be fetched ({error or type(error).__name__})") from error
+    if len(data) < min(expected, MAX_BYTES):
+        raise MediaError(f"{url}: broke off after {len(data):,} of {expected:,} bytes")
     if len(data) > MAX_BYTES:
         raise MediaError(f"{url}: more than the limit of {MAX_BYTES:,} bytes")
     return data

@@ -13,6 +13,7 @@ from zoo_timm.keys import from_efficientnet_lite
 
 import zoo
 from zoo.contracts import Classifier, Encoder
+from zoo.media.image import to_pixels
 from zoo.weights import fetch, read_state_dict
 
 PREPROCESS = {"size": 64, "crop": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -113,3 +114,27 @@ def test_labels_are_distinct_names() -> None:
     labels = _labels(1000)
     assert (len(set(labels)), labels[0], labels[285]) == (1000, "tench", "Egyptian cat")
     assert _labels(3) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["coat_lite_medium_384.in1k", "vit_tiny_patch16_224.augreg_in21k", "resnet50.a1_in1k"])
+def test_pixels_equal_timms_whatever_the_crop_mode(photos: Path, name: str) -> None:
+    found = zoo.find(f"timm/{name}")
+    config = timm.get_pretrained_cfg(name).to_dict()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))
+    image = Image.open(photos / "house.jpg").convert("RGB")
+    ours = to_pixels([image], {**found.card.preprocess, **found.weights.preprocess})[0]
+    assert torch.equal(ours, transform(image)) or (ours - transform(image)).abs().max() < 1e-5
+
+
+def test_weights_with_other_pixels_than_ours_have_no_row() -> None:
+    kept = {f"{row['name']}.{weights['tag']}" for row in family("*") for weights in row["weights"]}
+    for name in timm.list_pretrained():
+        config = timm.get_pretrained_cfg(name)
+        fits = config.crop_mode in ("center", "squash") and config.input_size[1] == config.input_size[2]
+        assert (name in kept) == bool(fits and config.hf_hub_id), name
+
+
+def test_the_coordinates_of_a_projection_are_no_classes() -> None:
+    assert zoo.find("timm/vit_base_patch16_clip_224.openai").classes == 0
+    assert zoo.find("timm/vit_small_patch16_224.dino").classes == 0
+    assert zoo.find("timm/vit_tiny_patch16_224.augreg_in21k").classes == 21843

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import timm
-from timm.data import resolve_data_config
+from timm.data import infer_imagenet_subset, resolve_data_config
 from timm.models import get_pretrained_cfg
+
+# timm's crop modes that the zoo has too; weights trained with another one, or on images that are not square, get no row.
+RESIZE = {"center": "shortest", "squash": "squash"}
 
 
 def family(pattern: str) -> Iterator[dict[str, Any]]:
@@ -20,7 +23,7 @@ def family(pattern: str) -> Iterator[dict[str, Any]]:
     for arch in timm.list_models(pattern):
         rows = [row for tag in dict.fromkeys(tags.get(arch, [])) if (row := _weights(arch, tag)) is not None]
         first = get_pretrained_cfg(arch)
-        classes = first.num_classes if first else 0
+        classes = _classes(first.num_classes) if first else 0
         yield {
             "name": arch,
             "kind": "encoder",
@@ -38,6 +41,8 @@ def _weights(arch: str, tag: str) -> dict[str, Any] | None:
     config = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
     if config is None or not config.hf_hub_id:
         return None
+    if config.crop_mode not in RESIZE or config.input_size[1] != config.input_size[2]:
+        return None
     repository = config.hf_hub_id
     if repository.endswith("/"):
         repository += f"{arch}.{tag}"
@@ -47,15 +52,21 @@ def _weights(arch: str, tag: str) -> dict[str, Any] | None:
         "licence": config.license or "",
         "keys": "zoo_timm.keys:from_timm",
         "variant": {"num_classes": config.num_classes},
-        "classes": config.num_classes,
+        "classes": _classes(config.num_classes),
         "preprocess": _preprocess(config.to_dict()),
         "file": [{"role": "model", "sources": [f"hf:{repository}@main/{filename}"]}],
     }
 
 
+def _classes(outputs: int) -> int:
+    """Outputs whose classes have names; 0 for a projection (CLIP's towers, say), whose coordinates are no classes."""
+    return outputs if infer_imagenet_subset({"num_classes": outputs}) else 0
+
+
 def _preprocess(config: dict[str, Any]) -> dict[str, Any]:
     resolved = resolve_data_config(pretrained_cfg=config)
     return {
+        "resize": RESIZE.get(resolved["crop_mode"], "shortest"),
         "size": resolved["input_size"][1],
         "crop": resolved["crop_pct"],
         "interpolation": resolved["interpolation"],
