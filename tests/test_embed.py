@@ -122,12 +122,12 @@ def kill_when(path: Path, size_bytes: int, command: list[str]) -> None:
     assert process.wait() == -signal.SIGKILL, "it ended before it was to be killed"
 
 
-def test_killed_work_ends_with_the_same_bytes(zoo, photos: Path, tmp_path: Path) -> None:
+def test_killed_work_ends_with_the_same_bytes(main, photos: Path, tmp_path: Path) -> None:
     folder = many(photos, tmp_path / "images", 300)
     (folder / "0007.jpg").write_text("not an image")
     out = tmp_path / "e.npz"
     command = ["embed", str(folder), *TINY, "--out", str(out), "--json"]
-    whole = zoo(*command[:-2], str(tmp_path / "whole.npz"), "--json")
+    whole = main(*command[:-2], str(tmp_path / "whole.npz"), "--json")
     expected = json.loads(whole.stdout)
     assert expected["computed"] == 299
     row_bytes = expected["shape"][1] * 4
@@ -135,7 +135,7 @@ def test_killed_work_ends_with_the_same_bytes(zoo, photos: Path, tmp_path: Path)
     for share in (0.2, 0.7):
         kill_when(part, int(share * 299 * row_bytes), [sys.executable, "-m", "zoo", *command])
         assert not out.exists()
-    last = zoo(*command)
+    last = main(*command)
     assert last.returncode == 1
     document = json.loads(last.stdout)
     assert 0 < document["computed"] < 200

@@ -14,6 +14,7 @@ _EXPORTS = {
     "classify": "zoo.tasks.classify",
     "embed": "zoo.tasks.embedding",
     "fetch": "zoo.weights",
+    "filter_pairs": "zoo.tasks.filtering",
     "find": "zoo.registry",
     "hookimpl": "zoo.hookspecs",
     "installed_plugins": "zoo.registry",

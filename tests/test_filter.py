@@ -1,0 +1,342 @@
+"""`zoo filter` and `zoo.filter_pairs`: every form of source, every reason to drop, hostile tars, and work that is killed."""
+
+import gzip
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import zoo as library
+from zoo.errors import UsageError
+
+CAPTIONS = {"chelsea": "a cat", "coffee": "espresso", "rocket": "rocket", "sheep": "sheep", "boats": "a pizza"}
+FIT = ["chelsea", "coffee", "rocket", "sheep"]
+LIMIT = 0.15
+
+
+@pytest.fixture(scope="module")
+def model() -> object:
+    return library.open_model("conse/lite0-minilm")
+
+
+@pytest.fixture
+def folder(photos: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "pairs"
+    (folder / "sub").mkdir(parents=True)
+    for name, caption in CAPTIONS.items():
+        place = folder / "sub" if name == "rocket" else folder
+        shutil.copy(photos / f"{name}.jpg", place)
+        (place / f"{name}.txt").write_text(caption)
+    (folder / "chelsea.json").write_text('{"licence": "CC0"}')
+    return folder
+
+
+def pack(path: Path, members: list[tuple[str, bytes]], **options: object) -> Path:
+    with tarfile.open(path, "w", **options) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.uname = len(data), 1234567890, "someone"
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def members(photos: Path, names: list[str], prefix: str = "") -> list[tuple[str, bytes]]:
+    rows = []
+    for name in names:
+        rows += [
+            (f"{prefix}{name}.jpg", (photos / f"{name}.jpg").read_bytes()),
+            (f"{prefix}{name}.txt", CAPTIONS[name].encode()),
+        ]
+    return rows
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as archive:
+        return {member.name: archive.extractfile(member).read() for member in archive if member.isreg()}
+
+
+def dropped(outcome: object) -> dict[str, str]:
+    return {row["key"]: row["reason"] for row in json.loads(outcome.report.read_text())["dropped"]}
+
+
+def test_a_folder(folder: Path, tmp_path: Path, model: object) -> None:
+    (folder / "bad.jpg").write_text("no image")
+    (folder / "bad.txt").write_text("a cat")
+    (folder / "alone.txt").write_text("no image beside it")
+    shutil.copy(folder / "chelsea.jpg", folder / "mute.jpg")
+    shutil.copy(folder / "chelsea.jpg", folder / "blank.jpg")
+    (folder / "blank.txt").write_text(" \n")
+    shutil.copy(folder / "chelsea.jpg", folder / "latin.jpg")
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    Image.open(folder / "coffee.jpg").save(folder / "coffee.png")
+    out = tmp_path / "out"
+    outcome = library.filter_pairs(folder, out, threshold=LIMIT, model=model)
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert files == ["chelsea.jpg", "chelsea.json", "chelsea.txt", "coffee.jpg", "coffee.txt", "sheep.jpg", "sheep.txt",
+                     "sub/rocket.jpg", "sub/rocket.txt"]  # fmt: skip
+    for file in files:
+        assert (out / file).read_bytes() == (folder / file).read_bytes()
+    assert dropped(outcome) == {"boats": "below-threshold", "bad": "unreadable-image", "alone": "missing-image", "mute": "missing-text",
+                                "blank": "empty-text", "latin": "unreadable-text", "coffee": "duplicate-key"}  # fmt: skip
+    report = json.loads(outcome.report.read_text())
+    assert (report["model"], report["identity"], report["threshold"]) == ("conse/lite0-minilm", model.identity, LIMIT)
+    assert (
+        report["counts"]
+        == outcome.counts
+        == {"samples": 11, "kept": 4, "dropped": dict.fromkeys(dropped(outcome).values(), 1)}
+    )
+    rows = {row["key"]: row for row in report["dropped"]}
+    with torch.inference_mode():
+        image = model.module.embed("image", [Image.open(folder / "boats.jpg").convert("RGB")])
+        score = float((image * model.module.embed("text", ["a pizza"])).sum())
+    assert rows["boats"]["score"] == pytest.approx(score, abs=1e-5)
+    assert "it holds text" in rows["bad"]["error"]
+    again = library.filter_pairs(folder, out, threshold=LIMIT, model=model)
+    assert [shard.state for shard in again.shards] == ["skipped"]
+    assert again.counts == outcome.counts
+    (folder / "boats.txt").write_text("boats on the water")
+    changed = library.filter_pairs(folder, out, threshold=LIMIT, model=model)
+    assert (changed.shards[0].state, (out / "boats.txt").read_text()) == ("done", "boats on the water")
+
+
+def test_jsonl(folder: Path, tmp_path: Path, model: object) -> None:
+    rows = [{"image": f"{'sub/' if name == 'rocket' else ''}{name}.jpg", "text": text, "id": number, "ünï": [1, {"a": None}]}
+            for number, (name, text) in enumerate(CAPTIONS.items())]  # fmt: skip
+    lines = [json.dumps(row, ensure_ascii=bool(number % 2)).replace(", ", " , ") for number, row in enumerate(rows)]
+    lines += [lines[0], "{no json", "[1]", '{"text": "x"}', '{"image": "chelsea.jpg"}', '{"image": "absent.jpg", "text": "x"}', "",
+              '{"image": "chelsea.jpg", "text": ""}', '{"image": "chelsea.txt", "text": "x"}', '{"image": "a\\u0000b", "text": "x"}',
+              '{"image": "chelsea.jpg", "text": "the cat", "key": "named"}']  # fmt: skip
+    source = folder / "pairs.jsonl"
+    source.write_text("\n".join(lines), encoding="utf-8")
+    out = folder / "kept.jsonl"
+    outcome = library.filter_pairs(source, out, threshold=LIMIT, model=model)
+    assert out.read_bytes() == "\n".join([*lines[:4], lines[-1]]).encode()
+    assert dropped(outcome) == {
+        "line 5": "below-threshold", "line 6": "duplicate-key", "line 7": "unreadable-line", "line 8": "unreadable-line",
+        "line 9": "missing-image", "line 10": "missing-text", "line 11": "missing-image", "line 13": "empty-text",
+        "line 14": "unreadable-image", "line 15": "missing-image",
+    }  # fmt: skip
+    assert outcome.notes == ()
+    elsewhere = library.filter_pairs(source, tmp_path / "kept.jsonl", threshold=LIMIT, model=model)
+    assert "the paths in" in elsewhere.notes[0]
+
+
+def test_tars_keep_their_bytes(photos: Path, tmp_path: Path, model: object) -> None:
+    extra = [("chelsea.cls", b"7"), ("chelsea.seg.png", b"x" * 5000)]
+    caption = json.dumps({"caption": "espresso", "width": 3}).encode()
+    first = [*members(photos, ["chelsea"]), *extra, ("coffee.jpg", (photos / "coffee.jpg").read_bytes()), ("coffee.json", caption),
+             *members(photos, ["boats"]), (f"{'long/' * 40}x.jpg", b"no image"), (f"{'long/' * 40}x.txt", b"a cat")]  # fmt: skip
+    second = [*members(photos, ["rocket", "boats"], "deep/er/"), *members(photos, ["sheep"])]
+    pack(tmp_path / "x-00.tar", first, format=tarfile.PAX_FORMAT, pax_headers={"comment": "global"})
+    pack(tmp_path / "x-01.tar", second, format=tarfile.GNU_FORMAT)
+    outcome = library.filter_pairs(tmp_path / "x-{00..01}.tar", tmp_path / "out", threshold=LIMIT, model=model)
+    kept = [contents(tmp_path / "out" / f"x-0{number}.tar") for number in (0, 1)]
+    assert kept[0] == {name: data for name, data in first if name.startswith(("chelsea", "coffee"))}
+    assert kept[1] == {name: data for name, data in second if "boats" not in name}
+    with tarfile.open(tmp_path / "out" / "x-00.tar") as archive:
+        assert {member.uname for member in archive} == {"someone"}
+    source = (tmp_path / "x-00.tar").read_bytes()
+    assert (tmp_path / "out" / "x-00.tar").read_bytes()[:20000] == source[:20000]
+    assert len((tmp_path / "out" / "x-00.tar").read_bytes()) % 10240 == 0
+    assert outcome.counts["dropped"] == {"below-threshold": 2, "unreadable-image": 1}
+    assert [row["shard"] for row in json.loads(outcome.report.read_text())["dropped"]] == [
+        "x-00.tar",
+        "x-00.tar",
+        "x-01.tar",
+    ]
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    pack(tmp_path / "x-02.tar", members(photos, ["sheep"]))
+    more = library.filter_pairs(str(tmp_path / "x-*.tar"), tmp_path / "out", threshold=LIMIT, model=model)
+    assert [shard.state for shard in more.shards] == ["skipped", "skipped", "done"]
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    single = library.filter_pairs(tmp_path / "x-02.tar", tmp_path / "one.tar", threshold=LIMIT, model=model)
+    assert (single.counts["kept"], set(contents(tmp_path / "one.tar"))) == (1, {"sheep.jpg", "sheep.txt"})
+
+
+def test_odd_and_hostile_tars(photos: Path, tmp_path: Path, model: object, monkeypatch) -> None:
+    from zoo.tasks import tar_pairs
+
+    cat = (photos / "chelsea.jpg").read_bytes()
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+
+        def add(name: str, data: bytes = b"", **fields: object) -> None:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for field, value in fields.items():
+                setattr(info, field, value)
+            archive.addfile(info, io.BytesIO(data))
+
+        add("../../escaped.jpg", cat)
+        add("../../escaped.txt", b"a cat")
+        add("/tmp/absolute.jpg", cat)
+        add("/tmp/absolute.txt", b"a cat")
+        add("folder", type=tarfile.DIRTYPE)
+        add("link.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add("link.txt", b"a cat")
+        add("huge.jpg", bytes(len(cat) + 1))
+        add("huge.txt", b"a cat")
+        add("good.jpg", cat)
+        add("good.txt", b"a cat")
+        add("good.jpg", cat)
+        add("only.jpg", cat)
+        add("mute.txt", b"a cat")
+        add("json.jpg", cat)
+        add("json.json", b"{")
+        add("good.jpg", cat)
+        add("good.txt", b"a cat")
+        add("../../escaped.jpg", cat)
+        add("../../escaped.txt", b"a cat")
+    monkeypatch.setattr(tar_pairs, "MAX_BYTES", len(cat))
+    outcome = library.filter_pairs(path, tmp_path / "out.tar", threshold=LIMIT, model=model)
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        names = archive.getnames()
+    assert names == [
+        "../../escaped.jpg", "../../escaped.txt", "/tmp/absolute.jpg", "/tmp/absolute.txt", "good.jpg", "good.txt"
+    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tar", "out.tar.zoo-filter", "x.tar"]
+    rows = json.loads(outcome.report.read_text())["dropped"]
+    assert [(row["key"], row["reason"]) for row in rows] == [
+        ("link", "unreadable-image"), ("huge", "unreadable-image"), ("good", "duplicate-key"), ("only", "missing-text"),
+        ("mute", "missing-image"), ("json", "unreadable-text"), ("../../escaped", "duplicate-key"),
+    ]  # fmt: skip
+    assert rows[0]["error"] == "not a regular file in the tar"
+
+
+def test_a_damaged_shard_costs_the_others_nothing(main, photos: Path, tmp_path: Path, model: object) -> None:
+    good = pack(tmp_path / "a-0.tar", members(photos, ["chelsea", "sheep"]))
+    data = good.read_bytes()
+    (tmp_path / "a-1.tar").write_bytes(data[: len(data) // 2])
+    place = data.index(b"sheep.jpg")
+    (tmp_path / "a-2.tar").write_bytes(data[:place] + b"\xff" * 100 + data[place + 100 :])
+    (tmp_path / "a-3.tar").write_bytes(gzip.compress(data))
+    source, out = str(tmp_path / "a-{0..4}.tar"), tmp_path / "out"
+    run = main("filter", source, "--out", str(out), "--threshold", str(LIMIT), "--json")
+    assert run.returncode == 1
+    document = json.loads(run.stdout)
+    assert [shard["state"] for shard in document["shards"]] == ["done", "failed", "failed", "failed", "failed"]
+    errors = [shard["error"] for shard in document["shards"]]
+    assert "a-1.tar: not a whole tar (unexpected end of data)" in errors[1]
+    assert "a-2.tar: damaged at byte" in errors[2]
+    assert "a-3.tar: not a whole tar (compressed? unpack it first: gunzip)" in errors[3]
+    assert "a-4.tar" in errors[4]
+    assert all(error in run.stderr for error in errors[1:])
+    assert [path.name for path in out.iterdir()] == ["a-0.tar"]
+    for number in range(1, 5):
+        shutil.copy(good, tmp_path / f"a-{number}.tar")
+    again = library.filter_pairs(source, out, threshold=LIMIT, model=model)
+    assert [shard.state for shard in again.shards] == ["skipped", *["done"] * 4]
+
+
+def test_killed_work_is_done_again(photos: Path, tmp_path: Path, model: object) -> None:
+    small = []
+    for name in FIT:
+        stream = io.BytesIO()
+        Image.open(photos / f"{name}.jpg").resize((64, 48)).save(stream, "JPEG")
+        small.append((name, stream.getvalue()))
+    rows = [(f"{number:04}{suffix}", data) for number in range(24) for name, image in [small[number % 4]]
+            for suffix, data in ((".jpg", image), (".txt", CAPTIONS[name].encode()))]  # fmt: skip
+    for shard in range(2):
+        pack(tmp_path / f"s-{shard}.tar", rows)
+    source, out = str(tmp_path / "s-{0..1}.tar"), tmp_path / "out"
+    library.filter_pairs(source, tmp_path / "whole", threshold=0.1, model=model)
+    command = [sys.executable, "-m", "zoo", "filter", source, "--out", str(out), "--threshold", "0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    staging = tmp_path / "out.zoo-filter" / "s-1.tar.new"
+    while process.poll() is None and not staging.exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert [path.name for path in out.iterdir()] == ["s-0.tar"]
+    again = library.filter_pairs(source, out, threshold=0.1, model=model)
+    assert [shard.state for shard in again.shards] == ["skipped", "done"]
+    for shard in range(2):
+        assert (out / f"s-{shard}.tar").read_bytes() == (tmp_path / "whole" / f"s-{shard}.tar").read_bytes()
+    assert not list((tmp_path / "out.zoo-filter").glob("*.new"))
+
+
+def test_rules_are_never_mixed(folder: Path, tmp_path: Path, model: object) -> None:
+    out = tmp_path / "out"
+    library.filter_pairs(folder, out, threshold=LIMIT, model=model)
+    with pytest.raises(
+        UsageError, match=r"records another run \(threshold 0.15, or other weights .*--overwrite to replace"
+    ):
+        library.filter_pairs(folder, out, threshold=-1, model=model)
+    assert not (out / "boats.jpg").exists()
+    library.filter_pairs(folder, out, threshold=-1, model=model, overwrite=True)
+    assert (out / "boats.jpg").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("dear")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="mine: it exists and zoo filter did not write it; give another name"):
+            library.filter_pairs(folder, tmp_path / "mine", threshold=0.1, model=model, overwrite=overwrite)
+    assert (tmp_path / "mine" / "diary.txt").read_text() == "dear"
+
+
+def test_a_dry_run_shows_the_scale(main, folder: Path, model: object) -> None:
+    outcome = library.filter_pairs(folder, dry_run=True, model=model)
+    scores = list(outcome.quantiles.values())
+    assert scores == sorted(scores)
+    assert (min(outcome.quantiles), max(outcome.quantiles)) == (0, 1)
+    assert outcome.counts == {"samples": 5, "kept": 5, "dropped": {}}
+    assert not list(folder.parent.glob("*.zoo-filter"))
+    table = main("filter", str(folder), "--dry-run", "--threshold", str(LIMIT))
+    assert table.stdout.splitlines()[0].split() == ["BELOW", "IT", "SCORE"]
+    assert "threshold 0.15: 5 pairs, dropped 1 below-threshold" in table.stderr
+
+
+def test_presets_warn_with_another_model(main, folder: Path, tmp_path: Path, model: object) -> None:
+    for preset, number in (("laion5b-english", 0.28), ("laion5b-multilingual", 0.26), ("laion400m", 0.3)):
+        outcome = library.filter_pairs(folder, tmp_path / preset, preset=preset, model=model)
+        assert (outcome.threshold, outcome.preset) == (number, preset)
+        assert f"warning: {number} was chosen for other scores than those of conse/lite0-minilm: LAION-" in outcome.notes[0]
+    arguments = ("--preset", "laion400m", "--report", str(tmp_path / "r.json"), "--json")
+    run = main("filter", str(folder), "--out", str(tmp_path / "r"), *arguments)
+    assert "zoo: warning: 0.3 was chosen for other scores" in run.stderr
+    document, report = json.loads(run.stdout), json.loads((tmp_path / "r.json").read_text())
+    assert document["report"] == str(tmp_path / "r.json")
+    for content in (document, report):
+        assert (content["threshold"], content["preset"]) == (0.3, "laion400m")
+        assert content["threshold_from"] == "LAION-400M, scores of OpenAI's CLIP ViT-B/32 (arXiv:2111.02114)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{folder}", "--out", "{new}"], "say which pairs stay: --threshold X, or --preset laion5b-english (0.28), laion5b-multilingual"),
+        (["{folder}", "--out", "{new}"], "--dry-run shows the scores of your pairs"),
+        (["{folder}", "--threshold", "0.1"], "--out says where the pairs go that stay"),
+        (["{folder}", "--out", "{new}", "--threshold", "2"], "a threshold is a cosine in [-1, 1], got 2.0"),
+        (["{folder}", "--out", "{new}", "--threshold", "nan"], "a threshold is a cosine in [-1, 1], got nan"),
+        (["{folder}", "--out", "{new}", "--threshold", "0", "--preset", "laion400m"], "give --threshold or --preset, not both"),
+        (["{folder}", "--out", "{new}", "--preset", "x"], "there is no preset 'x': laion5b-english, laion5b-multilingual, laion400m"),
+        (["{folder}", "--out", "{folder}/in", "--threshold", "0"], "it lies inside {folder}, and would be filtered itself next time"),
+        (["{folder}", "--out", "/no/where/x", "--threshold", "0"], "there is no folder /no/where (mkdir -p /no/where)"),
+        (["/no/where", "--out", "{new}", "--threshold", "0"], "/no/where: expected a folder, a .jsonl, or one or more .tar"),
+        (["/no/where.jsonl", "--out", "{new}", "--threshold", "0"], "/no/where.jsonl: there is no such file"),
+        (["/no/*.tar", "--out", "{new}", "--threshold", "0"], "/no/*.tar: no file matches it"),
+        (["/no/x.tar", "--out", "{new}", "--threshold", "0"], "/no/x.tar: there is no such file"),
+        (["/no/x-{{3}}.tar", "--out", "{new}", "--threshold", "0"], "braces hold a range such as {{00..99}} or names with commas, got {{3}}"),
+        (["/a/x.tar", "--out", "{new}", "--threshold", "0", "--model", "timm/efficientnet_lite0"], "there is no such file"),
+        (["{folder}", "--out", "{new}", "--threshold", "0", "--model", "timm/efficientnet_lite0"], "zoo filter needs a dual encoder"),
+        (["{tars}", "--out", "{new}", "--threshold", "0"], "the folder holds tars; name them with a pattern, as in '{tars}/*.tar'"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(main, folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    places = {"folder": folder, "new": tmp_path / "new", "tars": tmp_path / "tars"}
+    places["tars"].mkdir()
+    pack(places["tars"] / "x.tar", [])
+    run = main("filter", *(argument.format(**places) for argument in arguments))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert message.format(**places) in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("new*"))
