@@ -30,6 +30,8 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/zero_shot.py
+	$(BIN)/python benchmarks/search_recall.py
+	$(BIN)/python benchmarks/embed_memory.py
 
 .venv/.installed: $(INSTALL_INPUTS)
 	$(PYTHON) -m venv .venv

@@ -4,7 +4,7 @@ The images are JPEGs of 640 x 480, each another crop of a bundled photo, mirrore
 peak memory is what the system counted. At last the 5,000 are embedded again, killed at a random moment, started again, and
 the two files are compared byte for byte.
 
-Run: .venv/bin/python benchmarks/embed_memory.py [--images 5000] [--model NAME]
+Run: make bench, or .venv/bin/python benchmarks/embed_memory.py [--images 5000] [--model NAME]
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Text-to-image recall of `zoo search` on 301 cut-out photos, beside chance.
+"""Text-to-image recall of `zoo search` on labelled photos, beside chance.
 
-Each of the 228 labels of `stamps.json` is a query as it stands. R@k is the share of queries with a photo of that label among the
-first k. Chance is what a random order gives for the same labels. How to get the photos: see `zero_shot.py`.
+Each label is a query as it stands: the 228 of `stamps.json` with --stamps, else the 22 of `photos.json`. R@k is the share of queries
+with a photo of that label among the first k. Chance is what a random order gives for the same labels. How to get the stamps: see
+`zero_shot.py`.
 
-Run: .venv/bin/python benchmarks/search_recall.py --stamps stamps/usr/share/tuxpaint/stamps [--model NAME]
+Run: make bench, or .venv/bin/python benchmarks/search_recall.py [--stamps stamps/usr/share/tuxpaint/stamps] [--model NAME]
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from machine import machine
-from zero_shot import interval, lay_out_stamps
+from zero_shot import interval, lay_out_stamps, unpack_photos
 
 import zoo
 from zoo.registry import default_registry
@@ -40,13 +41,17 @@ def report(title: str, places: dict[str, int], relevant: dict[str, int], count: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stamps", type=Path, required=True, help="the unpacked stamps folder")
+    parser.add_argument("--stamps", type=Path, help="the unpacked stamps folder")
     parser.add_argument("--model", help="another dual encoder than the default")
     arguments = parser.parse_args()
     name = arguments.model or default_registry().default("search")
     built = zoo.open_model(name)
     with tempfile.TemporaryDirectory() as folder:
-        stamps = lay_out_stamps(arguments.stamps, Path(folder))
+        stamps = (
+            lay_out_stamps(arguments.stamps, Path(folder))
+            if arguments.stamps
+            else [(file, label, True) for file, label in unpack_photos(Path(folder))]
+        )
         labels = {str(file): label for file, label, _ in stamps}
         known = {label for _, label, is_known in stamps if is_known}
         relevant = {label: list(labels.values()).count(label) for label in labels.values()}
@@ -65,7 +70,8 @@ def main() -> None:
     near = {label: place for label, place in places.items() if label in known}
     report("labels that are ImageNet classes or hold one", near, relevant, len(stamps))
     far = {label: place for label, place in places.items() if label not in known}
-    report("the other labels", far, relevant, len(stamps))
+    if far:
+        report("the other labels", far, relevant, len(stamps))
     print(f"first search {first_s:.1f} s, then {1000 * statistics.median(seconds):.0f} ms a search (median)")
     print(f"{outcome.model} ({outcome.distribution} {outcome.version})")
     print(machine())

@@ -168,6 +168,27 @@ def test_a_journal_cut_anywhere_is_gone_on_with(photos: Path, tmp_path: Path, ti
     assert out.read_bytes() == expected
 
 
+def test_what_changed_during_a_pause_is_computed_again(photos: Path, tmp_path: Path, tiny: object, monkeypatch) -> None:
+    folder = many(photos, tmp_path / "images", 22)
+    out, part = tmp_path / "e.npz", tmp_path / "e.npz.part"
+    with monkeypatch.context() as patch:
+        patch.setattr(journals.Journal, "delete", lambda self: self.close())
+        library.embed(folder, out=out, model=tiny)
+    out.unlink()
+    shutil.copy(photos / "chelsea.jpg", folder / "0002.jpg")
+    (folder / "0021.jpg").unlink()
+    assert part.exists()
+    assert library.embed(folder, out=out, model=tiny).computed == 1
+    shutil.copy(photos / "chelsea.jpg", folder / "0021.jpg")
+    fresh = library.embed(folder, out=tmp_path / "fresh.npz", model=tiny)
+    assert fresh.computed == 22
+    resumed = library.embed(folder, out=out, model=tiny)
+    assert resumed.results == fresh.results
+    with np.load(out) as ours, np.load(tmp_path / "fresh.npz") as theirs:
+        assert (ours["sha256"] == theirs["sha256"]).all()
+        assert np.abs(ours["embeddings"] - theirs["embeddings"]).max() < 1e-5
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".jsonl"])
 def test_what_changed_is_computed_again(photos: Path, tmp_path: Path, tiny: object, suffix: str) -> None:
     folder = many(photos, tmp_path / "images", 10)

@@ -321,6 +321,7 @@ def test_presets_warn_with_another_model(main, folder: Path, tmp_path: Path, mod
         (["{folder}", "--out", "{new}", "--preset", "x"], "there is no preset 'x': laion5b-english, laion5b-multilingual, laion400m"),
         (["{folder}", "--out", "{folder}/in", "--threshold", "0"], "it lies inside {folder}, and would be filtered itself next time"),
         (["{folder}", "--out", "/no/where/x", "--threshold", "0"], "there is no folder /no/where (mkdir -p /no/where)"),
+        (["{folder}", "--out", "{new}", "--threshold", "0", "--report", "/no/where/r"], "--report /no/where/r: there is no folder /no/where"),
         (["/no/where", "--out", "{new}", "--threshold", "0"], "/no/where: expected a folder, a .jsonl, or one or more .tar"),
         (["/no/where.jsonl", "--out", "{new}", "--threshold", "0"], "/no/where.jsonl: there is no such file"),
         (["/no/*.tar", "--out", "{new}", "--threshold", "0"], "/no/*.tar: no file matches it"),

@@ -236,3 +236,10 @@ def test_rows_depend_on_their_own_image_alone(photos: Path) -> None:
     together = to_pixels(images, numbers)
     assert torch.equal(together, torch.cat([to_pixels([image], numbers) for image in images]))
     assert together.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
+        with pytest.raises(MediaError, match="not a regular file, expected an image file"):
+            open_image(path)

@@ -194,7 +194,7 @@ def test_an_interrupted_search_goes_on(folder: Path, model: object, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(photo_index, "_take", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="what was indexed is kept; the next search goes on from there"):
             library.search(folder, "a cat", model=model)
     assert library.search(folder, "a cat", model=model).computed == 2
 

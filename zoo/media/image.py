@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,10 @@ def read_file(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise MediaError(f"{path}: a folder, expected an image file")
-        size_bytes = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or /dev/zero, which a list from elsewhere may name, has no end
+            raise MediaError(f"{path}: not a regular file, expected an image file")
+        size_bytes = status.st_size
         if size_bytes > MAX_BYTES:
             raise MediaError(f"{path}: {size_bytes:,} bytes, more than the limit of {MAX_BYTES:,}")
         data = path.read_bytes()

@@ -143,6 +143,8 @@ def filter_pairs(
         raise UsageError(f"batch_size is at least 1, got {batch_size}")
     if out is None and not dry_run:
         raise UsageError("--out says where the pairs go that stay (or --dry-run shows the scores alone)")
+    if report is not None and not Path(report).absolute().parent.is_dir():
+        raise UsageError(f"--report {report}: there is no folder {Path(report).parent} (mkdir -p {Path(report).parent})")
     target = None if out is None or dry_run else Path(out).expanduser()
     shards = find_shards(str(source), target)
     both = (IMAGE, TEXT)
@@ -164,7 +166,10 @@ def filter_pairs(
     state = target.with_name(f"{target.name}.zoo-filter")
     with alone(target):
         open_records(state, shards, {"identity": built.identity, "threshold": limit}, built.name, overwrite=overwrite)
-        results = [_run(shard, state, scorer, limit, progress=progress) for shard in shards]
+        try:
+            results = [_run(shard, state, scorer, limit, progress=progress) for shard in shards]
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("the finished shards stay; the same command goes on with the others") from stop
         outcome = Filtered(**about, shards=tuple(results), report=Path(report) if report else state / "report.json")
         _write_report(outcome, state, shards, str(source), target)
     return outcome

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -70,7 +71,9 @@ def require_images(folder: Path) -> None:
 def faiss_library() -> Any:
     """Raises UsageError, saying what to install."""
     try:
-        import faiss
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of its generated bindings, with newer Pythons
+            import faiss
     except ImportError as error:
         raise UsageError(
             "zoo search keeps its index with faiss, which is missing: pip install 'modalzoo[search]'"
@@ -171,6 +174,8 @@ def update_index(
                     save_index(index, home)
                     saved = time.monotonic()
         _forget(index)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("what was indexed is kept; the next search goes on from there") from stop
     finally:  # an interrupted first search of a large folder goes on where it was
         if before != (len(index.rows), index.files) or computed:
             save_index(index, home)

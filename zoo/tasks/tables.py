@@ -188,7 +188,7 @@ def _jsonl_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _pyarrow() -> tuple[Any, Any]:
     try:
-        import pyarrow as arrow
+        import pyarrow as arrow  # noqa: ICN001 - a word, as everything here
         from pyarrow import parquet
     except ImportError as error:
         raise UsageError(
