@@ -1,6 +1,7 @@
 """One gate for images: odd files give the right pixels, bad ones a clear error."""
 
 import io
+import os
 import random
 import tracemalloc
 from pathlib import Path

@@ -5,6 +5,7 @@ First what the cards declare, then a trial: the architecture is built with rando
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,4 +116,5 @@ def _tried(question: str, subject: Subject, **changes: Any) -> Answer:
         return Answer(
             question, False, "verified", f"it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         )
-    return Answer(question, True, "verified", f"run with random weights: cosine {least:.4f} or more to float32 on the CPU")
+    bound = math.floor(least * 10_000) / 10_000
+    return Answer(question, True, "verified", f"run with random weights: cosine at least {bound} to float32 on the CPU")

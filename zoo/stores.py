@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from tqdm import tqdm
@@ -68,7 +69,12 @@ def _installed_file(rest: str) -> Path:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         raise WeightsMissingError(f"the distribution {name!r} is not installed") from None
-    return _existing(Path(str(distribution.locate_file(inner))))
+    path = Path(str(distribution.locate_file(inner)))
+    if not path.is_file():  # an editable installation: the package lies where it is worked on
+        spec = find_spec(inner.partition("/")[0])
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            path = Path(folder).parent / inner
+    return _existing(path)
 
 
 def _hub_file(source: str) -> Path:

@@ -16,7 +16,8 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class _Setting:
     """One piece of state. `read` returns a comparable value; `module` must be loaded for it to exist; `fresh` is its value in
-    a process that has only just loaded that module.
+    a process that has only just loaded that module. `quiet`: libraries change it when they are imported without meaning
+    anything by it; it is put back without a word.
     """
 
     name: str
@@ -24,6 +25,7 @@ class _Setting:
     restore: Callable[[Any], None] | None = None
     module: str | None = None
     fresh: Any = None
+    quiet: bool = False
 
 
 def _torch() -> Any:
@@ -44,7 +46,7 @@ def _blanket_filters() -> list[str]:
 
 _SETTINGS = (
     _Setting("the working directory", lambda: str(Path.cwd()), os.chdir),
-    _Setting("the state of Python's random", random.getstate, random.setstate),
+    _Setting("the state of Python's random", random.getstate, random.setstate, quiet=True),
     _Setting("the warning filters (everything is silenced)", _blanket_filters),
     _Setting("the environment", lambda: dict(os.environ)),
     _Setting("the state of numpy.random", _numpy_state, module="numpy"),
@@ -113,7 +115,7 @@ def restore(before: dict[str, Any]) -> list[str]:
         if setting.restore is not None:
             with suppress(OSError, RuntimeError):
                 setting.restore(before.get(setting.name))
-                words.append(text)
+                words += [] if setting.quiet else [text]
     return words
 
 

@@ -70,4 +70,4 @@ def new_plugin(name: str, *, kind: str, modality: str | None = None, folder: Pat
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
             files.append(path)
-    return files
+    return sorted(files)

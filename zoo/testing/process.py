@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from typing import Any
 
 import torch
+from packaging.requirements import Requirement
 
 from zoo import child
 from zoo.construct import open_model
@@ -26,7 +31,11 @@ from zoo.testing.truth import ENCODERS
 TIMEOUT_S = 120.0
 
 
-@check("process", "Importing, building and running it change nothing that belongs to the whole process.", kinds=ENCODERS)
+@check(
+    "process",
+    "Importing, building and running it change nothing of the whole process but what its requirements change themselves.",
+    kinds=ENCODERS,
+)
 def process_stays_as_it_was(subject: Subject) -> None:
     changed = _in_child("_changes_here", subject)
     if changed:
@@ -73,6 +82,7 @@ def subject_here(fields: Mapping[str, Any]) -> Subject:
 def _changes_here(fields: Mapping[str, Any]) -> list[str]:
     """In a child: what importing, building and running a model changed, in words."""
     subject = subject_here(fields)
+    _import_requirements(subject.plugin.distribution)
     reports: SimpleQueue[logging.LogRecord] = SimpleQueue()  # what an import changes is put back, and reported there
     logging.getLogger("zoo").addHandler(QueueHandler(reports))
     before = snapshot()
@@ -93,6 +103,21 @@ def _changes_here(fields: Mapping[str, Any]) -> list[str]:
     while not reports.empty():
         words.append(reports.get().getMessage())
     return words
+
+
+def _import_requirements(distribution: str) -> None:
+    """So that what a library sets when it is imported is not held against the plugin that needs it."""
+    required = {
+        _canonical(Requirement(text).name) for text in metadata.requires(distribution) or () if "extra ==" not in text
+    }
+    for module, distributions in metadata.packages_distributions().items():
+        if required & {_canonical(name) for name in distributions} and module.isidentifier() and not module.startswith("_"):
+            with suppress(Exception):  # the plugin's own import says what is wrong with it
+                importlib.import_module(module)
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _fork_here(fields: Mapping[str, Any]) -> list[str]:
