@@ -354,3 +354,40 @@ def test_pins_are_kept_beside_the_cache(tmp_path: Path, registry: Registry) -> N
 
 def test_default_registry_is_one_per_process() -> None:
     assert default_registry() is default_registry()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_an_honest_checkpoint_with_tied_weights_is_read(tmp_path: Path) -> None:
+    tied = torch.randn(3000, 100)
+    torch.save({"embedding.weight": tied, "head.weight": tied, "first": tied[:10]}, tmp_path / "tied.pt")
+    state = read_state_dict(tmp_path / "tied.pt")
+    assert torch.equal(state["head.weight"], tied)
+    torch.save({str(number): tied[:1, :1].expand(2000, 100) for number in range(20)}, tmp_path / "repeated.pt")
+    with pytest.raises(WeightsError, match="declares .* bytes of tensors in"):
+        read_state_dict(tmp_path / "repeated.pt")
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "sparse.pt")
+    with pytest.raises(WeightsError, match="must hold dense tensors on the CPU, got a as torch.sparse_coo"):
+        read_state_dict(tmp_path / "sparse.pt")
+
+
+def test_strict_loading_compares_kinds_of_numbers_but_not_widths() -> None:
+    module = nn.BatchNorm1d(2)
+    good = {
+        key: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+        for key, tensor in module.state_dict().items()
+    }
+    load_strict(module, good, "some/model")
+    wrong = {
+        **good,
+        "weight": torch.ones(2, dtype=torch.int8),
+        "bias": torch.tensor([True, False]),
+        "num_batches_tracked": torch.tensor(1.0),
+    }
+    with pytest.raises(StateMismatchError) as caught:
+        load_strict(module, wrong, "some/model")
+    assert str(caught.value).splitlines() == [
+        "some/model does not fit the model: 3 of 5 tensors differ",
+        "  dtype       weight torch.int8, the model has torch.float32",
+        "  dtype       bias torch.bool, the model has torch.float32",
+        "  dtype       num_batches_tracked torch.float32, the model has torch.int64",
+    ]

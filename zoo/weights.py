@@ -164,14 +164,45 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path} cannot be read as tensors alone ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{path} must hold a flat mapping of names to tensors, got {type(state).__name__}")
-    stored_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    stored_bytes = _stored_bytes(path, state)
     if stored_bytes > MAX_INFLATION * path.stat().st_size:
         raise WeightsError(f"{path} declares {stored_bytes:,} bytes of tensors in {path.stat().st_size:,}: refused")
     return dict(state)
 
 
+def _stored_bytes(path: Path, state: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that the tensors declare. Tied weights share a storage and count once; a stride that repeats elements counts."""
+    import torch
+
+    sizes: dict[int, int] = {}
+    repeated = 0
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise WeightsError(
+                f"{path} must hold dense tensors on the CPU, got {key} as {tensor.layout} on {tensor.device}"
+            )
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        spanned = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel() > spanned:
+            repeated += (tensor.numel() - spanned) * tensor.element_size()
+    return sum(sizes.values()) + repeated
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """What a number is, whatever its width: weights may be stored in fewer bits, never as another kind of number."""
+    if dtype.is_floating_point:
+        return "floating point"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if str(dtype) == "torch.bool" else "integer"
+
+
 def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Load a state dict whose keys and shapes match the module's exactly; raises StateMismatchError with the difference."""
+    """Load a state dict whose keys, shapes and kinds of numbers match the module's exactly; floating point may differ in width.
+
+    Raises StateMismatchError with the difference.
+    """
     own = module.state_dict()
     lines = [f"  missing     {key} {list(own[key].shape)}" for key in own if key not in state]
     lines += [f"  unexpected  {key} {list(state[key].shape)}" for key in state if key not in own]
@@ -179,6 +210,11 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], orig
         f"  shape       {key} {list(state[key].shape)}, the model has {list(own[key].shape)}"
         for key in own
         if key in state and own[key].shape != state[key].shape
+    ]
+    lines += [
+        f"  dtype       {key} {state[key].dtype}, the model has {own[key].dtype}"
+        for key in own
+        if key in state and own[key].shape == state[key].shape and _kind(own[key].dtype) != _kind(state[key].dtype)
     ]
     if lines:
         shown = lines[:12]
