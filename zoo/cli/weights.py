@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import human_bytes, print_json, print_table
-from zoo.errors import UsageError
-from zoo.registry import default_registry
+from zoo.errors import UsageError, ZooError
+from zoo.plugin import describe
+from zoo.registry import Registry, default_registry
+
+if TYPE_CHECKING:
+    from zoo.weights import Fetched
 
 
 def add_commands(commands: Any) -> None:
@@ -16,25 +21,60 @@ def add_commands(commands: Any) -> None:
     fetch.add_argument("--defaults", action="store_true", help="every model that a command uses when none is named")
     fetch.set_defaults(run=run_fetch)
     cache = commands.add_parser("cache", help="show what the cache holds, and prune it")
-    cache.add_argument("--prune", action="store_true", help="delete files that no installed card names, and leftovers")
+    cache.add_argument(
+        "--prune", action="store_true", help="delete files that no installed card and no pin names, and leftovers"
+    )
+    cache.add_argument("--force", action="store_true", help="prune although a plugin's manifest or a pin cannot be read")
+    cache.add_argument(
+        "--unpin", metavar="NAME", help="accept other bytes of a model whose publisher pins nothing, at the next fetch"
+    )
     cache.set_defaults(run=run_cache)
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:
-    from zoo.weights import Fetched, fetch
+    from zoo.weights import fetch
 
     registry = default_registry()
     names = list(arguments.name)
     if arguments.defaults:
-        tasks = {task for plugin in registry.plugins for card in plugin.cards for task in card.default_for}
-        names += [registry.default(task) for task in sorted(tasks)]
-    if not names:
+        names += _defaults(registry)
+    elif not names:
         raise UsageError("name the models to fetch, or give --defaults")
     files: dict[tuple[str, str], Fetched] = {}
-    for name in names:
-        for file in fetch(name, registry=registry):
-            files.setdefault((file.name, file.role), file)
-    if arguments.json:
+    failures: list[ZooError] = []
+    for name in names:  # all of them: what one model lacks is no reason to leave the others out
+        try:
+            for file in fetch(name, registry=registry):
+                files.setdefault((file.name, file.role), file)
+        except ZooError as error:
+            failures.append(error)
+    if files or not failures:
+        _print_files(list(files.values()), json=arguments.json)
+    for failure in failures[:-1]:
+        print(f"zoo: {failure}", file=sys.stderr)
+    if failures:
+        raise failures[-1]
+    return 0
+
+
+def _defaults(registry: Registry) -> list[str]:
+    """The default model of every task, but for tasks that only plugins in trouble claim: those are named on stderr."""
+    claims: dict[str, list[str]] = {}
+    for plugin in registry.plugins:
+        for task in {task for card in plugin.cards for task in card.default_for}:
+            state = f"{describe(plugin)} is {plugin.state}"
+            claims.setdefault(task, []).append(f"{state}: {plugin.error}; {plugin.cure}" if plugin.error else state)
+    names = []
+    for task in sorted(claims):
+        try:
+            names.append(registry.default(task))
+        except UsageError:
+            print(f"zoo: nothing to fetch for {task!r}: {'; '.join(claims[task])}", file=sys.stderr)
+    return names
+
+
+def _print_files(files: list[Fetched], *, json: bool) -> None:
+    if json:
         rows = [
             {
                 "model": file.name,
@@ -44,25 +84,33 @@ def run_fetch(arguments: argparse.Namespace) -> int:
                 "bytes": file.size_bytes,
                 "fresh": file.fresh,
             }
-            for file in files.values()
+            for file in files
         ]
         print_json({"files": rows})
-        return 0
+        return
     print_table(
         ["MODEL", "FILE", "BYTES", "SHA256", ""],
         [
             [file.name, file.role, human_bytes(file.size_bytes), file.sha256[:16], "fetched" if file.fresh else "was there"]
-            for file in files.values()
+            for file in files
         ],
     )
-    return 0
 
 
 def run_cache(arguments: argparse.Namespace) -> int:
-    from zoo.weights import blobs_dir, cached_blobs, prune
+    from zoo.pins import read_pins
+    from zoo.weights import blobs_dir, cached_blobs, prune, unpin
 
-    freed = prune(default_registry()) if arguments.prune else 0
-    owners: dict[str, list[str]] = {}
+    if arguments.force and not arguments.prune:
+        raise UsageError("--force belongs to --prune")
+    unpinned = unpin(arguments.unpin) if arguments.unpin else []
+    freed = prune(default_registry(), force=arguments.force) if arguments.prune else 0
+    pins, complaints = read_pins()
+    for complaint in complaints:
+        print(f"zoo: {complaint}", file=sys.stderr)
+    owners: dict[str, list[str]] = {
+        sha256: [f"{model or 'unnamed'} (pinned at first download)"] for sha256, model in pins.items()
+    }
     for plugin in default_registry().plugins:
         for card in plugin.cards:
             for row in card.weights:
@@ -72,11 +120,13 @@ def run_cache(arguments: argparse.Namespace) -> int:
     blobs = [(sha256, size, owners.get(sha256, [])) for sha256, size in cached_blobs()]
     if arguments.json:
         rows = [{"sha256": sha256, "bytes": size, "models": models} for sha256, size, models in blobs]
-        print_json({"directory": str(blobs_dir()), "files": rows, "freed_bytes": freed})
+        print_json({"directory": str(blobs_dir()), "files": rows, "freed_bytes": freed, "unpinned": unpinned})
         return 0
     table = [[sha256[:16], human_bytes(size), ", ".join(models) or "no installed card"] for sha256, size, models in blobs]
     print_table(["SHA256", "BYTES", "USED BY"], table)
     print(f"{len(blobs)} files, {human_bytes(sum(size for _, size, _ in blobs))} in {blobs_dir()}")
+    if arguments.unpin:
+        print(f"{arguments.unpin}: {', '.join(unpinned) or 'nothing'} unpinned")
     if arguments.prune:
         print(f"pruned {human_bytes(freed)}")
     return 0
