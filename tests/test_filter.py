@@ -329,12 +329,14 @@ def test_presets_warn_with_another_model(main, folder: Path, tmp_path: Path, mod
         (["/no/x-{{3}}.tar", "--out", "{new}", "--threshold", "0"], "braces hold a range such as {{00..99}} or names with commas, got {{3}}"),
         (["/a/x.tar", "--out", "{new}", "--threshold", "0", "--model", "timm/efficientnet_lite0"], "there is no such file"),
         (["{folder}", "--out", "{new}", "--threshold", "0", "--model", "timm/efficientnet_lite0"], "zoo filter needs a dual encoder"),
-        (["{tars}", "--out", "{new}", "--threshold", "0"], "the folder holds tars; name them with a pattern, as in '{tars}/*.tar'"),
+        (["{tars}", "--out", "{new}", "--threshold", "0"], "{tars}: the folder holds no pair (a.jpg with a.txt); its tars are named with a pattern: '{tars}/*.tar'"),
+        (["{empty}", "--out", "{new}", "--threshold", "0"], "{empty}: the folder holds no pair (a.jpg with a.txt)"),
     ],
 )  # fmt: skip
 def test_wrong_usage(main, folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    places = {"folder": folder, "new": tmp_path / "new", "tars": tmp_path / "tars"}
+    places = {"folder": folder, "new": tmp_path / "new", "tars": tmp_path / "tars", "empty": tmp_path / "empty"}
     places["tars"].mkdir()
+    places["empty"].mkdir()
     pack(places["tars"] / "x.tar", [])
     run = main("filter", *(argument.format(**places) for argument in arguments))
     assert (run.returncode, run.stdout) == (2, "")

@@ -42,7 +42,8 @@ def run_fetch(arguments: argparse.Namespace) -> int:
         raise UsageError("name the models to fetch, or give --defaults")
     files: dict[tuple[str, str], Fetched] = {}
     failures: list[ZooError] = []
-    for name in names:  # all of them: what one model lacks is no reason to leave the others out
+    # All of them, each once: what one model lacks is no reason to leave the others out, and one may be several defaults.
+    for name in dict.fromkeys(names):
         try:
             for file in fetch(name, registry=registry):
                 files.setdefault((file.name, file.role), file)

@@ -20,8 +20,10 @@ def find_shards(source: str, out: Path | None) -> list[Shard]:
     if path.is_dir():
         if out is not None and out.resolve().is_relative_to(path.resolve()):
             raise UsageError(f"--out {out}: it lies inside {path}, and would be filtered itself next time")
-        if next((file for file in path.glob("*.tar")), None) and not next(FolderShard(path, out).pairs(), None):
-            raise UsageError(f"{source}: the folder holds tars; name them with a pattern, as in '{path}/*.tar'")
+        if next(FolderShard(path, out).pairs(), None) is None:
+            tars = next(path.glob("*.tar"), None) is not None
+            hint = f"; its tars are named with a pattern: '{path}/*.tar'" if tars else ""
+            raise UsageError(f"{source}: the folder holds no pair (a.jpg with a.txt){hint}")
         return [FolderShard(path, out)]
     if path.suffix.lower() == ".jsonl":
         if not path.is_file():
