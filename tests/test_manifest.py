@@ -29,6 +29,7 @@ sources = ["file:/x", ["pypi:a==1/b#sha256=00", "pypi:c==1/d#sha256=00"]]
 name = "second"
 kind = "encoder"
 modalities = ["text", "image"]
+keys = "pkg.keys:rename"
 """
 
 
@@ -45,6 +46,7 @@ def test_reads_cards(tmp_path: Path) -> None:
     first, second = manifest.cards
     assert (first.name, second.name) == ("plug/first", "plug/second")
     assert first.variant == {"depth": 2}
+    assert (first.keys, second.keys) == (None, "pkg.keys:rename")
     assert first.weights[0].files[0].sources == ("file:/x", ("pypi:a==1/b#sha256=00", "pypi:c==1/d#sha256=00"))
     assert first.weights[0].size_bytes == 3
     assert first.provider.manifest_sha256 == manifest.sha256
@@ -68,6 +70,7 @@ def test_cards_cannot_be_changed(tmp_path: Path) -> None:
         ("parameters = 12", 'parameters = "12"', 8, "parameters must be a whole number, got '12'"),
         ('build = "pkg.model:build"', 'build = "pkg.model"', 7, 'build is "package.module:function"'),
         ('build = "pkg.model:build"', 'build = "os:system"', 7, "build may only point inside the plugin's own package 'pkg'"),
+        ('keys = "pkg.keys:rename"', 'keys = "os.path:join"', 23, "keys may only point inside the plugin's own package 'pkg'"),
         ('name = "second"', 'name = "../second"', 20, "must match"),
         ('name = "second"', 'name = "first"', 20, "two cards are called 'plug/first'"),
         ('sha256 = "00', 'sha256 = "0G', 15, "sha256 must be 64 lower-case hex digits"),

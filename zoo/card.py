@@ -74,6 +74,7 @@ class Card:
     parts: role -> name of another card; each is built first and handed to the builder under its role.
     tokens: what the encoder emits, `{"count": T, "width": D}`; a count of 0 means it depends on the input.
     embedding_width: E of a dual encoder. classes: number of outputs of an encoder that has a trained classifier.
+    keys: as that of a weights row, for local files of a card that has no rows.
     keep_float32: submodules that stay in float32 when the model is cast to 16 bits (see `zoo.precision`).
     default_for: tasks that may use this card when the user names none.
     devices, dtypes: what it is meant for, where that is not everything; asked by `zoo can`.
@@ -96,6 +97,7 @@ class Card:
     paper: str | None = None
     summary: str = ""
     preprocess: Mapping[str, Any] = field(default_factory=_empty)
+    keys: str | None = None
     keep_float32: tuple[str, ...] = ()
     default_for: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()

@@ -170,7 +170,7 @@ def _load(
 ) -> None:
     state = read_state_dict(path)
     origin = f"{found.name}" if trusted else str(path)
-    keys = found.weights.keys if found.weights else None
+    keys = found.weights.keys if found.weights else found.card.keys
     if keys is not None and state.keys().isdisjoint(module.state_dict()):
         state = resolve(owner, keys, registry.manager)(state)
     if not trusted:

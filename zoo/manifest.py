@@ -138,7 +138,7 @@ def card_from_hook(row: object, provider: Provider) -> Card:
 
 _CARD_FIELDS = {
     *("name", "kind", "modalities", "build", "variant", "parts", "weights", "parameters", "tokens", "embedding_width"),
-    *("classes", "licence", "paper", "summary", "preprocess", "keep_float32", "default_for"),
+    *("classes", "licence", "paper", "summary", "preprocess", "keys", "keep_float32", "default_for"),
     *("devices", "dtypes", "applies_to"),
 }
 
@@ -152,6 +152,7 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
     build = _text(row, "build") or None
     if build is not None and not TARGET.fullmatch(build):
         raise _FieldError("build", f'build is "package.module:function", got {build!r}')
+    keys = _keys(row)
     weights = tuple(_parse_weights(entry) for entry in _tables(row, "weights"))
     tags = [entry.tag for entry in weights]
     if len(set(tags)) != len(tags):
@@ -173,6 +174,7 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
         paper=_text(row, "paper") or None,
         summary=_text(row, "summary"),
         preprocess=_frozen(row, "preprocess"),
+        keys=keys,
         keep_float32=_texts(row, "keep_float32"),
         default_for=_texts(row, "default_for"),
         devices=_texts(row, "devices"),
@@ -186,9 +188,7 @@ def _parse_weights(row: Mapping[str, Any]) -> Weights:
     tag = _text(row, "tag", required=True)
     if not MODEL_NAME.fullmatch(tag):
         raise _FieldError("tag", f"tag {tag!r} must match {MODEL_NAME.pattern}")
-    keys = _text(row, "keys") or None
-    if keys is not None and not TARGET.fullmatch(keys):
-        raise _FieldError("keys", f'keys is "package.module:function", got {keys!r}')
+    keys = _keys(row)
     files = tuple(_parse_file(entry) for entry in _tables(row, "file"))
     if not files:
         raise _FieldError("tag", f"weights {tag!r} have no [[card.weights.file]]")
@@ -204,6 +204,13 @@ def _parse_weights(row: Mapping[str, Any]) -> Weights:
         keys=keys,
         classes=_count(row, "classes"),
     )
+
+
+def _keys(row: Mapping[str, Any]) -> str | None:
+    keys = _text(row, "keys") or None
+    if keys is not None and not TARGET.fullmatch(keys):
+        raise _FieldError("keys", f'keys is "package.module:function", got {keys!r}')
+    return keys
 
 
 def _parse_file(row: Mapping[str, Any]) -> File:
@@ -257,7 +264,7 @@ def _checked(card: Card, seen: set[str], package: str) -> Card:
     if card.name in seen:
         raise _FieldError("name", f"two cards are called {card.name!r}")
     seen.add(card.name)
-    for key, target in (("build", card.build), *(("keys", row.keys) for row in card.weights)):
+    for key, target in (("build", card.build), ("keys", card.keys), *(("keys", row.keys) for row in card.weights)):
         if target is not None and target.partition(":")[0].partition(".")[0] != package:
             raise _FieldError(key, f"{key} may only point inside the plugin's own package {package!r}, got {target!r}")
     return card
