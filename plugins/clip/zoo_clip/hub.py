@@ -1,0 +1,35 @@
+"""Files beside the weights that only the Hugging Face hub has: tokenizers, and configurations of text towers.
+
+They are loaded by open_clip through transformers, which keeps them in the hub's own cache. Here is only the question whether
+they can be had, asked first so that the answer names the file.
+"""
+
+from pathlib import Path
+
+from zoo.errors import WeightsMissingError
+from zoo.settings import offline
+
+
+def need_hub_file(repository: str, filename: str, *, wanted_by: str) -> None:
+    """Bring one file into the hub's cache, or find it there.
+
+    repository: `OWNER/NAME` on the hub, or a local folder that holds the same files.
+    Raises WeightsMissingError with the file, its repository and the command that brings it.
+    """
+    if Path(repository).is_dir():
+        if not (Path(repository) / filename).is_file():
+            raise WeightsMissingError(f"{wanted_by} needs {filename}, and the folder {repository} has no such file")
+        return
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError:
+        raise WeightsMissingError("huggingface_hub is not installed: pip install 'modalzoo[hub]'") from None
+    try:
+        hf_hub_download(repository, filename, local_files_only=offline())
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        why = "the network is switched off (ZOO_OFFLINE or HF_HUB_OFFLINE)" if offline() else "the hub did not deliver it"
+        raise WeightsMissingError(
+            f"{wanted_by} needs {filename} of the Hugging Face repository {repository}, which is not in the hub's cache: "
+            f"{why}. Connect once and run: hf download {repository} --include '*.json' '*.model' '*.txt'"
+        ) from error
