@@ -1,7 +1,8 @@
 """Tensors that are computed once from known inputs and kept on disk, keyed by everything that shapes them.
 
 The key is a hash of content, never a name: other weights, other code or another dtype make another key, so nothing stale
-can be read. A file that is damaged, missing or unwritable only costs the computation.
+can be read. Each file carries the hash of its own tensors: one that is damaged, missing or unwritable only costs the
+computation.
 """
 
 from __future__ import annotations
@@ -10,34 +11,61 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from zoo import __version__
 from zoo.settings import cache_dir
 
 
 def derived(
     kind: str, inputs: Mapping[str, Any], compute: Callable[[], dict[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """The tensors that `compute` returns, from disk if they were computed before from the same inputs.
+    """The tensors that `compute` returns, on the CPU; from disk if they were computed before from the same inputs.
 
     kind: what they are, part of the key. inputs: anything JSON can write; models enter by `Built.identity`.
     """
-    content = json.dumps({"kind": kind, "inputs": inputs}, sort_keys=True, ensure_ascii=False)
+    content = json.dumps({"kind": kind, "zoo": __version__, "inputs": inputs}, sort_keys=True, ensure_ascii=False)
     path = cache_dir() / "derived" / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        pass
-    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in compute().items()}
+    kept = _read(path)
+    if kept is not None:
+        return kept
+    tensors = {name: _plain(tensor) for name, tensor in compute().items()}
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, metadata={"sha256": _digest(tensors)})
         temporary.replace(path)
     except (OSError, SafetensorError):
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return tensors
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors of a file, or None when it is not there or not as it was written."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            written = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    return tensors if written == _digest(tensors) else None
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of names, formats, shapes and every byte."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -99,7 +99,7 @@ class PhotoTextEncoder(nn.Module):
         self.logit_scale = logit_scale
         self.register_buffer("names_KD", names_KD)
         self.register_buffer("mean_name_D", names_KD.mean(0))
-        kernel_KK = self._kernel(names_KD) + ridge * torch.eye(len(names_KD))
+        kernel_KK = self._kernel(names_KD) + ridge * torch.eye(len(names_KD), device=names_KD.device)
         self.register_buffer("inverse_KK", torch.linalg.inv(kernel_KK.double()).float())
 
     def preprocess(self, modality: str, items: Sequence[Any]) -> Any:
