@@ -11,7 +11,7 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/zoo fetch --defaults
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
@@ -32,6 +32,7 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/zero_shot.py
 	$(BIN)/python benchmarks/search_recall.py
 	$(BIN)/python benchmarks/embed_memory.py
+	$(BIN)/python benchmarks/clip_throughput.py
 
 .venv/.installed: $(INSTALL_INPUTS)
 	$(PYTHON) -m venv .venv

@@ -13,6 +13,11 @@ DISTS = Path(__file__).with_name("dists")
 PHOTOS = REPOSITORY / "zoo" / "demo" / "photos"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that with several workers none ends alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_tutorial.py")
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CONFIG", str(tmp_path / "config.toml"))
