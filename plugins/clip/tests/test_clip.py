@@ -228,6 +228,13 @@ def test_a_text_tower_that_only_the_hub_has(unplugged: None, tmp_path: Path) -> 
         zoo.build("clip/roberta-ViT-B-32", weights=None, text={"hf_model_name": str(tmp_path)})
 
 
+def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo_clip.hub.find_spec", lambda _name: None)
+    message = r"roberta-ViT-B-32 needs transformers, which is not installed: pip install 'modalzoo-clip\[transformers\]'"
+    with pytest.raises(UsageError, match=message):
+        zoo.build("clip/roberta-ViT-B-32", weights=None)
+
+
 def test_wrong_arguments_and_inputs() -> None:
     encoder = zoo.build("clip/tiny", weights=None)
     cases = [
