@@ -43,5 +43,18 @@ def test_every_export_exists() -> None:
 
     for name in zoo.__all__:
         assert getattr(zoo, name) is not None
-    with pytest.raises(AttributeError, match="module 'zoo' has no attribute 'nonsense'; it offers __version__"):
+    with pytest.raises(AttributeError, match="module 'zoo' has no attribute 'nonsense'; it offers Card, Encoded"):
         zoo.nonsense  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """The imports for type checkers are those that __getattr__ makes."""
+    import ast
+    from pathlib import Path
+
+    import zoo
+
+    (block,) = [node for node in ast.parse(Path(zoo.__file__).read_text()).body if isinstance(node, ast.If)]
+    seen = {name.name: line.module for line in block.body if isinstance(line, ast.ImportFrom) for name in line.names}
+    assert seen == zoo._EXPORTS
+    assert sorted(zoo.__all__) == sorted([*seen, "__version__"])

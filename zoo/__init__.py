@@ -1,7 +1,20 @@
 """zoo: models published as plugins, joined, run and measured. Importing this module costs nothing; names load on first use."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__ (tests/test_startup.py compares)
+    from zoo.batch import Encoded
+    from zoo.card import Card
+    from zoo.construct import build, open_model
+    from zoo.errors import ZooError
+    from zoo.hookspecs import hookimpl
+    from zoo.registry import cards, find, installed_plugins
+    from zoo.tasks.classify import classify
+    from zoo.tasks.embedding import embed
+    from zoo.tasks.filtering import filter_pairs
+    from zoo.tasks.search import search
+    from zoo.weights import fetch
 
 __version__ = "0.1.0"
 
@@ -22,9 +35,22 @@ _EXPORTS = {
     "search": "zoo.tasks.search",
 }
 
-__all__ = [  # noqa: PLE0604 - every name is a string, computed so that the list exists once
+__all__ = [
+    "Card",
+    "Encoded",
+    "ZooError",
     "__version__",
-    *_EXPORTS,
+    "build",
+    "cards",
+    "classify",
+    "embed",
+    "fetch",
+    "filter_pairs",
+    "find",
+    "hookimpl",
+    "installed_plugins",
+    "open_model",
+    "search",
 ]
 
 

@@ -59,28 +59,28 @@ def architecture(
     )
 
 
-def build_towers(design: Architecture, *, image: bool = True, text: bool = True) -> nn.Module:
+def build_towers(design: Architecture, *, image: bool = True, text: bool = True) -> Any:
     """open_clip's own model, with random weights: `visual`, `text`, `logit_scale` and `logit_bias`.
 
     image, text: whether that tower is wanted; one that is not is a stump. CoCa's captioner is never built.
     Raises WeightsMissingError when the text tower is a Hugging Face model whose configuration cannot be had.
     """
-    vision_cfg = {**design.vision, "output_tokens": False} if image else _NO_VISION
-    text_cfg = {**design.text, "output_tokens": False} if text else _NO_TEXT
+    vision_cfg: dict[str, Any] = {**design.vision, "output_tokens": False} if image else _NO_VISION
+    text_cfg: dict[str, Any] = {**design.text, "output_tokens": False} if text else _NO_TEXT
     if "timm_model_name" in vision_cfg:
         vision_cfg["timm_model_pretrained"] = False  # the card's weights hold all of the tower
     if "hf_model_name" in text_cfg:
         text_cfg |= {"hf_model_pretrained": False, "output_tokens": True}
         need_hub_file(text_cfg["hf_model_name"], "config.json", wanted_by=f"the text tower of {design.name}")
     # open_clip has three classes of model; this one has the towers of all three.
-    model = open_clip.CustomTextCLIP(
+    model: nn.Module = open_clip.CustomTextCLIP(
         embed_dim=design.embedding_width,
         vision_cfg=vision_cfg,
         text_cfg=text_cfg,
         quick_gelu=design.quick_gelu,
         init_logit_bias=design.bias,
     )
-    return model  # noqa: RET504 - named for the comment above it
+    return model
 
 
 def check_image_size(design: Architecture, preprocess: Mapping[str, Any]) -> None:

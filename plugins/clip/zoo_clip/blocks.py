@@ -66,5 +66,5 @@ def _mask_rows(mask: torch.Tensor | None, rows_B: torch.Tensor, heads: int) -> t
         return None
     if mask.ndim == 2:
         return mask[rows_B][:, None, None]
-    by_head = mask.unflatten(0, (len(rows_B), heads))
+    by_head = mask.view(len(rows_B), heads, *mask.shape[1:])
     return by_head[torch.arange(len(rows_B), device=mask.device), :, rows_B][:, :, None]

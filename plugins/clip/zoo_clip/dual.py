@@ -57,6 +57,8 @@ def dual_encoder(
 class Temperature(nn.Module):
     """The trained scale of the scores, as its logarithm, and SigLIP's bias: single numbers, which stay in float32."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, log_scale: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.log_scale = log_scale
@@ -85,7 +87,7 @@ class ClipEncoder(nn.Module):
 
         It is the same for all labels, so that a softmax over labels does not depend on it.
         """
-        bias: torch.Tensor | None = self.temperature.bias
+        bias = self.temperature.bias
         return torch.zeros_like(self.temperature.log_scale) if bias is None else bias
 
     def preprocess(self, modality: str, items: Sequence[Any]) -> torch.Tensor:

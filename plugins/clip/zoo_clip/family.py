@@ -122,7 +122,7 @@ def _sources(entry: Mapping[str, Any]) -> list[str]:
     """The hub's files, safetensors first; then a released file. OpenAI's own files are programs, which the zoo does not run."""
     owner, _, rest = entry.get("hf_hub", "").partition("/")
     repository, _, filename = rest.partition("/")
-    names = []
+    names: list[str] = []
     if repository:
         stem, dot, ending = filename.rpartition(".")
         safe = f"{stem}.safetensors" if dot and ending in ("bin", "pth") else ""

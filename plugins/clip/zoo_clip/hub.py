@@ -19,7 +19,9 @@ def need_hub_file(repository: str, filename: str, *, wanted_by: str) -> None:
     that reads such files is not installed.
     """
     if find_spec("transformers") is None:
-        raise UsageError(f"{wanted_by} needs transformers, which is not installed: pip install 'modalzoo-clip[transformers]'")
+        raise UsageError(
+            f"{wanted_by} needs transformers, which is not installed: pip install 'modalzoo-clip[transformers]'"
+        )
     if Path(repository).is_dir():
         if not (Path(repository) / filename).is_file():
             raise WeightsMissingError(f"{wanted_by} needs {filename}, and the folder {repository} has no such file")

@@ -98,7 +98,8 @@ def _ends(tower: Any, ids_BT: torch.Tensor) -> torch.Tensor:
     if tower.pool_type == "argmax":  # the end token has the highest number
         return ids_BT.argmax(dim=-1)
     if tower.pool_type == "eos":
-        return (ids_BT == tower.eos_id).int().argmax(dim=-1)
+        ends_BT: torch.Tensor = ids_BT == tower.eos_id
+        return ends_BT.int().argmax(dim=-1)
     places = {"first": 0, "last": ids_BT.shape[1] - 1}
     if tower.pool_type not in places:
         raise UsageError(f"a text tower pools with argmax, eos, first or last, got pool_type={tower.pool_type!r}")

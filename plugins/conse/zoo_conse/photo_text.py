@@ -78,6 +78,10 @@ def class_names() -> list[str]:
 class PhotoTextEncoder(nn.Module):
     """Dual encoder of images and text; E = 1 + width of the image features + width of the text embeddings."""
 
+    names_KD: torch.Tensor
+    mean_name_D: torch.Tensor
+    inverse_KK: torch.Tensor
+
     def __init__(
         self,
         image: nn.Module,

@@ -76,6 +76,7 @@ def sentence_encoder(
         raise UsageError(f"width must be a multiple of heads, got width={width} and heads={heads}")
     if max_tokens > positions:
         raise UsageError(f"max_tokens must be at most positions={positions}, got {max_tokens}")
+    tokenizer: Tokenizer | None
     if tokenizer_path is not None:
         tokenizer = open_tokenizer(tokenizer_path, vocabulary, max_tokens)
     else:

@@ -20,16 +20,16 @@ def image_encoder(*, arch: str, preprocess: Mapping[str, Any], num_classes: int 
     preprocess: size, crop, interpolation, mean, std, as in `zoo.media.image.to_pixels`.
     num_classes: outputs of the classifier; timm's own number when None, no classifier when 0.
     """
-    overrides = {} if num_classes is None else {"num_classes": num_classes}
+    overrides: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     return ImageEncoder(timm.create_model(arch, pretrained=False, **overrides), preprocess)
 
 
 class ImageEncoder(nn.Module):
     """A timm model behind the encoder contract. Its state dict is timm's own."""
 
-    def __init__(self, backbone: nn.Module, preprocess: Mapping[str, Any]) -> None:
+    def __init__(self, backbone: Any, preprocess: Mapping[str, Any]) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.preprocess_numbers = dict(preprocess)
         self.labels = _labels(backbone.num_classes)
 
