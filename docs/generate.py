@@ -1,4 +1,4 @@
-"""Write the parts of README.md and docs/ that commands produce, or check that they are fresh.
+"""Write the parts of README.md and docs/ that commands and code produce, or check that they are fresh.
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `--check` compares what stands there with what the commands
 say now: word for word for help and tables; commands and model names alone for transcripts of models, whose last digits and near ties
@@ -8,7 +8,6 @@ Run: make docs (writes) or make check (compares).
 """
 
 import argparse
-import inspect
 import json
 import os
 import re
@@ -19,8 +18,10 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import reference
+
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/commands.md", "docs/models.md", "docs/plugins.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/commands.md", "docs/models.md", "docs/plugins.md", "docs/gallery.md", "docs/benchmarks.md")
 KNOWN = ROOT / "zoo" / "known_distributions.json"
 PHOTOS = "zoo/demo/photos"
 ZOO = Path(sys.executable).with_name("zoo")
@@ -79,14 +80,21 @@ def commands() -> str:
 
 
 def hooks() -> str:
-    """Signature and docstring of every hook."""
-    from zoo import hookspecs
+    """One line for each hook, with its page."""
+    rows = [
+        f"| [`{hook.__name__}`](hooks/{hook.__name__}.md) | {(hook.__doc__ or '').strip().splitlines()[0]} |"
+        for hook in reference.hooks()
+    ]
+    return "| hook | |\n|---|---|\n" + "\n".join(rows)
 
-    parts = []
-    for name, hook in inspect.getmembers(hookspecs, inspect.isfunction):
-        if name.startswith("zoo_"):
-            parts.append(f"### `{name}{inspect.signature(hook)}`\n\n{inspect.getdoc(hook)}")
-    return "\n\n".join(parts)
+
+def single_file() -> str:
+    """A whole plugin in one file, and the few lines that make a distribution of it; the tests install and list it."""
+    folder = ROOT / "tests" / "dists" / "zoodist-onefile"
+    project, module = ((folder / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "zoodist_onefile.py"))
+    return (
+        f"`pyproject.toml`\n\n```toml\n{project.rstrip()}\n```\n\n`zoodist_onefile.py`\n\n```python\n{module.rstrip()}\n```"
+    )
 
 
 def manifest_example() -> str:
@@ -121,6 +129,8 @@ PARTS: dict[str, tuple[Callable[[], str], bool]] = {
     "models": (models, False),
     "commands": (commands, False),
     "hooks": (hooks, False),
+    "single_file": (single_file, False),
+    "gallery": (reference.gallery, False),
     "manifest": (manifest_example, False),
     "benchmarks": (benchmark_results, False),
     "classify": (
@@ -149,6 +159,26 @@ def filled(text: str, old: str) -> tuple[str, list[str]]:
     return text, stale
 
 
+def whole_pages(*, check: bool) -> list[str]:
+    """Write the pages that are all generated and remove those that no longer are; returns what was not as it should be."""
+    fresh = reference.pages()
+    complaints = []
+    for folder in reference.FOLDERS:
+        for path in sorted((ROOT / folder).glob("*.md")):
+            if path.relative_to(ROOT).as_posix() not in fresh:
+                complaints.append(f"{path.relative_to(ROOT)} is about something that is gone")
+                if not check:
+                    path.unlink()
+    for name, text in fresh.items():
+        path = ROOT / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            complaints.append(f"{name} is stale")
+            if not check:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+    return complaints
+
+
 def _comparable(text: str, *, loose: bool) -> str:
     """What must not differ: everything, or for transcripts of models the commands and the names of models."""
     if loose:
@@ -172,6 +202,7 @@ def main() -> int:
         complaints += [f"{page}: the part {name!r} is stale" for name in stale]
         if not check:
             path.write_text(new, encoding="utf-8")
+    complaints += whole_pages(check=check)
     for complaint in complaints:
         print(f"{complaint}; run: make docs" if check else f"{complaint}: written", file=sys.stderr)
     return 1 if complaints and check else 0

@@ -26,11 +26,13 @@ class Provider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """One file of a weights row.
+    """One file of a weights row. Trust rests on the hash alone.
 
-    Trust rests on `sha256` alone; `sources` are places that claim to hold those bytes, tried in order. A source that is
-    a tuple names parts to be joined. `sha256=None` marks a file that its publisher does not pin (a hub family): the hash
-    seen at the first download is kept and required from then on.
+    role: `model` for the tensors; the builder receives the path of every other file as `<role>_path`.
+    sha256: of the whole file. None marks a file that its publisher does not pin (a hub family): the hash seen at the first
+        download is kept and required from then on.
+    size_bytes: length of the file, for progress and for `zoo list`; checked where there is no hash.
+    sources: places that claim to hold those bytes, tried in order; one that is a list names parts to be joined.
     """
 
     role: str
@@ -43,10 +45,14 @@ class File:
 class Weights:
     """One set of trained parameters of a card, with the side files (a tokenizer, say) that belong to them.
 
-    The file with role `model` holds the tensors; the builder receives the path of every other one as `<role>_path`.
-    `variant`, `preprocess` and `classes` override the card's for these weights. `keys` is a
-    `"package.module:function"` of the plugin that turns the published state dict into the module's; it is
-    called for a file none of whose keys is the module's own.
+    tag: what is appended to the model's name with a dot; the first row is the one that is meant without a tag.
+    files: the tensors and the files beside them.
+    licence: of these weights, as an SPDX name where there is one.
+    variant: keyword arguments of the builder that differ from the card's for these weights.
+    preprocess: numbers of the preparation that differ from the card's.
+    keys: `"package.module:function"` of the plugin that turns the published state dict into the module's; it is called for
+        a file none of whose keys is the module's own.
+    classes: number of outputs of the trained classifier, where it differs from the card's.
     """
 
     tag: str
@@ -68,16 +74,28 @@ class Weights:
 class Card:
     """One model, as data.
 
-    name: full name `<plugin>/<model>`; a weights tag is appended with a dot.
+    name: full name `<plugin>/<model>`; a manifest leaves the plugin out.
+    kind: which contract the built module keeps.
+    modalities: what it reads: text, image, audio, video, series.
     build: `"package.module:function"` inside the plugin's own package, called with `variant` as keyword arguments;
         None when the plugin builds through the `zoo_build` hook.
+    variant: keyword arguments of the builder.
     parts: role -> name of another card; each is built first and handed to the builder under its role.
+    weights: sets of trained parameters; without any, the model is built with random ones.
+    parameters: how many parameters the module has.
     tokens: what the encoder emits, `{"count": T, "width": D}`; a count of 0 means it depends on the input.
-    embedding_width: E of a dual encoder. classes: number of outputs of an encoder that has a trained classifier.
+    embedding_width: E of a dual encoder.
+    classes: number of outputs of an encoder that has a trained classifier.
+    licence: of the model, as an SPDX name where there is one.
+    paper: address of the publication it comes from.
+    summary: what it is for, in one line.
+    preprocess: numbers of the preparation of an item, handed to the builder; for images those of
+        `zoo.media.image.to_pixels`.
     keys: as that of a weights row, for local files of a card that has no rows.
     keep_float32: submodules that stay in float32 when the model is cast to 16 bits (see `zoo.precision`).
     default_for: tasks that may use this card when the user names none.
-    devices, dtypes: what it is meant for, where that is not everything; asked by `zoo can`.
+    devices: what it is meant for, where that is not everything; asked by `zoo can`.
+    dtypes: the number formats it is meant for, where that is not every one; asked by `zoo can`.
     applies_to: for an adapter or a kernel, the kinds of card that it transforms.
     """
 

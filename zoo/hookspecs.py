@@ -33,7 +33,9 @@ hookimpl = pluggy.HookimplMarker("zoo")
 def zoo_cards() -> Iterable[Mapping[str, Any]]:
     """The cards of a plugin that has no manifest, as mappings with the fields of a `[[card]]` table.
 
-    The module is imported whenever models are listed, and `zoo plugins` shows the milliseconds that cost.
+    Called when models are listed, in a child process of its own with ten seconds of time, once: the answer is kept until
+    the plugin's files change. What raises, hangs or ends the interpreter there makes the plugin `broken`, with its cure, and
+    harms no other. `zoo plugins` says when the import brings torch along. The rows are data: what JSON has, nothing else.
     """
 
 
@@ -41,8 +43,10 @@ def zoo_cards() -> Iterable[Mapping[str, Any]]:
 def zoo_family(pattern: str) -> Iterable[Mapping[str, Any]]:
     """The members of the plugin's families whose model name matches the shell-style `pattern`, as card mappings.
 
-    Called when a name or pattern falls into a `[[family]]` of the manifest, so that thousands of names need no rows.
-    A pattern without wildcards asks for one model. Weights belong in the mapping as they do in a manifest.
+    Called in the user's process, when a name or pattern falls into a `[[family]]` of the manifest, so that thousands of names
+    need no rows: `zoo list` alone does not call it. A pattern without wildcards asks for one model. Weights belong in the
+    mapping as they do in a manifest (`file` for `[[card.weights.file]]`). Whatever is raised becomes an error that names the
+    plugin and the hook.
     """
 
 
@@ -50,7 +54,9 @@ def zoo_family(pattern: str) -> Iterable[Mapping[str, Any]]:
 def zoo_build(card: Card, arguments: Mapping[str, Any]) -> torch.nn.Module:
     """Build a card that names no `build` function. Called on the card's own plugin alone.
 
-    `arguments` are the card's variant, parts and side-file paths, overridden by the caller's keyword arguments.
+    `arguments` are the card's variant, preprocess, parts and side-file paths, overridden by the caller's keyword arguments.
+    Called in the user's process, when the model is built. The module has random weights: the core loads the trained ones.
+    Whatever is raised becomes an error that names the plugin and the model.
     """
 
 

@@ -48,7 +48,13 @@ _Row = TypeVar("_Row")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A pattern of model names that the plugin's `zoo_family` hook can expand."""
+    """A pattern of model names that the plugin's `zoo_family` hook can expand.
+
+    pattern: shell-style, for the part of the name after the plugin's.
+    kind: that of every member.
+    modalities: those of every member.
+    summary: what they are, in one line.
+    """
 
     pattern: str
     kind: str

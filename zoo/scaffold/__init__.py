@@ -12,7 +12,6 @@ from zoo.modality import IMAGE, TEXT
 TEMPLATES = Path(__file__).with_name("templates")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
-# kind -> the modality it is made for first -> what the manifest says of the model that the template builds
 PIXELS = 'preprocess = { size = %d, crop = 1.0, interpolation = "bicubic", mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }'
 
 # kind -> the modality it is made for first -> what the manifest says of the model that the template builds
