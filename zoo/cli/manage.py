@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib import metadata
 from typing import Any
 
 from zoo.cli.output import print_json, print_table
-from zoo.errors import UsageError
+from zoo.errors import PluginError, UsageError
+from zoo.pip import pip_command
 from zoo.plugin import Plugin
 from zoo.records import read_record
 from zoo.registry import USABLE, Registry, default_registry
@@ -43,8 +46,8 @@ def add_commands(commands: Any) -> None:
     )
     install.add_argument("requirement", nargs="*", help="what pip takes: a name, name==version, a path or a wheel")
     install.set_defaults(run=run_install)
-    uninstall = commands.add_parser("uninstall", help="remove a distribution, broken or not")
-    uninstall.add_argument("distribution", nargs="+")
+    uninstall = commands.add_parser("uninstall", help="remove a plugin's distribution, broken or not")
+    uninstall.add_argument("name", nargs="+", help="plugin or distribution name")
     uninstall.set_defaults(run=run_uninstall)
 
 
@@ -162,7 +165,48 @@ def run_install(arguments: argparse.Namespace) -> int:
 
 
 def run_uninstall(arguments: argparse.Namespace) -> int:
-    return _pip(arguments, "uninstall", "--yes", *arguments.distribution)
+    from zoo.discovery import plugin_distributions
+
+    installed = plugin_distributions()
+    # All names first: one that is wrong must not leave half of them removed.
+    distributions = list(dict.fromkeys(_distribution_to_remove(name, installed) for name in arguments.name))
+    code = _pip(arguments, "uninstall", "--yes", *distributions)
+    importlib.invalidate_caches()
+    left = [name for name in distributions if name in plugin_distributions()]
+    if left:
+        raise PluginError(
+            f"{', '.join(left)}: still installed after pip uninstall, which removes nothing outside its own environment "
+            f"({sys.executable})"
+        )
+    return code
+
+
+def _distribution_to_remove(name: str, installed: Mapping[str, Sequence[str]]) -> str:
+    """The distribution that a name means, which must bring plugins: anything else is not the zoo's to remove."""
+    from packaging.utils import canonicalize_name
+
+    wanted = canonicalize_name(name)
+    found = next((distribution for distribution in installed if canonicalize_name(distribution) == wanted), None)
+    if found is not None:
+        return found
+    owners = [distribution for distribution, plugins in installed.items() if name in plugins]
+    if len(owners) > 1:
+        raise UsageError(
+            f"{name!r} is a plugin of {' and of '.join(sorted(owners))}: name the distribution; nothing was removed"
+        )
+    if owners:
+        return owners[0]
+    try:
+        other = metadata.distribution(name).metadata["Name"]
+    except (metadata.PackageNotFoundError, ValueError):
+        known = {*installed, *(plugin for plugins in installed.values() for plugin in plugins)}
+        raise UsageError(
+            f"no plugin or distribution is called {name!r}; {_near(name, known)}; nothing was removed"
+        ) from None
+    raise UsageError(
+        f"{other} is installed and is no plugin of the zoo (it has no entry point in the group 'zoo'): nothing was removed; "
+        f"to remove it all the same: pip uninstall {other}"
+    )
 
 
 def report(plugins: list[Plugin], *, as_json: bool, show_traceback: bool) -> None:
@@ -215,8 +259,7 @@ def plugin_fields(plugin: Plugin) -> dict[str, Any]:
 
 
 def _pip(arguments: argparse.Namespace, *words: str) -> int:
-    command = [sys.executable, "-m", "pip", *words]
-    run = subprocess.run(command, stdout=sys.stderr, check=False)  # noqa: S603 - the user asked for pip, in our own interpreter
+    run = subprocess.run(pip_command(*words), stdout=sys.stderr, check=False)  # noqa: S603 - the user asked for pip, in our own interpreter
     if arguments.json:
         print_json({"command": ["pip", *words], "exit_code": run.returncode})
     return 1 if run.returncode else 0
