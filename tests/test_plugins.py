@@ -115,7 +115,8 @@ def test_a_use_of_a_broken_plugin_is_remembered(crowd, zoo) -> None:
     assert "plugin 'importerror' (zoodist-importerror 1.0) is broken: ImportError: cannot import name" in run.stderr
     crew = "importerror,exits,endless,dtype,good,onefile,torchtop"
     run = zoo("doctor", "--json", python=str(crowd), ZOO_PLUGINS=crew)
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 1, run.stderr
+    assert json.loads(run.stdout)["summary"] == "7 plugins tried, 4 ok, 3 broken (endless, exits, importerror)"
     assert plugins_of(run)["zoodist-importerror"]["state"] == "broken"
     assert "cannot import name 'nothing_here'" in plugins_of(run)["zoodist-importerror"]["error"]
     assert "ended the interpreter with exit code 3" in plugins_of(run)["zoodist-exits"]["error"]
@@ -124,6 +125,14 @@ def test_a_use_of_a_broken_plugin_is_remembered(crowd, zoo) -> None:
     later = plugins_of(zoo("plugins", "--json", python=str(crowd)))["zoodist-importerror"]
     assert later["state"] == "broken"
     assert "Traceback" in later["traceback"]
+
+
+def test_zoo_doctor_ends_with_a_summary_and_fails_when_something_is_broken(crowd, zoo) -> None:
+    run = zoo("doctor", python=str(crowd), ZOO_PLUGINS="good,missing,apinew,text")
+    assert run.returncode == 1
+    assert run.stdout.splitlines()[-1] == "4 plugins tried, 2 ok, 1 incompatible (apinew), 1 missing-extra (missing)"
+    run = zoo("doctor", python=str(crowd), ZOO_PLUGINS="good,text")
+    assert (run.returncode, run.stdout.splitlines()[-1]) == (0, "2 plugins tried, 2 ok")
 
 
 def test_a_strangers_store_delivers(crowd, zoo, tmp_path) -> None:
@@ -183,6 +192,61 @@ def test_a_listing_imports_no_plugin_and_is_quick(crowd) -> None:
     lasts = [run.stdout.splitlines()[-1].partition(" ") for run in runs]
     assert {imported for _, _, imported in lasts} == {"[]"}
     assert min(float(seconds) for seconds, _, _ in lasts) < 0.3
+
+
+MOODY = """
+import os, sys, pathlib
+if pathlib.Path(__file__).with_name("bad-day").exists():
+    print("the licence server is asleep", file=sys.stderr)
+    os._exit(9)
+from zoo import hookimpl
+@hookimpl
+def zoo_cards():
+    return [{"name": "a", "kind": "encoder", "modalities": ["text"], "build": "odd_moody:a"}]
+def a(): ...
+"""
+
+
+def test_a_child_repeats_the_last_words_and_zoo_doctor_tries_again(zoo, tmp_path) -> None:
+    (tmp_path / "site" / "odd-1.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "odd-1.dist-info" / "METADATA").write_text("Name: odd\nVersion: 1\n")
+    (tmp_path / "site" / "odd-1.dist-info" / "entry_points.txt").write_text("[zoo]\nodd = odd_moody\n")
+    (tmp_path / "site" / "odd_moody.py").write_text(MOODY)
+    (tmp_path / "site" / "bad-day").touch()
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]), "ZOO_PLUGINS": "odd"
+    }  # fmt: skip
+    plugin = plugins_of(zoo("plugins", "--json", **environment))["odd"]
+    assert plugin["error"] == (
+        "importing it to list it ended the interpreter with exit code 9; the last it said: the licence server is asleep"
+    )
+    assert plugin["cure"].startswith("zoo doctor tries it once more; or update it")
+    (tmp_path / "site" / "bad-day").unlink()
+    assert plugins_of(zoo("plugins", "--json", **environment))["odd"]["state"] == "broken"  # its files have not changed
+    plugin = plugins_of(zoo("doctor", "--json", **environment))["odd"]
+    assert (plugin["state"], plugin["cards"]) == ("ok", ["odd/a"])
+    assert plugins_of(zoo("plugins", "--json", **environment))["odd"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "start", [["-m", "zoo"], ["-c", "from zoo.cli import main; import sys; sys.exit(main(sys.argv[1:]))"]]
+)
+def test_what_lies_in_the_current_folder_is_not_imported(crowd, tmp_path, start) -> None:
+    """Neither here nor in the processes that ask plugins; `-c` looks where an interactive session does."""
+    for name in ("torch", "numpy", "pluggy") + (("random", "platformdirs") if start[0] == "-m" else ()):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('this is mine')")
+    environment = {**os.environ, "ZOO_STATE": str(tmp_path / "fresh"), "ZOO_PLUGINS": "torchtop,onefile"}
+    run = subprocess.run(
+        [str(crowd), *start, "plugins", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    states = {name: plugin["state"] for name, plugin in plugins_of(run).items() if plugin["state"] != "disabled"}
+    assert states == {"zoodist-torchtop": "ok", "zoodist-onefile": "ok"}
 
 
 def test_a_plugin_that_ends_the_interpreter_is_set_aside(crowd, zoo) -> None:

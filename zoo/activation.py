@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TRIAL_TIMEOUT_S = 60.0
 LISTING_TIMEOUT_S = 10.0
+TRY_AGAIN = "zoo doctor tries it once more"
 UNUSABLE = ("disabled", "incompatible", "missing-extra")
 
 _Result = TypeVar("_Result")
@@ -177,7 +178,7 @@ def with_failure(plugin: Plugin) -> Plugin:
             broken(
                 plugin,
                 "the last process that imported it came to its end while it did",
-                f"zoo doctor, {replace_it(plugin)}",
+                f"{TRY_AGAIN}; or {replace_it(plugin)}",
             ),
         )
     record = read_record("activation", plugin)
@@ -207,7 +208,9 @@ def warn(message: object) -> None:
 
 def _ended(plugin: Plugin, error: str, outcome: child.Outcome, timeout_s: float) -> Plugin:
     limit = f" ({timeout_s:g} s)" if outcome.exit_code is None else ""
-    return record_failure(replace(broken(plugin, f"{error}{limit}", replace_it(plugin)), traceback=outcome.stderr))
+    words = f"; the last it said: {outcome.last_words}" if outcome.last_words else ""
+    cure = f"{TRY_AGAIN}; or {replace_it(plugin)}"
+    return record_failure(replace(broken(plugin, f"{error}{limit}{words}", cure), traceback=outcome.stderr))
 
 
 def identify(plugin: Plugin) -> dict[str, Any]:

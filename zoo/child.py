@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+WORDS = 200  # characters of a line that a message repeats
 _MAIN = "from zoo.child import main; main()"
 
 
@@ -39,9 +41,16 @@ class Outcome:
             return f"ended the interpreter by {signal.Signals(-self.exit_code).name}"
         return f"ended the interpreter with exit code {self.exit_code}"
 
+    @property
+    def last_words(self) -> str:
+        """The last line of its stderr that says something, for a message; often the error itself. Empty if there was none."""
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        return lines[-1][:WORDS] if lines else ""
+
 
 def call(target: str, argument: Any, *, timeout_s: float, environment: dict[str, str] | None = None) -> Outcome:
-    """`"zoo.module:function"` with one argument, both ways through JSON, in a child that sees the same `sys.path`.
+    """`"zoo.module:function"` with one argument, both ways through JSON, in a child that sees the same `sys.path`,
+    but for the current folder, which comes last there.
 
     What the function prints goes to the returned stderr. After `timeout_s` seconds the child and everything it started are
     killed.
@@ -54,7 +63,7 @@ def call(target: str, argument: Any, *, timeout_s: float, environment: dict[str,
         text=True,
         errors="replace",
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path()), **(environment or {})},
     )
     try:
         stdout, stderr = child.communicate(json.dumps(argument), timeout=timeout_s)
@@ -70,6 +79,14 @@ def call(target: str, argument: Any, *, timeout_s: float, environment: dict[str,
     except ValueError:
         value = None
     return Outcome(value, child.returncode, stderr)
+
+
+def _search_path() -> list[str]:
+    """`sys.path` with the current folder (the empty entry of an interactive session) last: what lies in it by accident, a
+    `torch.py` say, must not be imported in place of a library.
+    """
+    named = [entry for entry in sys.path if entry]
+    return named if len(named) == len(sys.path) else [*named, str(Path.cwd())]
 
 
 def _kill(child: subprocess.Popen[str]) -> None:

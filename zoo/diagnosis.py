@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +15,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from zoo import __version__
 from zoo.activation import try_in_child
-from zoo.discovery import API_VERSION
+from zoo.discovery import API_VERSION, list_again
 from zoo.plugin import Plugin
+from zoo.records import read_record
 from zoo.registry import Registry
 from zoo.settings import cache_dir, config_file, offline, state_dir
 
@@ -49,8 +50,24 @@ def try_all(registry: Registry, *, timeout_s: float) -> list[Plugin]:
     Failures are recorded, as any activation's are. Requirements that are installed in a version the plugin does not allow
     become notes.
     """
-    tried = [try_in_child(plugin, timeout_s=timeout_s) if _can_be_tried(plugin) else plugin for plugin in registry.plugins]
+    listed = [list_again(plugin) if _could_not_be_listed(plugin) else plugin for plugin in registry.plugins]
+    tried = [try_in_child(plugin, timeout_s=timeout_s) if _can_be_tried(plugin) else plugin for plugin in listed]
     return [replace(plugin, notes=(*plugin.notes, *_wrong_versions(plugin))) for plugin in tried]
+
+
+def summary(plugins: Sequence[Plugin]) -> str:
+    """`5 plugins tried, 4 ok, 1 broken (birdsong)`; those that are disabled were not tried."""
+    tried = [plugin for plugin in plugins if plugin.state != "disabled"]
+    words = [f"{len(tried)} plugin{'' if len(tried) == 1 else 's'} tried"]
+    for state in ("ok", *sorted({plugin.state for plugin in tried} - {"ok"})):
+        names = [plugin.name for plugin in tried if plugin.state == state]
+        words.append(f"{len(names)} {state}" + ("" if state == "ok" else f" ({', '.join(names)})"))
+    return ", ".join(words)
+
+
+def _could_not_be_listed(plugin: Plugin) -> bool:
+    """A plugin without a manifest whose hook had no answer."""
+    return plugin.state == "broken" and not plugin.cards and read_record("listing", plugin) is not None
 
 
 def _can_be_tried(plugin: Plugin) -> bool:

@@ -16,7 +16,7 @@ from zoo.activation import list_in_child, with_failure
 from zoo.errors import ManifestError, PluginError
 from zoo.manifest import Manifest, api_matches, card_from_hook, read_manifest
 from zoo.plugin import Plugin, broken, describe, failed, one_line
-from zoo.records import read_record
+from zoo.records import drop_record, read_record
 from zoo.settings import Settings
 
 GROUP = "zoo"
@@ -250,6 +250,12 @@ def _list_in_children(plugins: list[Plugin]) -> list[Plugin]:
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_list_in_child, plugins))
+
+
+def list_again(plugin: Plugin) -> Plugin:
+    """Ask a plugin without a manifest once more, whatever is kept of its last answer: what failed may have been the machine."""
+    drop_record("listing", plugin)
+    return _list_in_child(plugin)
 
 
 def _list_in_child(plugin: Plugin) -> Plugin:

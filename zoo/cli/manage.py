@@ -24,7 +24,11 @@ def add_commands(commands: Any) -> None:
     plugins = commands.add_parser("plugins", help="list plugins, their state and the cure")
     plugins.add_argument("--traceback", action="store_true", help="show the traceback of each broken plugin")
     plugins.set_defaults(run=run_plugins)
-    doctor = commands.add_parser("doctor", help="try every plugin in a process of its own and say what to mend")
+    doctor = commands.add_parser(
+        "doctor",
+        help="try every plugin in a process of its own and say what to mend",
+        description="Exits with 1 when a plugin is broken, incompatible or lacks a dependency.",
+    )
     doctor.add_argument("--timeout-s", type=float, default=60.0, help="seconds one plugin may take (60)")
     doctor.add_argument("--timing", action="store_true", help="also measure what each plugin costs, in ms and MB")
     doctor.set_defaults(run=run_doctor)
@@ -60,13 +64,14 @@ def run_plugins(arguments: argparse.Namespace) -> int:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    from zoo.diagnosis import environment, try_all
+    from zoo.diagnosis import environment, summary, try_all
     from zoo.timing import Cost, cost
 
     if not 0 < arguments.timeout_s < float("inf"):
         raise UsageError(f"--timeout-s is a number of seconds above 0, got {arguments.timeout_s}")
     facts = environment()
     plugins = try_all(default_registry(), timeout_s=arguments.timeout_s)
+    code = 1 if any(plugin.state in ("broken", "incompatible", "missing-extra") for plugin in plugins) else 0
     costs: dict[str, Cost | None] = {}
     if arguments.timing:
         usable = [plugin for plugin in plugins if plugin.state in USABLE]
@@ -76,8 +81,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
             {**plugin_fields(plugin), **({"cost": asdict(found)} if (found := costs.get(plugin.distribution)) else {})}
             for plugin in plugins
         ]
-        print_json({"environment": facts, "plugins": rows})
-        return 0
+        print_json({"environment": facts, "plugins": rows, "summary": summary(plugins)})
+        return code
     for name, value in facts.items():
         words = ", ".join(f"{key} {item}" for key, item in value.items() if item) if isinstance(value, dict) else value
         print(f"{name:<14}{', '.join(words) if isinstance(words, list) else words}")
@@ -86,7 +91,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.timing:
         print()
         _print_costs(costs)
-    return 0
+    print(f"\n{summary(plugins)}")
+    return code
 
 
 def _print_costs(costs: Mapping[str, Any]) -> None:
