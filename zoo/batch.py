@@ -20,6 +20,11 @@ class Encoded:
     pooled_BD: torch.Tensor
 
     def __post_init__(self) -> None:
+        for name, value in (("tokens_BTD", self.tokens_BTD), ("mask_BT", self.mask_BT), ("pooled_BD", self.pooled_BD)):
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if self.tokens_BTD.ndim != 3:
+            raise ValueError(f"tokens_BTD must be float[B, T, D], got {list(self.tokens_BTD.shape)}")
         batch, count, _ = self.tokens_BTD.shape
         if self.mask_BT.shape != (batch, count) or self.mask_BT.dtype != torch.bool:
             raise ValueError(

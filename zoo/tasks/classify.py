@@ -17,6 +17,7 @@ from zoo.errors import MediaError, PluginError, UsageError
 from zoo.modality import IMAGE, TEXT
 from zoo.plugin import describe
 from zoo.registry import Registry, default_registry
+from zoo.tasks.encoding import checked_rows, plugin_errors, pooled, refuse_nonfinite
 from zoo.tasks.fewshot import Probe, fit_probe
 from zoo.tasks.images import Row, run_images
 from zoo.tasks.inputs import Item, image_items
@@ -202,13 +203,16 @@ def _label_embeddings(built: Built, labels: list[str], templates: Sequence[str])
     """Unit vectors float[C, E], from disk when the same model met the same labels and templates before."""
     module: Any = built.module
 
+    def embed(texts: list[str]) -> torch.Tensor:
+        rows = checked_rows(module.embed(TEXT, texts), built, len(texts), TEXT)
+        return refuse_nonfinite(rows, built, "the labels")
+
     def compute() -> dict[str, torch.Tensor]:
-        embeddings = [
-            torch.cat(
-                [module.embed(TEXT, [template.replace("{}", label) for label in chunk]) for chunk in _batches(labels, 64)]
-            )
-            for template in templates
-        ]
+        with plugin_errors(built):
+            embeddings = [
+                torch.cat([embed([template.replace("{}", label) for label in chunk]) for chunk in _batches(labels, 64)])
+                for template in templates
+            ]
         mean_CE = torch.stack(embeddings).float().mean(0)
         return {"labels": torch.nn.functional.normalize(mean_CE, dim=-1)}
 
@@ -258,11 +262,15 @@ def _own_labels(built: Built) -> list[str]:
 
 
 def _features(built: Built) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Prepared images -> float[B, D], what a probe is trained on."""
+    """Prepared images -> float[B, D], what a probe is trained on; finite, since one NaN among the examples spoils every answer."""
     module: Any = built.module
-    if built.found.card.kind == "dual_encoder":
-        return lambda pixels: module.features(IMAGE, pixels).float()
-    return lambda pixels: module(pixels).pooled_BD.float()
+    dual = built.found.card.kind == "dual_encoder"
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        rows = module.features(IMAGE, pixels) if dual else pooled(module(pixels))
+        return refuse_nonfinite(checked_rows(rows, built, len(pixels), IMAGE), built, "the features of an image").float()
+
+    return features
 
 
 def _with_close_calls(

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from zoo.construct import Built
-from zoo.errors import MediaError, UsageError, ZooError
+from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.image import open_image
 from zoo.modality import TEXT
+from zoo.plugin import describe
 from zoo.tasks import tables
-from zoo.tasks.encoding import open_for, unit_vectors, vectors
+from zoo.tasks.encoding import not_finite, open_for, unit_vectors, vectors
 from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import Source, mixed_sources, printable, read_source, sha256_of_source
 from zoo.tasks.journal import Journal, alone, read_about, replace_durably
@@ -201,6 +202,7 @@ def _fill(
     done = _Done(np.full(len(sources), FAILED, np.int64), [None] * len(sources))
     with progress_bar(len(sources), "item", progress=progress) as bar:
         for (start, stop), answers in zip(bounds, in_threads(answer, bounds, count=len(bounds)), strict=True):
+            _refuse_other_widths(built, done, answers)
             _keep(done, journal, known.plan, start, answers)
             bar.update(stop - start)
     rows = _rows(sources, done)
@@ -311,7 +313,7 @@ def _answer_batch(
         rows = vectors(built, sources[bound[0]].modality, list(good.values()), device=device)
         for position, vector in zip(good, rows, strict=True):
             finite = bool(torch.isfinite(vector).all())
-            problem = None if finite else f"{sources[position].item.label}: {built.name} answers with NaN or infinity"
+            problem = None if finite else f"{sources[position].item.label}: {not_finite(built)}"
             answers[position] = _Answer(hashes[position], vector if finite else None, error=problem)
     failed = {position: item for position, item in decoded.items() if isinstance(item, MediaError)}
     answers |= {position: _Answer(hashes[position], error=str(error)) for position, error in failed.items()}
@@ -326,6 +328,16 @@ def _decode(source: Source, content: Any) -> Any:
         return open_image(content, label=printable(source.item.label))
     except MediaError as error:
         return error
+
+
+def _refuse_other_widths(built: Built, done: _Done, answers: Sequence[_Answer]) -> None:
+    """A file has vectors of one width: a model whose images and texts differ in it cannot fill one."""
+    for answer in answers:
+        width = done.width if answer.vector is None else len(answer.vector)
+        if done.width not in (0, width):
+            raise PluginError(
+                f"{describe(built.found.card.provider)}: {built.name} gave vectors of width {done.width} and of {width}"
+            )
 
 
 def _keep(done: _Done, journal: Journal, plan: str, start: int, answers: Sequence[_Answer]) -> None:

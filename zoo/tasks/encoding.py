@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zoo.batch import Encoded
 from zoo.construct import Built, open_model
-from zoo.errors import UsageError
+from zoo.errors import PluginError, UsageError, ZooError
 from zoo.modality import IMAGE
+from zoo.plugin import describe, one_line
 from zoo.registry import default_registry
 
 Prepare = Callable[[Sequence[Any]], Any]
@@ -63,8 +66,45 @@ def unit_vectors(built: Built) -> bool:
 def vectors(built: Built, modality: str, items: Sequence[Any], *, device: str) -> torch.Tensor:
     """Raw items (RGB images or texts) -> float[B, D] on the CPU. To be called in inference mode."""
     prepare, compute = _prepare(built, modality), _compute(built, modality)
-    prepared = _joined([prepare([item]) for item in items]) if modality == IMAGE else prepare(list(items))
-    return compute(_moved(prepared, device)).float().cpu()
+    with plugin_errors(built):
+        prepared = _joined([prepare([item]) for item in items]) if modality == IMAGE else prepare(list(items))
+        return checked_rows(compute(_moved(prepared, device)), built, len(items), modality).float().cpu()
+
+
+@contextmanager
+def plugin_errors(built: Built) -> Iterator[None]:
+    """Around a call of a model: whatever a plugin's code raises becomes a PluginError that names plugin and model."""
+    try:
+        yield
+    except ZooError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{describe(built.found.card.provider)} raised {type(error).__name__} while running {built.name}: {one_line(error)}"
+        ) from error
+
+
+def checked_rows(rows: Any, built: Built, count: int, what: str) -> torch.Tensor:
+    """The vectors that a model gave for `count` items of `what`, if they are float[count, D]. Raises PluginError."""
+    if not isinstance(rows, torch.Tensor) or rows.ndim != 2 or len(rows) != count or not rows.is_floating_point():
+        got = f"{rows.dtype}{list(rows.shape)}" if isinstance(rows, torch.Tensor) else type(rows).__name__
+        raise PluginError(
+            f"{describe(built.found.card.provider)}: {built.name} gave {got} for {count} items ({what}), expected "
+            f"float[{count}, D]"
+        )
+    return rows
+
+
+def refuse_nonfinite(rows: torch.Tensor, built: Built, what: str) -> torch.Tensor:
+    """The same vectors, if they hold neither NaN nor infinity. Raises PluginError."""
+    if not bool(rows.isfinite().all()):
+        raise PluginError(f"{describe(built.found.card.provider)}: {built.name} gave NaN or infinity for {what}")
+    return rows
+
+
+def not_finite(built: Built) -> str:
+    """Why an item has no vector, where the others have theirs."""
+    return f"{describe(built.found.card.provider)}: {built.name} answers with NaN or infinity"
 
 
 def _prepare(built: Built, modality: str) -> Prepare:
@@ -79,7 +119,14 @@ def _compute(built: Built, modality: str) -> Compute:
     module: Any = built.module
     if unit_vectors(built):
         return lambda inputs: module.encode(modality, inputs)
-    return lambda inputs: module(inputs).pooled_BD
+    return lambda inputs: pooled(module(inputs))
+
+
+def pooled(output: Any) -> torch.Tensor:
+    """The pooled vectors of what an encoder gave. Raises TypeError for anything that is no `zoo.Encoded`."""
+    if not isinstance(output, Encoded):
+        raise TypeError(f"forward must return zoo.Encoded, got {type(output).__name__}")
+    return output.pooled_BD
 
 
 def _joined(prepared: Sequence[Any]) -> Any:

@@ -24,7 +24,7 @@ from zoo.construct import Built
 from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.image import open_image
 from zoo.modality import IMAGE, TEXT
-from zoo.tasks.encoding import open_for, vectors
+from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors
 from zoo.tasks.filter_records import discard, listing_of, open_records, read_record, record_of, staging_of, write_record
 from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import printable
@@ -240,9 +240,11 @@ class _Scorer:
         if images:
             images_BE = vectors(self.built, IMAGE, list(images.values()), device=self.device)
             texts_BE = vectors(self.built, TEXT, [pairs[number].text for number in images], device=self.device)
-            for number, score in zip(images, (images_BE * texts_BE).sum(-1).tolist(), strict=True):
+            with plugin_errors(self.built):  # their widths may differ
+                scores = (images_BE * texts_BE).sum(-1).tolist()
+            for number, score in zip(images, scores, strict=True):
                 known = math.isfinite(score)
-                detail = "" if known else f"{self.built.name} answers with NaN or infinity"
+                detail = "" if known else not_finite(self.built)
                 answers[number] = _Scored(
                     _light(pairs[number]), score if known else None, "" if known else "no-score", detail
                 )

@@ -18,9 +18,10 @@ import torch
 from tqdm import tqdm
 
 from zoo.construct import Built
-from zoo.errors import MediaError, PluginError, ZooError
+from zoo.errors import MediaError, PluginError
 from zoo.modality import IMAGE
 from zoo.plugin import describe
+from zoo.tasks.encoding import plugin_errors
 from zoo.tasks.inputs import Item, load_image
 
 CPU_BATCH, DEVICE_BATCH = 4, 32
@@ -50,16 +51,10 @@ def run_images(
 
     @torch.inference_mode()
     def answer(batch: Sequence[Item]) -> list[Row]:
-        try:
+        with plugin_errors(built):
             prepared = [_prepare(item, preprocess, allow_urls=allow_urls) for item in batch]
             pixels = [row for row in prepared if isinstance(row, torch.Tensor)]
             outputs = compute(torch.cat(pixels).to(device)).cpu() if pixels else torch.empty(0)
-        except ZooError:
-            raise
-        except Exception as error:
-            raise PluginError(
-                f"{describe(built.found.card.provider)} raised {type(error).__name__} while running {built.name}: {error}"
-            ) from error
         if len(outputs) != len(pixels):
             raise PluginError(
                 f"{describe(built.found.card.provider)}: {built.name} gave {len(outputs)} rows for {len(pixels)} images"

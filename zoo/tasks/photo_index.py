@@ -25,11 +25,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from zoo.construct import Built
-from zoo.errors import MediaError, UsageError, ZooError
+from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.image import SUFFIXES, open_image, read_file
 from zoo.modality import IMAGE
+from zoo.plugin import describe
 from zoo.settings import cache_dir
-from zoo.tasks.encoding import vectors
+from zoo.tasks.encoding import not_finite, vectors
 from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import printable
 from zoo.tasks.journal import replace_durably
@@ -159,7 +160,14 @@ def update_index(
 
     @torch.inference_mode()
     def answer(names: Sequence[str]) -> list[tuple[str | None, Any]]:
-        return _read_and_compute(built, folder, names, known, device)
+        answers = _read_and_compute(built, folder, names, known, device)
+        widths = {len(vector) for _, vector in answers if isinstance(vector, np.ndarray)}
+        if widths - {index.vectors.d}:
+            raise PluginError(
+                f"{describe(built.found.card.provider)}: {built.name} gave images of width {widths.pop()} and a query of "
+                f"{index.vectors.d}: they cannot be compared"
+            )
+        return answers
 
     computed = 0
     saved = time.monotonic()
@@ -270,7 +278,7 @@ def _read_and_compute(
     if images:
         for name, vector in zip(images, vectors(built, IMAGE, list(images.values()), device=device), strict=True):
             finite = bool(torch.isfinite(vector).all())
-            results[name] = (results[name][0], vector.numpy() if finite else f"{built.name} answers with NaN or infinity")
+            results[name] = (results[name][0], vector.numpy() if finite else not_finite(built))
     return [results[name] for name in names]
 
 

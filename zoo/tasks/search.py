@@ -14,7 +14,7 @@ from zoo.construct import Built
 from zoo.errors import MediaError, UsageError
 from zoo.media.image import SUFFIXES, open_image
 from zoo.modality import IMAGE, TEXT
-from zoo.tasks.encoding import open_for, vectors
+from zoo.tasks.encoding import open_for, refuse_nonfinite, vectors
 from zoo.tasks.inputs import printable
 from zoo.tasks.photo_index import (
     Index,
@@ -92,7 +92,7 @@ def search(
     both = (IMAGE, TEXT) if modality == TEXT else (IMAGE,)
     built = open_for("search", model, kinds=("dual_encoder",), modalities=both, weights=weights, device=device, dtype=dtype)
     with torch.inference_mode():
-        query_E = vectors(built, modality, [content], device=device)[0].numpy()
+        query_E = refuse_nonfinite(vectors(built, modality, [content], device=device), built, "the query")[0].numpy()
     home, note = index_home(folder, built)
     with locked(home):
         index, rebuilt = load_index(home, len(query_E))
