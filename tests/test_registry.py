@@ -5,7 +5,7 @@ import pytest
 from zoo.card import Card, File, Provider, Weights
 from zoo.errors import AmbiguousNameError, PluginError, UnknownNameError, UsageError
 from zoo.plugin import Plugin
-from zoo.registry import Registry, _mark_shadowed, _splits
+from zoo.registry import Registry, _mark_shadowed, _splits, default_registry
 from zoo.settings import Settings
 
 
@@ -132,3 +132,21 @@ def test_an_unknown_name_of_a_known_distribution_says_what_to_install() -> None:
     for name in ("timm/efficientnet_lite0", "efficientnet_lite0", "timm/resnet50.a1_in1k"):
         with pytest.raises(UnknownNameError, match="modalzoo-timm would: zoo install modalzoo-timm"):
             registry(card("a", "net")).find(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet18", "did you mean timm/resnet18?"),
+        ("resnet18.a1_in1k", "did you mean timm/resnet18.a1_in1k?"),
+        ("timm/resnet18.a1_in1kk", "did you mean timm/resnet18.a1_in1k or"),
+        ("timm/resmet18", "did you mean timm/resnet18"),
+        ("ViT-B-32", "did you mean clip/ViT-B-32?"),
+        ("VitB-32", "clip/ViT-B-32"),
+    ],
+)
+def test_a_name_of_a_family_without_its_plugin_or_with_a_typing_error(name: str, hint: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        default_registry().find(name)
+    assert str(caught.value).startswith(f"no installed plugin provides {name!r}; did you mean ")
+    assert hint in str(caught.value)

@@ -25,6 +25,7 @@ from zoo.settings import Settings, load_settings
 if TYPE_CHECKING:
     import pluggy
 
+NEAR = 3  # names that an error suggests
 USABLE = ("ok", "shadowed")
 KNOWN_DISTRIBUTIONS = Path(__file__).with_name("known_distributions.json")
 
@@ -219,13 +220,29 @@ class Registry:
                 return UnknownNameError(
                     f"no installed plugin provides {name!r}; {distribution} would: zoo install {distribution}"
                 )
-        names = [card.name for plugin in self.plugins for card in plugin.cards]
-        tagged = [f"{card.name}.{row.tag}" for plugin in self.plugins for card in plugin.cards for row in card.weights]
-        shorts = {full.partition("/")[2]: full for full in (*names, *tagged)}
-        near = difflib.get_close_matches(name, [*names, *tagged, *shorts], n=3, cutoff=0.6)
-        near = list(dict.fromkeys(shorts.get(item, item) for item in near))
+        near = self._near(name, owner if slash else "")
         hint = f"did you mean {' or '.join(near)}?" if near else "zoo list shows what is installed"
         return UnknownNameError(f"no installed plugin provides {name!r}; {hint}")
+
+    def _near(self, name: str, owner: str) -> list[str]:
+        """Full names that are meant, perhaps: those of which `name` is the short one, else those that are spelt alike.
+
+        The members of families are among them, which imports their plugins: somebody who waits for an answer gets the right one.
+        """
+        cards = [card for plugin in self.plugins for card in plugin.cards]
+        for plugin in self.plugins:
+            if plugin.families and plugin.state in USABLE and owner in ("", plugin.name):
+                try:
+                    cards += self.expand(plugin, "*")
+                except PluginError:  # it is reported when one of its own models is asked for
+                    continue
+        meant: dict[str, list[str]] = {}
+        for card in cards:
+            for full in (card.name, *(f"{card.name}.{row.tag}" for row in card.weights)):
+                for spelling in (full, full.partition("/")[2]):
+                    meant.setdefault(spelling, []).append(full)
+        spellings = [name] if name in meant else difflib.get_close_matches(name, meant, n=NEAR, cutoff=0.6)
+        return list(dict.fromkeys(full for spelling in spellings for full in meant[spelling]))
 
 
 @cache
