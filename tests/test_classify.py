@@ -102,6 +102,16 @@ def test_the_json_document(zoo, photos: Path) -> None:
     assert (result["label"], set(result["scores"])) == ("cat", set(LABELS))
 
 
+@pytest.mark.parametrize(("top", "others"), [([], 2), (["--top", "1"], 0), (["--top", "5"], 4), (["--top", "99"], 11)])
+def test_the_text_shows_as_many_labels_as_were_asked_for(main, photos: Path, top: list[str], others: int) -> None:
+    run = main("classify", str(photos / "chelsea.jpg"), "--labels", ",".join(LABELS), *top)
+    assert run.returncode == 0, run.stderr
+    (line,) = run.stdout.splitlines()
+    assert line.partition("  ")[2].startswith("cat  ")
+    assert line.count("%") == 1 + others
+    assert ("(" in line) == bool(others)
+
+
 def test_templates_change_the_answer_a_little(photos: Path) -> None:
     plain = classify(photos / "chelsea.jpg", LABELS).results[0]
     ensemble = classify(photos / "chelsea.jpg", LABELS, templates=["{}", "a photo of a {}", "a drawing of a {}"]).results[0]

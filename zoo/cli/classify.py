@@ -9,6 +9,7 @@ from typing import Any
 from zoo.cli.output import print_json
 from zoo.errors import UsageError
 
+SHOWN = 3  # labels on a line, where nobody says how many
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -24,7 +25,9 @@ def add_commands(commands: Any) -> None:
         "--templates", metavar="SET", help="a named set of such sentences, as openai-80, openai-7 or zoo-9"
     )
     command.add_argument("--shots", metavar="DIR", help="a folder of examples for each class: few-shot")
-    command.add_argument("--top", type=int, help="labels to report for each image")
+    command.add_argument(
+        "--top", type=int, help="labels to report for each image (3 in the text; in --json all of up to 20, else 5)"
+    )
     command.add_argument("--batch-size", type=int, help="images computed together (4 on a CPU)")
     command.add_argument(
         "--no-close-calls", action="store_true", help="keep 16-bit answers where two labels are within 5%%, too"
@@ -113,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(document(outcome))
     else:
-        print_answers(outcome)
+        print_answers(outcome, shown=arguments.top or SHOWN)
     return 1 if any(answer.error for answer in outcome.results) else 0
 
 
@@ -134,8 +137,8 @@ def document(outcome: Any) -> dict[str, Any]:
     }
 
 
-def print_answers(outcome: Any) -> None:
-    """One line an image: the best label, its probability, and the two that follow."""
+def print_answers(outcome: Any, *, shown: int) -> None:
+    """One line an image: the best label, its probability, and those that follow, `shown` in all."""
     import sys
 
     width = max(len(answer.input) for answer in outcome.results)
@@ -144,7 +147,7 @@ def print_answers(outcome: Any) -> None:
             print(f"zoo: {answer.error}", file=sys.stderr)
             continue
         best, *others = answer.scores.items()
-        rest = ", ".join(f"{label} {score:.0%}" for label, score in others[:2])
+        rest = ", ".join(f"{label} {score:.0%}" for label, score in others[: shown - 1])
         print(f"{answer.input:<{width}}  {best[0]}  {best[1]:.0%}" + (f"   ({rest})" if rest else ""))
     loo = "" if outcome.loo_accuracy is None else f", {outcome.loo_accuracy:.0%} right on left-out shots"
     print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.method}{loo}", file=sys.stderr)
