@@ -390,12 +390,99 @@ def test_a_choice_that_means_nothing_is_refused(zoo) -> None:
     assert (default.returncode, "no task is called 'clasify': known are" in default.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["default", "classify", "text/minilm-tiny"],
+            "classify needs a dual_encoder of image+text, text/minilm-tiny has kind encoder and modality text",
+        ),
+        (
+            ["default", "classify:own-labels", "clip/tiny-image"],
+            "clip/tiny-image has kind encoder and modality image, without classes",
+        ),
+        (["default", "search", "timm/efficientnet_lite0"], "zoo list --kind dual_encoder shows those that may fit"),
+        (["default", "classify"], "which model for 'classify'? zoo default TASK NAME, or --remove"),
+        (["default", "classify", "--remove"], "'classify' is not in [defaults] of the config file: it holds nothing"),
+        (["pin", "timm"], "which distribution wins 'timm'? zoo pin NAME DISTRIBUTION, or --remove"),
+        (["pin", "timm", "modalzoo-timm", "--remove"], "--remove takes 'timm' alone, got 'modalzoo-timm' besides"),
+        (["pin", "timm", "--remove"], "'timm' is not in [pins] of the config file: it holds nothing"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(zoo, arguments, message) -> None:
+    run = zoo(*arguments)
+    assert (run.returncode, message in run.stderr) == (2, True), run.stderr
+
+
+def test_choices_are_made_and_removed(zoo, tmp_path) -> None:
+    for made, removed, line in (
+        (["default", "classify", "clip/tiny"], ["default", "classify", "--remove"], 'classify = "clip/tiny"'),
+        (["pin", "timm", "modalzoo-timm"], ["pin", "timm", "--remove"], 'timm = "modalzoo-timm"'),
+    ):
+        assert zoo(*made).returncode == 0
+        assert line in (tmp_path / "config.toml").read_text()
+        run = zoo(*removed, "--json")
+        assert (run.returncode, json.loads(run.stdout)["removed"]) == (0, made[2])
+        assert line not in (tmp_path / "config.toml").read_text()
+
+
+def test_an_unknown_key_of_the_config_file_is_said_once(zoo, tmp_path) -> None:
+    (tmp_path / "config.toml").write_text('disable = ["text"]\ncolour = 1\n')
+    run = zoo("plugins")
+    assert run.returncode == 0
+    assert run.stderr == (
+        f"{tmp_path}/config.toml: unknown: disable, colour; known are disabled, only, pins, defaults. What is unknown has no effect\n"
+    )
+
+
 @pytest.mark.parametrize("variables", [{"ZOO_CONFIG": "/tmp"}, {"ZOO_CONFIG": "/dev/null/c.toml"}])
 def test_a_config_that_cannot_be_used_is_one_line(zoo, variables) -> None:
     run = zoo("disable", "timm", **variables)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
     assert "the config file cannot be" in run.stderr
+
+
+BROKEN_DEFAULT = """
+api = ">=1,<2"
+[[card]]
+name = "a"
+kind = "dual_encoder"
+modalities = ["image", "text"]
+build = "odd_default:a"
+default_for = ["classify"]
+"""
+
+
+def test_a_default_whose_plugin_cannot_be_used_names_it_with_its_cure(zoo, photos, tmp_path) -> None:
+    question = ["classify", str(photos / "chelsea.jpg"), "--labels", "cat,dog"]
+    run = zoo(*question, ZOO_DISABLE="conse")
+    assert run.returncode == 1
+    assert run.stderr == (
+        f"zoo: the default model for 'classify' cannot be used: plugin 'conse' (modalzoo-conse {library.__version__}) is disabled "
+        f"(disabled by the variable ZOO_DISABLE): take it out of ZOO_DISABLE. zoo doctor shows more; or choose another model "
+        f"with --model\n"
+    )
+    run = zoo(*question, ZOO_DISABLE="timm")  # a part of the default
+    assert run.returncode == 1
+    assert "plugin 'timm' (modalzoo-timm" in run.stderr
+    assert "take it out of ZOO_DISABLE" in run.stderr
+    assert "a part of conse/lite0-minilm" in run.stderr
+    (tmp_path / "site" / "odd-1.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "odd-1.dist-info" / "METADATA").write_text("Name: odd\nVersion: 1\n")
+    (tmp_path / "site" / "odd-1.dist-info" / "entry_points.txt").write_text("[zoo]\nodd = odd_default\n")
+    (tmp_path / "site" / "odd_default").mkdir()
+    (tmp_path / "site" / "odd_default" / "__init__.py").write_text("1/0")
+    (tmp_path / "site" / "odd_default" / "zoo.toml").write_text(BROKEN_DEFAULT)
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    for _ in range(2):  # the first finds out, the second knows
+        run = zoo(*question, "--weights", "none", ZOO_PLUGINS="odd", PYTHONPATH=path)
+        assert run.returncode == 1
+        assert "plugin 'odd' (odd 1) is broken" in run.stderr
+        assert "ZeroDivisionError" in run.stderr
+        assert "zoo uninstall odd" in run.stderr
+    assert run.stderr.startswith("zoo: the default model for 'classify' cannot be used: plugin 'conse'")
+    assert "plugin 'odd' (odd 1) is broken (ZeroDivisionError: division by zero): update it" in run.stderr
 
 
 def test_a_misspelt_disabled_name_is_pointed_out(zoo) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zoo.activation import call_hook, resolve
-from zoo.errors import PluginError, UsageError, WeightsMissingError, ZooError
+from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
 from zoo.plugin import Plugin, code_sha256, describe
 from zoo.precision import cast
 from zoo.registry import Found, Registry, default_registry
@@ -113,7 +113,11 @@ def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) ->
         circle = " -> ".join((*above[above.index(found.card.name) :], found.card.name))
         raise PluginError(f"{describe(registry.owner(found.card))}: a model cannot be a part of itself: {circle}")
     for part in found.card.parts.values():
-        _refuse_circles(registry.find(part), registry, (*above, found.card.name))
+        try:
+            part_found = registry.find(part)
+        except (PluginError, ResolutionError) as error:
+            raise type(error)(f"{error} (it is a part of {found.card.name})") from error
+        _refuse_circles(part_found, registry, (*above, found.card.name))
 
 
 _RANDOM_FILLS = frozenset(

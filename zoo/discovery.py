@@ -64,6 +64,24 @@ def manifest_hashes(plugin: Plugin) -> set[str]:
     count. Without a manifest, what the plugin answered when it was last listed counts.
     Raises PluginError, naming the plugin, when neither can be read.
     """
+    text = _manifest_text(plugin)
+    return set(re.findall(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", text))
+
+
+def manifest_tasks(plugin: Plugin) -> set[str]:
+    """The tasks that a plugin offers a default model for, whatever state it is in; what cannot be read offers none."""
+    try:
+        document = tomllib.loads(_manifest_text(plugin))
+        return {task for card in document["card"] for task in card.get("default_for", ()) if isinstance(task, str)}
+    except (PluginError, ValueError, LookupError, TypeError, AttributeError):
+        return {task for card in plugin.cards for task in card.default_for}
+
+
+def _manifest_text(plugin: Plugin) -> str:
+    """The manifest as it lies there, or the rows of the hook as JSON; an empty string while the plugin's cards came from it just now.
+
+    Raises PluginError, naming the plugin, when neither can be read.
+    """
     try:
         spec = find_spec(plugin.package)
     except (ImportError, ValueError):
@@ -78,7 +96,7 @@ def manifest_hashes(plugin: Plugin) -> set[str]:
         tomllib.loads(text)  # one that is cut off would be missing hashes
     except OSError as error:
         if plugin.cards:
-            return set()  # they came from its hook, just now
+            return ""  # they came from its hook, just now
         where = folder if folder is not None else spec.origin
         record = read_record("listing", replace(plugin, location=Path(where) if where else None))
         if record is None or "rows" not in record:
@@ -88,7 +106,7 @@ def manifest_hashes(plugin: Plugin) -> set[str]:
         text = json.dumps(record["rows"])
     except ValueError as error:
         raise PluginError(f"the manifest of {describe(plugin)} cannot be read: {one_line(error)}") from error
-    return set(re.findall(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", text))
+    return text
 
 
 def _distributions() -> Iterator[tuple[metadata.Distribution, tuple[str, ...]]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.activation import call_hook, new_manager, warn
 from zoo.card import Card, Provider, Weights
-from zoo.discovery import scan
+from zoo.discovery import manifest_tasks, scan
 from zoo.errors import AmbiguousNameError, ManifestError, PluginError, UnknownNameError, UsageError
 from zoo.manifest import Family, card_from_hook
 from zoo.plugin import Plugin, describe
@@ -122,8 +122,8 @@ class Registry:
         """The model for a task when the user names none: the user's choice, else the card that claims the task.
 
         Of several that claim it, the one that was the only one before goes on, with a warning: a package that is installed
-        later neither takes a task over nor stops it. Raises UsageError when no installed plugin claims it, and when
-        several do from the start.
+        later neither takes a task over nor stops it. Raises PluginError when only plugins that cannot be used claim it, and
+        UsageError when no installed plugin does, or several do from the start.
         """
         chosen = self.settings.defaults.get(task)
         if chosen:
@@ -132,6 +132,7 @@ class Registry:
             card for plugin in self.plugins if plugin.state in USABLE for card in plugin.cards if task in card.default_for
         ]
         if not claims:
+            self._refuse_plugins_in_trouble(task)
             raise UsageError(
                 f"no installed plugin offers a default model for {task!r}; choose one with --model "
                 f"(zoo list shows what is installed)"
@@ -151,6 +152,19 @@ class Registry:
             f"{before}, as before. Settle it with: zoo default {task} NAME"
         )
         return before
+
+    def _refuse_plugins_in_trouble(self, task: str) -> None:
+        """Raise PluginError if a plugin that cannot be used claims the task: its cure is what brings the task back."""
+        troubles = [
+            f"{describe(plugin)} is {plugin.state} ({plugin.error}): {plugin.cure}"
+            for plugin in self.plugins
+            if plugin.state not in USABLE and task in manifest_tasks(plugin)
+        ]
+        if troubles:
+            raise PluginError(
+                f"the default model for {task!r} cannot be used: {'; '.join(troubles)}. zoo doctor shows more; or choose another "
+                f"model with --model"
+            )
 
     def tasks(self) -> list[str]:
         """The tasks that some card of a usable plugin, or the user, names a model for."""

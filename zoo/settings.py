@@ -14,6 +14,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import platformdirs
 from zoo.errors import ManifestError
 
 APPLICATION = "modalzoo"
+KEYS = ("disabled", "only", "pins", "defaults")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,9 @@ def load_settings() -> Settings:
         raise ManifestError(
             f"{path}: the config file cannot be read ({error.strerror}); mend it or set ZOO_CONFIG"
         ) from None
+    unknown = [key for key in document if key not in KEYS]
+    if unknown:
+        _warn_once(f"{path}: unknown: {', '.join(unknown)}; known are {', '.join(KEYS)}. What is unknown has no effect")
     only = os.environ.get("ZOO_PLUGINS")
     by_environment = _split(os.environ.get("ZOO_DISABLE", ""))
     return Settings(
@@ -84,10 +89,10 @@ def load_settings() -> Settings:
     )
 
 
-def change_config(key: str, name: str, value: str | bool) -> Path:
+def change_config(key: str, name: str, value: str | bool | None) -> Path:
     """Write one choice into the config file, keeping its comments; returns the file.
 
-    `key` is `disabled` (value True adds the name, False removes it) or a table (`pins`, `defaults`). Raises ManifestError when
+    `key` is `disabled` (value True adds the name, False removes it) or a table (`pins`, `defaults`; None removes it). Raises ManifestError when
     the file cannot be written.
     """
     import tomlkit  # only the few commands that write the file pay for it
@@ -99,19 +104,30 @@ def change_config(key: str, name: str, value: str | bool) -> Path:
         raise ManifestError(f"{path}: the config file cannot be written ({error.strerror}); set ZOO_CONFIG") from None
 
 
-def _change(path: Path, tomlkit: Any, key: str, name: str, value: str | bool) -> Path:
+def _change(path: Path, tomlkit: Any, key: str, name: str, value: str | bool | None) -> Path:
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     if isinstance(value, bool):
         names = [item for item in document.get(key, []) if item != name]
         document[key] = [*names, name] if value else names
     else:
         table = document.setdefault(key, tomlkit.table())
-        table[name] = value
+        if value is None:
+            table.pop(name, None)
+        else:
+            table[name] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Settings are read more than once in a process; the same mistake is said once."""
+    import logging  # listings that have nothing to say do not pay for it
+
+    logging.getLogger("zoo").warning("%s", message)
 
 
 def _split(value: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from zoo.cli.output import print_json, print_table
 from zoo.errors import PluginError, UsageError
+from zoo.needs import NEEDS, complaint
 from zoo.pip import pip_command
 from zoo.plugin import Plugin
 from zoo.records import read_record
@@ -38,11 +39,13 @@ def add_commands(commands: Any) -> None:
         command.set_defaults(run=run_disable, verb=verb)
     pin = commands.add_parser("pin", help="settle a name that several distributions provide")
     pin.add_argument("name", help="model name, short name or plugin name")
-    pin.add_argument("distribution", help="the distribution that wins")
+    pin.add_argument("distribution", nargs="?", help="the distribution that wins")
+    pin.add_argument("--remove", action="store_true", help="settle nothing any more")
     pin.set_defaults(run=run_pin)
     default = commands.add_parser("default", help="choose the model of a task")
     default.add_argument("task", help="e.g. classify")
-    default.add_argument("name", help="model name")
+    default.add_argument("name", nargs="?", help="model name")
+    default.add_argument("--remove", action="store_true", help="leave the choice to the plugins again")
     default.set_defaults(run=run_default)
     install = commands.add_parser("install", help="install a plugin's distribution with pip, into this environment")
     install.add_argument(
@@ -133,6 +136,10 @@ def run_disable(arguments: argparse.Namespace) -> int:
 
 
 def run_pin(arguments: argparse.Namespace) -> int:
+    if arguments.remove:
+        return _remove_choice(arguments, "pins", arguments.name, arguments.distribution, load_settings().pins)
+    if arguments.distribution is None:
+        raise UsageError(f"which distribution wins {arguments.name!r}? zoo pin NAME DISTRIBUTION, or --remove")
     plugins = default_registry().plugins
     known = {plugin.distribution for plugin in plugins}
     if arguments.distribution not in known:
@@ -151,13 +158,34 @@ def run_pin(arguments: argparse.Namespace) -> int:
 
 
 def run_default(arguments: argparse.Namespace) -> int:
+    if arguments.remove:
+        return _remove_choice(arguments, "defaults", arguments.task, arguments.name, load_settings().defaults)
     registry = default_registry()
-    found = registry.find(arguments.name)
-    known = set(registry.tasks())
+    known = {*registry.tasks(), *NEEDS}
     if arguments.task not in known:
         raise UsageError(f"no task is called {arguments.task!r}: known are {', '.join(sorted(known))}")
+    if arguments.name is None:
+        raise UsageError(f"which model for {arguments.task!r}? zoo default TASK NAME, or --remove")
+    found = registry.find(arguments.name)
+    wrong = complaint(arguments.task, found.card, found.classes)
+    if wrong:
+        raise UsageError(wrong)
     path = change_config("defaults", arguments.task, arguments.name)
     _done(arguments, {"task": arguments.task, "model": found.name, "config": str(path)})
+    return 0
+
+
+def _remove_choice(
+    arguments: argparse.Namespace, table: str, name: str, value: str | None, chosen: Mapping[str, str]
+) -> int:
+    """Take one entry out of a table of the config file. Raises UsageError when it is not there."""
+    if value is not None:
+        raise UsageError(f"--remove takes {name!r} alone, got {value!r} besides")
+    if name not in chosen:
+        there = f"it holds {', '.join(sorted(chosen))}" if chosen else "it holds nothing"
+        raise UsageError(f"{name!r} is not in [{table}] of the config file: {there}")
+    path = change_config(table, name, None)
+    _done(arguments, {"name": name, "removed": chosen[name], "config": str(path)})
     return 0
 
 

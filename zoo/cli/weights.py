@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import human_bytes, print_json, print_table
-from zoo.errors import UsageError, ZooError
+from zoo.errors import PluginError, UsageError, ZooError
 from zoo.plugin import describe
 from zoo.registry import Registry, default_registry
 
@@ -69,7 +69,7 @@ def _defaults(registry: Registry) -> list[str]:
     for task in sorted(claims):
         try:
             names.append(registry.default(task))
-        except UsageError:
+        except (UsageError, PluginError):
             print(f"zoo: nothing to fetch for {task!r}: {'; '.join(claims[task])}", file=sys.stderr)
     return names
 
