@@ -41,6 +41,13 @@ class Built:
     files: Mapping[str, str]
     parts: Mapping[str, Built]
 
+    @property
+    def random(self) -> bool:
+        """Whether parameters of it, or of one of its parts, were drawn and never trained: its answers mean nothing."""
+        if self.parts:
+            return any(part.random for part in self.parts.values())
+        return "model" not in self.files and next(self.module.parameters(), None) is not None
+
 
 def build(
     name: str,

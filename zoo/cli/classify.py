@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.output import print_json
+from zoo.cli.output import about_model, print_json, warn_of_random_weights
 from zoo.errors import UsageError
 
 SHOWN = 3  # labels on a line, where nobody says how many
@@ -113,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         allow_urls=arguments.allow_urls,
         progress=True,
     )
+    warn_of_random_weights(outcome)
     if arguments.json:
         print_json(document(outcome))
     else:
@@ -123,8 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
 def document(outcome: Any) -> dict[str, Any]:
     """The JSON document of a classification."""
     return {
-        "model": outcome.model,
-        "plugin": {"dist": outcome.distribution, "version": outcome.version},
+        **about_model(outcome),
         "method": outcome.method,
         "loo_accuracy": outcome.loo_accuracy,
         "weights": outcome.weights,

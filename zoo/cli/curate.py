@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import add_model_arguments
-from zoo.cli.output import print_json, print_table
-from zoo.cli.retrieve import about_model, model_options
+from zoo.cli.output import about_model, print_json, print_table, warn_of_random_weights
+from zoo.cli.retrieve import model_options
 
 
 def add_commands(commands: Any) -> None:
@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
         **model_options(arguments),
     )
+    warn_of_random_weights(outcome)
     for note in outcome.notes:
         print(f"zoo: {note}", file=sys.stderr)
     failed = [shard for shard in outcome.shards if shard.error]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,21 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def about_model(outcome: Any) -> dict[str, Any]:
+    """The fields by which every document names its model."""
+    return {
+        "model": outcome.model,
+        "plugin": {"dist": outcome.distribution, "version": outcome.version},
+        "random_weights": outcome.random_weights,
+    }
+
+
+def warn_of_random_weights(outcome: Any) -> None:
+    """One line on stderr where an answer means nothing, in the text and beside the document."""
+    if outcome.random_weights:
+        print(f"zoo: {outcome.model} has random weights: what it answers means nothing", file=sys.stderr)
 
 
 def human_count(number: int | None) -> str:

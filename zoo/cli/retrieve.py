@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import add_model_arguments, prepare_torch
-from zoo.cli.output import print_json, print_table
+from zoo.cli.output import about_model, print_json, print_table, warn_of_random_weights
 from zoo.errors import UsageError
 
 
@@ -57,6 +57,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
         progress=True,
         **model_options(arguments),
     )
+    warn_of_random_weights(outcome)
     failed = [result for result in outcome.results if result.error]
     for result in failed:
         print(f"zoo: {result.error}", file=sys.stderr)
@@ -98,6 +99,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         progress=True,
         **model_options(arguments),
     )
+    warn_of_random_weights(outcome)
     for note in outcome.notes:
         print(f"zoo: {note}", file=sys.stderr)
     for path, error in outcome.unreadable:
@@ -146,8 +148,3 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "dtype": None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
     }
-
-
-def about_model(outcome: Any) -> dict[str, Any]:
-    """The fields by which every document names its model."""
-    return {"model": outcome.model, "plugin": {"dist": outcome.distribution, "version": outcome.version}}

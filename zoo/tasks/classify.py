@@ -49,6 +49,7 @@ class Classification:
 
     method: "zero-shot", "own classes", or the few-shot probe that leave-one-out chose (with its accuracy there).
     weights: model name with tag -> role -> sha256, for the model and each of its parts.
+    random_weights: parameters were drawn and never trained, so that the answers mean nothing.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Classification:
     weights: dict[str, dict[str, str]]
     results: tuple[Answer, ...]
     loo_accuracy: float | None = None
+    random_weights: bool = False
 
 
 def classify(
@@ -130,6 +132,7 @@ def classify(
         weights=_weight_hashes(built),
         results=results,
         loo_accuracy=probe.loo_accuracy if probe else None,
+        random_weights=built.random,
     )
 
 

@@ -51,6 +51,7 @@ class Embedding:
 
     normalised: the vectors have length 1 (dual encoders); the pooled vectors of plain encoders are as the model gives them.
     computed: how many were computed in this run; the others were there. up_to_date: the file was left as it was.
+    random_weights: parameters of the model were drawn and never trained, so that the vectors mean nothing.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Embedding:
     computed: int
     up_to_date: bool
     results: tuple[Embedded, ...]
+    random_weights: bool = False
 
 
 @dataclass(slots=True)
@@ -222,6 +224,7 @@ def _fill(
         normalised=about.normalised,
         computed=done.computed,
         up_to_date=up_to_date,
+        random_weights=built.random,
         results=tuple(
             Embedded(printable(source.item.label), source.modality, sha256, done.errors.get(position))
             for position, (source, sha256) in enumerate(zip(sources, done.sha256, strict=True))

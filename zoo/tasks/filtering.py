@@ -74,6 +74,7 @@ class Filtered:
     """What was kept and dropped, by what rule. report: the file that names every dropped sample; None after a dry run.
 
     quantiles: share of the pairs -> the score that so many stay below; of a dry run alone.
+    random_weights: parameters of the model were drawn and never trained, so that the scores mean nothing.
     """
 
     model: str
@@ -87,6 +88,7 @@ class Filtered:
     notes: tuple[str, ...]
     report: Path | None = None
     quantiles: dict[float, float] | None = None
+    random_weights: bool = False
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -155,6 +157,7 @@ def filter_pairs(
     about: dict[str, Any] = {
         "model": built.name, "distribution": provider.distribution, "version": provider.version, "identity": built.identity,
         "threshold": limit, "preset": preset, "origin": origin, "notes": tuple(notes),
+        "random_weights": built.random,
     }  # fmt: skip
     if target is None:
         scores = array("f")

@@ -43,6 +43,7 @@ class Search:
 
     images: how many files were searched. computed: how many images had to be embedded for it. unreadable: (file, why).
     notes: what the user should know: the index lies elsewhere, or had to be built anew.
+    random_weights: parameters of the model were drawn and never trained, so that the order means nothing.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Search:
     unreadable: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     results: tuple[Hit, ...]
+    random_weights: bool = False
 
 
 def search(
@@ -111,6 +113,7 @@ def search(
         index=home,
         images=len(index.files) - len(complaints),
         computed=computed,
+        random_weights=built.random,
         unreadable=complaints,
         notes=tuple(text for text in (note, rebuilt) if text),
         results=tuple(_hits(index, folder, query_E, top)),
