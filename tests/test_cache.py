@@ -309,3 +309,56 @@ def test_a_cache_folder_that_cannot_be_is_one_clear_line(zoo, photos, command) -
     assert len(run.stderr.splitlines()) == 1
     assert run.stderr.startswith("zoo: the cache folder /dev/null/x cannot be used (")
     assert "set ZOO_CACHE to a folder that you may write to" in run.stderr
+
+
+# What is derived.
+
+
+def test_what_takes_long_is_announced_once(cache, monkeypatch, capsys) -> None:
+    import torch
+
+    from zoo import derived
+
+    class Bell:
+        """A timer whose time comes at once, or never."""
+
+        rings = True
+
+        def __init__(self, _: float, ring) -> None:
+            self.ring = ring
+
+        def start(self) -> None:
+            if self.rings:
+                self.ring()
+
+        def cancel(self) -> None: ...
+
+    monkeypatch.setattr(derived, "Timer", Bell)
+    make = lambda: {"x": torch.ones(1)}  # noqa: E731 - shorter than the lines it is used on
+    derived.derived("label embeddings", {"a": 1}, make)
+    assert capsys.readouterr().err == "preparing label embeddings, once ...\n"
+    derived.derived("label embeddings", {"a": 1}, make)  # kept
+    monkeypatch.setattr(Bell, "rings", False)
+    derived.derived("label embeddings", {"a": 2}, make)  # quick
+    assert capsys.readouterr().err == ""
+
+
+def test_the_listing_has_what_is_derived_and_wheels(cache, main) -> None:
+    import torch
+
+    from zoo.derived import derived
+
+    derived("label embeddings", {"a": 1}, lambda: {"x": torch.ones(1000)})
+    (kept,) = (cache / "derived").iterdir()
+    (cache / "derived" / "zz-damaged.safetensors").write_bytes(b"\xff" * 99)
+    (cache / "wheels").mkdir()
+    (cache / "wheels" / f"{'a' * 64}.whl").write_bytes(bytes(2000))
+    document = json.loads(main("cache", "--json").stdout)
+    assert document["derived"] == [
+        {"file": kept.name, "bytes": kept.stat().st_size, "kind": "label embeddings"},
+        {"file": "zz-damaged.safetensors", "bytes": 99, "kind": "unknown"},
+    ]
+    assert document["wheels"] == [{"file": f"{'a' * 64}.whl", "bytes": 2000}]
+    text = main("cache").stdout
+    assert "derived: label embeddings" in text
+    assert f"1 wheels, 2.0 kB in {cache}/wheels" in text

@@ -10,10 +10,11 @@ locks/<key>.lock                empty; never deleted, because a lock whose file 
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from zoo.registry import Registry
 
 ABANDONED_S = 24 * 60 * 60  # no single wheel is under way for longer
+
+MAX_HEADER_BYTES = 1 << 20
 
 
 def blobs_dir() -> Path:
@@ -89,6 +92,27 @@ def cached_blobs() -> Iterator[tuple[str, int]]:
         for path in sorted(blobs_dir().iterdir()):
             if len(path.name) == 64:
                 yield path.name, path.stat().st_size
+
+
+def cached_derived() -> Iterator[tuple[str, int, str]]:
+    """(file name, bytes, what it is) of everything that was computed once and kept."""
+    for path in sorted(derived_dir().glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                header_bytes = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(header_bytes, MAX_HEADER_BYTES)))
+            kind = str(header["__metadata__"]["kind"])
+        except (OSError, ValueError, LookupError, TypeError):
+            kind = "unknown"  # of an earlier release, or damaged: it is computed anew when it is wanted
+        with suppress(FileNotFoundError):  # replaced by another process since the folder was listed
+            yield path.name, path.stat().st_size, kind
+
+
+def cached_wheels() -> Iterator[tuple[str, int]]:
+    """(file name, bytes) of every wheel that is kept until all files are taken out of it."""
+    for path in sorted(wheels_dir().glob("*.whl")):
+        with suppress(FileNotFoundError):  # as above
+            yield path.name, path.stat().st_size
 
 
 def prune(registry: Registry, *, force: bool = False) -> int:

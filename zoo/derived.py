@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from safetensors.torch import save_file
 
 from zoo import __version__
 from zoo.settings import cache_dir
+
+PATIENCE_S = 1.0
 
 
 def derived(
@@ -35,11 +39,13 @@ def derived(
     kept = _read(path)
     if kept is not None:
         return kept
-    tensors = {name: _plain(tensor) for name, tensor in compute().items()}
+    with _announced(kind):
+        made = compute()
+    tensors = {name: _plain(tensor) for name, tensor in made.items()}
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"sha256": _digest(tensors)})
+        save_file(tensors, temporary, metadata={"kind": kind, "sha256": _digest(tensors)})
         temporary.replace(path)
     except (OSError, SafetensorError):
         with suppress(OSError):
@@ -69,3 +75,15 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def _announced(kind: str) -> Iterator[None]:
+    """Around the work: a line on stderr when it takes long enough for somebody to wonder."""
+    timer = Timer(PATIENCE_S, lambda: print(f"preparing {kind}, once ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -10,6 +10,7 @@ from zoo.cli.output import human_bytes, print_json, print_table
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.plugin import describe
 from zoo.registry import Registry, default_registry
+from zoo.settings import cache_dir
 
 if TYPE_CHECKING:
     from zoo.weights import Fetched
@@ -99,6 +100,7 @@ def _print_files(files: list[Fetched], *, json: bool) -> None:
 
 
 def run_cache(arguments: argparse.Namespace) -> int:
+    from zoo.cache import cached_derived, cached_wheels
     from zoo.pins import read_pins
     from zoo.weights import blobs_dir, cached_blobs, prune, unpin
 
@@ -119,13 +121,27 @@ def run_cache(arguments: argparse.Namespace) -> int:
                     if file.sha256:
                         owners.setdefault(file.sha256, []).append(f"{card.name}.{row.tag} ({file.role})")
     blobs = [(sha256, size, owners.get(sha256, [])) for sha256, size in cached_blobs()]
+    derived, wheels = list(cached_derived()), list(cached_wheels())
     if arguments.json:
-        rows = [{"sha256": sha256, "bytes": size, "models": models} for sha256, size, models in blobs]
-        print_json({"directory": str(blobs_dir()), "files": rows, "freed_bytes": freed, "unpinned": unpinned})
+        print_json(
+            {
+                "directory": str(blobs_dir()),
+                "files": [{"sha256": sha256, "bytes": size, "models": models} for sha256, size, models in blobs],
+                "derived": [{"file": name, "bytes": size, "kind": kind} for name, size, kind in derived],
+                "wheels": [{"file": name, "bytes": size} for name, size in wheels],
+                "freed_bytes": freed,
+                "unpinned": unpinned,
+            }
+        )
         return 0
     table = [[sha256[:16], human_bytes(size), ", ".join(models) or "no installed card"] for sha256, size, models in blobs]
+    table += [[name[:16], human_bytes(size), f"derived: {kind}"] for name, size, kind in derived]
+    table += [[name[:16], human_bytes(size), "wheel, kept until its files are out"] for name, size in wheels]
     print_table(["SHA256", "BYTES", "USED BY"], table)
     print(f"{len(blobs)} files, {human_bytes(sum(size for _, size, _ in blobs))} in {blobs_dir()}")
+    for what, sizes in (("derived", [size for _, size, _ in derived]), ("wheels", [size for _, size in wheels])):
+        if sizes:
+            print(f"{len(sizes)} {what}, {human_bytes(sum(sizes))} in {cache_dir() / what}")
     if arguments.unpin:
         print(f"{arguments.unpin}: {', '.join(unpinned) or 'nothing'} unpinned")
     if arguments.prune:
