@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest_shared import PHOTOS
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -17,6 +18,7 @@ from zoo.tasks.classify import classify
 
 LABELS = ["cat", "dog", "cup of coffee", "rocket", "sheep", "boats", "mountains", "flower", "pizza", "book", "car", "horse"]
 LITE0 = "timm/efficientnet_lite0"
+PHOTO = str(PHOTOS / "chelsea.jpg")
 
 
 def test_zero_shot_is_right(photos: Path) -> None:
@@ -164,7 +166,7 @@ def test_unicode_and_a_thousand_labels(photos: Path) -> None:
         (["--labels", "a,b", "--device", "cuda:9"], "--device cuda:9"),
         (["--labels", "a,b", "--dtype", "int3"], "invalid choice: 'int3'"),
         (["--labels", "a,b", "--threads", "0"], "--threads is at least 1, got 0"),
-        (["--labels", "a,b", "--weights", "/nowhere"], "conse/lite0-minilm is made of other models"),
+        (["--labels", "a,b", "--weights", __file__], "conse/lite0-minilm is made of other models"),
         (["--model", LITE0, "--weights", "/nowhere"], "--weights /nowhere: there is no such file"),
     ],
 )  # fmt: skip
@@ -179,8 +181,8 @@ def test_wrong_usage_exits_2_with_one_line(zoo, photos: Path, arguments: list[st
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["x.jpg", "--labels", "a,b", "--model", "conse/lite0-minilmm"], 1, "did you mean conse/lite0-minilm?"),
-        (["x.jpg", "--labels", "a,b", "--model", "video/mae"], 1, "no installed plugin provides 'video/mae'"),
+        ([PHOTO, "--labels", "a,b", "--model", "conse/lite0-minilmm"], 1, "did you mean conse/lite0-minilm?"),
+        ([PHOTO, "--labels", "a,b", "--model", "video/mae"], 1, "no installed plugin provides 'video/mae'"),
         (["/no/such/*.jpg", "--labels", "a,b"], 2, "/no/such/*.jpg: no file matches the pattern"),
         (["http://127.0.0.1:9/x.jpg", "--labels", "a,b"], 1, "addresses are not followed unless you say so (--allow-urls"),
         (["http://127.0.0.1:9/x.jpg", "--labels", "a,b", "--allow-urls"], 1, "could not be fetched"),
@@ -389,3 +391,36 @@ def test_two_random_initialisations_are_two_identities() -> None:
         torch.manual_seed(seed)
         identities.append(library.open_model("text/minilm-tiny", weights=None).identity)
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_files_of_a_folder_that_are_no_images_are_counted(photos: Path, tmp_path: Path, main, caplog) -> None:
+    shutil.copy(photos / "chelsea.jpg", tmp_path / "a.jpg")
+    for name in ("notes.txt", "more.txt", "raw.heic", ".hidden"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".thumbs").mkdir()
+    (tmp_path / ".thumbs" / "b.db").touch()
+    run = main("classify", str(tmp_path), "--model", LITE0)
+    assert run.returncode == 0, run.stderr
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: 3 files left out, no image by the suffix (.txt 2, .heic 1)"
+    ]
+
+
+def test_templates_that_nobody_reads_are_pointed_out(photos: Path, tmp_path: Path, caplog) -> None:
+    classify(photos / "chelsea.jpg", ["cat", "dog"], templates=["a photo of a {}"])
+    classify(photos / "chelsea.jpg", model=LITE0)
+    assert not caplog.records
+    classify(photos / "chelsea.jpg", model=LITE0, templates=["a photo of a {}"])
+    shots = textures(photos, tmp_path / "shots", 0)
+    classify(photos / "chelsea.jpg", shots=shots, model=LITE0, templates=["a photo of a {}"])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"templates are ignored: {LITE0}.in1k reads no labels",
+        "templates are ignored: a probe on examples reads no labels",
+    ]
+
+
+def test_leave_one_out_is_explained_where_it_is_printed(photos: Path, tmp_path: Path, main) -> None:
+    shots = textures(photos, tmp_path / "shots", 0)
+    run = main("classify", str(photos / "brick.jpg"), "--shots", str(shots), "--model", LITE0)
+    assert run.returncode == 0, run.stderr
+    assert "% (of the examples, each asked of a probe fitted without it)" in run.stderr.splitlines()[-1]

@@ -283,9 +283,10 @@ def test_pixels_names_and_repeats(photos: Path, tmp_path: Path, tiny: object) ->
 
 
 def test_nothing_to_read_writes_nothing(main, tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_text("a shopping list")
     run = main("embed", str(tmp_path / "x.jpg"), *TINY, "--out", str(tmp_path / "e.npz"))
     assert (run.returncode, run.stdout) == (1, "")
-    assert "x.jpg: there is no such file" in run.stderr
+    assert "x.jpg: not an image that can be read" in run.stderr
     assert "none of 1 items can be read: nothing was written" in run.stderr
     assert not list(tmp_path.glob("e.npz*"))
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest_shared import DISTS, make_environment
+from conftest_shared import DISTS, PHOTOS, make_environment
 
 import zoo as library
 from zoo.construct import open_model
@@ -109,7 +109,16 @@ def test_the_demo_still_runs(crowd, zoo, tmp_path) -> None:
 
 
 def test_a_use_of_a_broken_plugin_is_remembered(crowd, zoo) -> None:
-    command = ["classify", "x.jpg", "--model", "importerror/never", "--weights", "none", "--labels", "a,b"]
+    command = [
+        "classify",
+        str(PHOTOS / "chelsea.jpg"),
+        "--model",
+        "importerror/never",
+        "--weights",
+        "none",
+        "--labels",
+        "a,b",
+    ]
     run = zoo(*command, python=str(crowd))
     assert run.returncode == 1
     assert "plugin 'importerror' (zoodist-importerror 1.0) is broken: ImportError: cannot import name" in run.stderr
@@ -250,7 +259,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(crowd, tmp_path, start)
 
 
 def test_a_plugin_that_ends_the_interpreter_is_set_aside(crowd, zoo) -> None:
-    model = ["classify", "x.jpg", "--model", "exits/model", "--weights", "none", "--labels", "a,b"]
+    model = ["classify", str(PHOTOS / "chelsea.jpg"), "--model", "exits/model", "--weights", "none", "--labels", "a,b"]
     died = zoo(*model, python=str(crowd))
     assert died.returncode == 3
     plugin = plugins_of(zoo("plugins", "--json", python=str(crowd)))["zoodist-exits"]
@@ -483,6 +492,43 @@ def test_a_default_whose_plugin_cannot_be_used_names_it_with_its_cure(zoo, photo
         assert "zoo uninstall odd" in run.stderr
     assert run.stderr.startswith("zoo: the default model for 'classify' cannot be used: plugin 'conse'")
     assert "plugin 'odd' (odd 1) is broken (ZeroDivisionError: division by zero): update it" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing*"], "zoo: no model matches 'nothing*'; zoo list shows what is installed; the members of families are listed with their plugin's name: zoo list 'clip/nothing*', zoo list 'timm/nothing*'\n"),
+        (["text/nothing*"], "zoo: no model matches 'text/nothing*'; zoo list shows what is installed\n"),
+        (["minilm*", "--modality", "audio"], "zoo: no model for audio matches 'minilm*'"),
+        (["--kind", "generator"], "zoo: no model of kind generator matches '*'"),
+    ],
+)  # fmt: skip
+def test_a_listing_of_nothing_says_what_to_do(main, arguments, message) -> None:
+    run = main("list", *arguments)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith(message)
+    document = main("list", *arguments, "--json")
+    assert (document.returncode, json.loads(document.stdout)) == (1, {"cards": [], "families": []})
+
+
+def test_a_listing_has_the_families_that_fit(main) -> None:
+    def families(*arguments: str) -> list[str]:
+        return [family["pattern"] for family in json.loads(main("list", "--json", *arguments).stdout)["families"]]
+
+    assert families() == ["clip/*", "clip/*-image", "clip/*-text", "timm/*"]
+    assert families("--kind", "encoder", "--modality", "text") == ["clip/*-text"]
+    assert families("tim*") == ["timm/*"]
+
+
+def test_exit_codes_beside_0_1_and_2(main, monkeypatch) -> None:
+    from zoo.cli import catalogue
+
+    def stop(_: object) -> int:
+        raise KeyboardInterrupt("what was done is kept")
+
+    monkeypatch.setattr(catalogue, "run_list", stop)
+    run = main("list")
+    assert (run.returncode, run.stderr) == (130, "zoo: interrupted; what was done is kept\n")
 
 
 def test_a_misspelt_disabled_name_is_pointed_out(zoo) -> None:

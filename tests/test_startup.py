@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from conftest_shared import PHOTOS
 
 COMMANDS = (["list"], ["list", "--json"], ["plugins"], ["plugins", "--json"], ["show", "efficientnet_lite0"], ["--help"])
 
@@ -26,6 +28,34 @@ def test_nothing_heavy_is_imported(command: list[str]) -> None:
     run = subprocess.run([sys.executable, "-c", CHILD, *command], capture_output=True, text=True, check=True)
     assert run.stderr.strip() == "0"
     assert run.stdout
+
+
+PHOTO = str(PHOTOS / "chelsea.jpg")
+MISTYPED = {
+    "classify": (["classify", "chelsae.jpg", "--labels", "a,b"], 1, "chelsae.jpg: there is no such file"),
+    "classify several": (["classify", "a.jpg", "b.jpg", "--json"], 1, "a.jpg: there is no such file, nor any of the other 1"),
+    "classify pattern": (["classify", "no*.jpg"], 2, "no*.jpg: no file matches the pattern"),
+    "shots": (["classify", PHOTO, "--shots", "shotss"], 2, "--shots shotss: there is no such folder"),
+    "weights": (["classify", PHOTO, "--weights", "w.pt"], 2, "--weights w.pt: there is no such file"),
+    "labels": (["classify", PHOTO, "--labels-file", "l.txt"], 2, "--labels-file l.txt: cannot be read"),
+    "embed": (["embed", "chelsae.jpg", "--out", "e.npz"], 1, "chelsae.jpg: there is no such file"),
+    "embed out": (["embed", PHOTO, "--out", "nowhere/e.npz"], 2, "--out nowhere/e.npz: there is no folder nowhere"),
+    "search": (["search", "photoss", "a cat"], 2, "photoss: there is no such folder, expected a folder of images"),
+    "search by image": (["search", str(PHOTOS), "chelsae.jpg"], 2, "chelsae.jpg: there is no such image file to search with"),
+    "filter": (["filter", "pairs.jsonl", "--dry-run"], 2, "pairs.jsonl: there is no such file"),
+    "filter out": (["filter", str(PHOTOS), "--out", "no/out", "--threshold", "0"], 2, "--out no/out: there is no folder no"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTYPED)
+def test_a_mistyped_path_is_said_before_torch_is_imported(case: str, tmp_path: Path) -> None:
+    words, code, message = MISTYPED[case]
+    run = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
+    *said, last = run.stderr.splitlines()
+    exit_code, *imported = last.split()
+    assert (int(exit_code), [message in line for line in said], run.stdout) == (code, [True], "")
+    assert "torch" not in imported
+    assert not [name for name in imported if name.startswith("zoo_")]
 
 
 def test_exports_do_not_shadow_modules() -> None:

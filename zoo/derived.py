@@ -41,7 +41,7 @@ def derived(
         return kept
     with _announced(kind):
         made = compute()
-    tensors = {name: _plain(tensor) for name, tensor in made.items()}
+    tensors = _in_memory(made)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,15 +53,16 @@ def derived(
     return tensors
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+def _in_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies that lie as torch lays them: in a mapped file they begin anywhere, and sums over them end in other last digits."""
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
     """The tensors of a file, or None when it is not there or not as it was written."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = _in_memory({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - it is no mapping
             written = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return None

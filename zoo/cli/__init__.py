@@ -1,6 +1,6 @@
 """The command `zoo`: parsing and formatting only. Each module of this package adds one group of commands.
 
-stdout carries the answer; progress and warnings go to stderr. Exit codes: 0 done, 1 it failed, 2 wrong usage.
+stdout carries the answer; progress and warnings go to stderr. Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 from typing import Any
 
 from zoo.card import KINDS, Card
 from zoo.cli.output import human_bytes, human_count, print_json, print_table, without_none
+from zoo.errors import UnknownNameError
 from zoo.modality import MODALITIES
 from zoo.plugin import code_sha256
 from zoo.registry import Registry, default_registry
@@ -26,7 +28,17 @@ def add_commands(commands: Any) -> None:
 def run_list(arguments: argparse.Namespace) -> int:
     registry = default_registry()
     cards = registry.cards(arguments.pattern, kind=arguments.kind, modality=arguments.modality)
-    families = [] if "/" in arguments.pattern else registry.families()
+    families = [
+        family
+        for family in registry.families()
+        if fnmatch.fnmatchcase(f"{family.provider.plugin}/{family.pattern}", arguments.pattern)
+        and arguments.kind in (None, family.kind)
+        and (arguments.modality is None or arguments.modality in family.modalities)
+    ]
+    # A pattern with a plugin's name has expanded the families into their members.
+    families = [] if "/" in arguments.pattern else families
+    if not cards and not families and not arguments.json:
+        raise _no_match(arguments, registry)
     if arguments.json:
         print_json(
             {
@@ -45,6 +57,8 @@ def run_list(arguments: argparse.Namespace) -> int:
                 ],
             }
         )
+        if not cards and not families:
+            raise _no_match(arguments, registry)
         return 0
     rows = []
     for card in cards:
@@ -59,6 +73,17 @@ def run_list(arguments: argparse.Namespace) -> int:
         rows.append([name, family.kind, "+".join(family.modalities), "-", f"zoo list '{name}'", provider, state])
     print_table(["NAME", "KIND", "MODALITIES", "SIZE", "WEIGHTS", "PLUGIN", "STATE"], rows)
     return 0
+
+
+def _no_match(arguments: argparse.Namespace, registry: Registry) -> UnknownNameError:
+    of_kind = f" of kind {arguments.kind}" if arguments.kind else ""
+    of_modality = f" for {arguments.modality}" if arguments.modality else ""
+    owners = sorted({family.provider.plugin for family in registry.families()})
+    ways = [f"zoo list '{owner}/{arguments.pattern}'" for owner in owners if "/" not in arguments.pattern]
+    elsewhere = f"; the members of families are listed with their plugin's name: {', '.join(ways)}" if ways else ""
+    return UnknownNameError(
+        f"no model{of_kind}{of_modality} matches {arguments.pattern!r}; zoo list shows what is installed{elsewhere}"
+    )
 
 
 def run_show(arguments: argparse.Namespace) -> int:

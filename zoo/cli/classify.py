@@ -90,16 +90,32 @@ def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(arguments.template or ("{}",))
 
 
+def check_weights(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for --weights with a file that is not there."""
+    if arguments.weights not in ("card", "none") and not Path(arguments.weights).is_file():
+        raise UsageError(
+            f"--weights {arguments.weights}: there is no such file (give a path, or none for a random initialisation)"
+        )
+
+
 def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments)
     templates = read_templates(arguments)
+    # Paths first: importing torch takes a second, and a typing error should not.
+    from zoo.tasks.inputs import image_items, require_one, shot_names
+
+    check_weights(arguments)
+    items = image_items(arguments.media)
+    require_one(items)
+    if arguments.shots is not None:
+        shot_names(Path(arguments.shots).expanduser(), labels)
     import torch
 
     from zoo.tasks.classify import classify
 
     prepare_torch(arguments)
     outcome = classify(
-        arguments.media,
+        items,
         labels,
         model=arguments.model,
         weights=None if arguments.weights == "none" else arguments.weights,
@@ -149,5 +165,9 @@ def print_answers(outcome: Any, *, shown: int) -> None:
         best, *others = answer.scores.items()
         rest = ", ".join(f"{label} {score:.0%}" for label, score in others[: shown - 1])
         print(f"{answer.input:<{width}}  {best[0]}  {best[1]:.0%}" + (f"   ({rest})" if rest else ""))
-    loo = "" if outcome.loo_accuracy is None else f", {outcome.loo_accuracy:.0%} right on left-out shots"
+    loo = (
+        ""
+        if outcome.loo_accuracy is None
+        else f", leave-one-out {outcome.loo_accuracy:.0%} (of the examples, each asked of a probe fitted without it)"
+    )
     print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.method}{loo}", file=sys.stderr)

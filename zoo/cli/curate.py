@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments
+from zoo.cli.classify import add_model_arguments, check_weights
 from zoo.cli.output import about_model, print_json, print_table, warn_of_random_weights
 from zoo.cli.retrieve import model_options
 
@@ -34,6 +34,11 @@ def add_commands(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # Paths first: importing torch takes a second, and a typing error should not.
+    from zoo.tasks.shards import find_shards
+
+    check_weights(arguments)
+    find_shards(arguments.source, None if arguments.out is None or arguments.dry_run else arguments.out.expanduser())
     from zoo.tasks.filtering import filter_pairs
 
     outcome = filter_pairs(

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments, prepare_torch
+from zoo.cli.classify import add_model_arguments, check_weights, prepare_torch
 from zoo.cli.output import about_model, print_json, print_table, warn_of_random_weights
 from zoo.errors import UsageError
+from zoo.modality import IMAGE
 
 
 def add_commands(commands: Any) -> None:
@@ -45,11 +46,19 @@ def run_embed(arguments: argparse.Namespace) -> int:
     items: list[str | Path] = list(arguments.items)
     items += [Path(line) for line in read_lines("--list", arguments.list)]
     texts = read_lines("--texts", arguments.texts)
+    # Paths first: importing torch takes a second, and a typing error should not.
+    from zoo.tasks.inputs import mixed_sources, require_one
+    from zoo.tasks.tables import check_out
+
+    check_weights(arguments)
+    check_out(arguments.out.expanduser())
+    sources = mixed_sources(items, texts)
+    if all(source.modality == IMAGE for source in sources):
+        require_one([source.item for source in sources])
     from zoo.tasks.embedding import embed
 
     outcome = embed(
-        items,
-        texts=texts,
+        sources,
         out=arguments.out,
         batch_size=arguments.batch_size,
         allow_urls=arguments.allow_urls,
@@ -88,6 +97,11 @@ def run_embed(arguments: argparse.Namespace) -> int:
 
 
 def run_search(arguments: argparse.Namespace) -> int:
+    from zoo.tasks.inputs import require_folder, search_query  # paths first, as above
+
+    check_weights(arguments)
+    search_query(arguments.query, arguments.query_image)
+    require_folder(Path(arguments.folder).expanduser())
     from zoo.tasks.search import search
 
     outcome = search(

@@ -10,13 +10,15 @@ import math
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zoo.errors import MediaError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 # Few decoders, and none (libtiff) that takes damaged files for whole ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -140,6 +142,8 @@ def to_pixels(images: Sequence[Image.Image], preprocess: Mapping[str, Any]) -> t
         is kept), "squash", or "longest" (`fill` is the grey of the rest, 0 when left out).
     Raises UsageError for any other `resize`.
     """
+    import torch  # here alone: looking at files needs none of it, and a mistyped path is said at once
+
     arrays = [_square(image, preprocess) for image in images]
     pixels_BHWC = torch.from_numpy(np.stack(arrays)).float().div_(255)
     pixels_BHWC.sub_(torch.tensor(preprocess["mean"])).div_(torch.tensor(preprocess["std"]))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from zoo.activation import warn
 from zoo.construct import Built, device_of, open_model
 from zoo.derived import derived
 from zoo.errors import MediaError, PluginError, UsageError
@@ -20,7 +21,7 @@ from zoo.registry import Registry, default_registry
 from zoo.tasks.encoding import checked_rows, plugin_errors, pooled, refuse_nonfinite
 from zoo.tasks.fewshot import Probe, fit_probe
 from zoo.tasks.images import Row, run_images
-from zoo.tasks.inputs import Item, image_items
+from zoo.tasks.inputs import Item, image_items, shot_items, shot_names
 
 MANY_LABELS = 20
 
@@ -99,10 +100,17 @@ def classify(
     for name, value in (("batch_size", batch_size), ("top", top)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is at least 1, got {value}")
+    examples: list[tuple[Item, int]] | None = None
+    if shots is not None:
+        folder = Path(shots).expanduser()
+        names = shot_names(folder, names)
+        examples = shot_items(folder, names)
     registry = default_registry()
     closed = names is None and shots is None
     task = "classify:own-labels" if closed else "classify"
     built = _open(registry, model, weights, device, dtype, task)
+    if tuple(templates) != ("{}",) and (closed or shots is not None):
+        warn(f"templates are ignored: {'a probe on examples' if shots is not None else built.name} reads no labels")
     if names is not None and built.found.card.kind != "dual_encoder" and shots is None:
         raise UsageError(_not_dual(built))
     if closed and not built.found.classes:
@@ -110,8 +118,8 @@ def classify(
     device = str(device_of(built))
     run = partial(run_images, batch_size=batch_size, device=device, allow_urls=allow_urls, progress=progress)
     probe: Probe | None = None
-    if shots is not None:
-        names, probe = _fit_shots(run, built, Path(shots), names)
+    if examples is not None and names is not None:
+        probe = _fit_shots(run, built, names, examples)
     elif names is None:
         names = _own_labels(built)
     zero_shot = probe is None and not closed
@@ -293,17 +301,8 @@ def _with_close_calls(
 
 
 def _fit_shots(
-    run: Callable[..., Iterator[Row]], built: Built, folder: Path, labels: list[str] | None
-) -> tuple[list[str], Probe]:
-    if not folder.is_dir():
-        raise UsageError(f"--shots {folder}: there is no such folder; expected one folder of images for each class")
-    names = labels or sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(names) < 2:
-        raise UsageError(f"--shots {folder}: expected at least two folders, one for each class, found {len(names)}")
-    missing = [name for name in names if not (folder / name).is_dir()]
-    if missing:
-        raise UsageError(f"--shots {folder}: no folder of examples for {', '.join(missing)}")
-    examples = [(item, target) for target, name in enumerate(names) for item in image_items(folder / name)]
+    run: Callable[..., Iterator[Row]], built: Built, names: Sequence[str], examples: Sequence[tuple[Item, int]]
+) -> Probe:
     rows = list(run(built, [item for item, _ in examples], _features(built)))
     for row in rows:
         if isinstance(row, str):
@@ -311,7 +310,7 @@ def _fit_shots(
     features_ND = torch.stack([row for row in rows if isinstance(row, torch.Tensor)])
     probe = fit_probe(features_ND, [target for _, target in examples], len(names))
     device = device_of(built)
-    return names, replace(probe, weight_DC=probe.weight_DC.to(device), bias_C=probe.bias_C.to(device))
+    return replace(probe, weight_DC=probe.weight_DC.to(device), bias_C=probe.bias_C.to(device))
 
 
 def _answer(item: Item, row: torch.Tensor | str, names: Sequence[str], limit: int) -> Answer:

@@ -120,11 +120,7 @@ def embed(
     item that cannot be read becomes a result with `error`; it never costs the others theirs.
     """
     out = Path(out).expanduser()
-    tables.check_suffix(out)
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent} (mkdir -p {out.parent})")
-    if out.is_dir():
-        raise UsageError(f"--out {out}: a folder, expected the name of a file")
+    tables.check_out(out)
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size is at least 1, got {batch_size}")
     sources = mixed_sources(items, texts)

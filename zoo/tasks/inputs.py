@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import http.client
+import logging
 import os
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,12 +43,12 @@ class Source(NamedTuple):
 
 
 def image_items(inputs: Iterable[Any] | Any) -> list[Item]:
-    """Expand inputs: a folder gives its images (recursively, sorted), a pattern its matches, anything else itself.
+    """Expand inputs: a folder gives its images (recursively, sorted), a pattern its matches, anything else (an Item too) itself.
 
     Raises UsageError for an empty list, a folder without images or a pattern without matches. A file that does not exist
     is kept: it becomes an error among the results, and the others are answered.
     """
-    single = isinstance(inputs, (str, Path, Image.Image, np.ndarray))
+    single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Item))
     items = [item for given in ([inputs] if single else inputs) for item in _expand(given)]
     if not items:
         raise UsageError("no image given: name files, folders or patterns such as 'photos/*.jpg'")
@@ -54,7 +56,8 @@ def image_items(inputs: Iterable[Any] | Any) -> list[Item]:
 
 
 def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Source]:
-    """Images and texts, in order: as `image_items` for what is a path, an image or an array; any other string is a text.
+    """Images and texts, in order: as `image_items` for what is a path, an image or an array; any other string is a text; a
+    Source is itself.
 
     texts: more texts, whatever they look like. Raises UsageError when there is nothing, or what is there is neither.
     """
@@ -63,7 +66,9 @@ def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Sour
     given = [items] if isinstance(items, (str, Path)) or hasattr(items, "__array_interface__") else list(items)
     sources: list[Source] = []
     for one in given:
-        if isinstance(one, str) and _is_text(one):
+        if isinstance(one, Source):
+            sources.append(one)
+        elif isinstance(one, str) and _is_text(one):
             sources.append(_text_source(one))
         else:
             sources += [Source(IMAGE, item) for item in image_items([one])]
@@ -71,6 +76,61 @@ def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Sour
     if not sources:
         raise UsageError("nothing to embed: name image files, folders, patterns or texts")
     return sources
+
+
+def require_one(items: Sequence[Item]) -> None:
+    """Raise MediaError when not one of the items is there: said before anything is loaded for them."""
+    if items and all(isinstance(item.source, Path) and not _exists(item.source) for item in items):
+        others = f", nor any of the other {len(items) - 1}" if len(items) > 1 else ""
+        raise MediaError(f"{printable(items[0].label)}: there is no such file{others}")
+
+
+def require_folder(folder: Path) -> None:
+    """Raise UsageError for what is no folder of images."""
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"{folder}: {what}, expected a folder of images (zoo search DIR QUERY)")
+    if not any(file.suffix.lower() in SUFFIXES and file.is_file() for file in folder.rglob("*")):
+        raise UsageError(f"{folder}: the folder holds no image ({', '.join(SUFFIXES)})")
+
+
+def search_query(query: Any, query_image: Any) -> tuple[str, Any, str]:
+    """What to search with: (modality, text or RGB image, how it is called). Raises UsageError and MediaError."""
+    if (query is None) == (query_image is None):
+        raise UsageError("give a query: either a text or an image file, or --query-image FILE")
+    if query_image is None and isinstance(query, str):
+        is_image_name = query.lower().endswith(SUFFIXES)
+        if not is_image_name:
+            if not query.strip():
+                raise UsageError("the query is empty: say what to look for, as in zoo search photos 'a red car'")
+            return TEXT, printable(query), printable(query)
+        query = Path(query)
+    image = query if query_image is None else query_image
+    label = printable(str(image)) if isinstance(image, (str, Path)) else "the image"
+    source = Path(image).expanduser() if isinstance(image, (str, Path)) else image
+    if isinstance(source, Path) and not source.exists():
+        raise UsageError(f"{label}: there is no such image file to search with")
+    return IMAGE, open_image(source), label
+
+
+def shot_names(folder: Path, labels: Sequence[str] | None) -> list[str]:
+    """The classes of a folder of examples: `labels`, or every folder in it when None. Raises UsageError."""
+    if not folder.is_dir():
+        raise UsageError(f"--shots {folder}: there is no such folder; expected one folder of images for each class")
+    names = list(
+        labels or sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    )
+    if len(names) < 2:
+        raise UsageError(f"--shots {folder}: expected at least two folders, one for each class, found {len(names)}")
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise UsageError(f"--shots {folder}: no folder of examples for {', '.join(missing)}")
+    return names
+
+
+def shot_items(folder: Path, names: Sequence[str]) -> list[tuple[Item, int]]:
+    """Each example with the number of its class. Raises UsageError for a class without any."""
+    return [(item, target) for target, name in enumerate(names) for item in image_items(folder / name)]
 
 
 def load_image(item: Item, *, allow_urls: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -109,6 +169,13 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a path, or holding a NUL
+        return False
+
+
 def _text_source(text: str) -> Source:
     if not isinstance(text, str):
         raise UsageError(f"a text is a string, got {type(text).__name__}")
@@ -133,6 +200,8 @@ def _is_text(given: str) -> bool:
 
 
 def _expand(given: Any) -> list[Item]:
+    if isinstance(given, Item):
+        return [given]
     if isinstance(given, Image.Image):
         with suppress(Exception):  # what is wrong with it is said when it is used
             if given.width * given.height <= MAX_PIXELS:
@@ -147,9 +216,11 @@ def _expand(given: Any) -> list[Item]:
         return [Item(text, text)]
     path = Path(given).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        there = sorted(file for file in path.rglob("*") if file.is_file())
+        files = [file for file in there if file.suffix.lower() in SUFFIXES]
         if not files:
             raise UsageError(f"{path}: the folder holds no image ({', '.join(SUFFIXES)})")
+        _say_left_out(path, there)
         return [Item(str(file), file) for file in files]
     if glob.has_magic(text) and not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
@@ -157,6 +228,22 @@ def _expand(given: Any) -> list[Item]:
             raise UsageError(f"{text}: no file matches the pattern")
         return [item for match in matches for item in _expand(match)]
     return [Item(text, path)]
+
+
+def _say_left_out(folder: Path, there: Sequence[Path]) -> None:
+    """One warning that counts the files of a folder that are no images; what begins with a dot is nobody's input."""
+    others = Counter(
+        file.suffix.lower() or file.name
+        for file in there
+        if file.suffix.lower() not in SUFFIXES and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+    if others:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
+        more = ", ..." if len(others) > 5 else ""
+        logging.getLogger("zoo").warning(
+            "%s: %d %s left out, no image by the suffix (%s%s)",
+            printable(str(folder)), others.total(), "file" if others.total() == 1 else "files", printable(kinds), more,
+        )  # fmt: skip
 
 
 def _download(url: str) -> bytes:

@@ -63,12 +63,6 @@ class Index:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def require_images(folder: Path) -> None:
-    """Raises UsageError for a folder without images, before any model is built for it."""
-    if next(_scan(folder), None) is None:
-        raise UsageError(f"{folder}: the folder holds no image ({', '.join(SUFFIXES)})")
-
-
 def faiss_library() -> Any:
     """Raises UsageError, saying what to install."""
     try:

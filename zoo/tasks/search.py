@@ -12,10 +12,9 @@ from PIL import Image
 
 from zoo.construct import Built
 from zoo.errors import MediaError, UsageError
-from zoo.media.image import SUFFIXES, open_image
 from zoo.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for, refuse_nonfinite, vectors
-from zoo.tasks.inputs import printable
+from zoo.tasks.inputs import printable, require_folder, search_query
 from zoo.tasks.photo_index import (
     Index,
     faiss_library,
@@ -23,7 +22,6 @@ from zoo.tasks.photo_index import (
     load_index,
     locked,
     paths_of,
-    require_images,
     unreadable_files,
     update_index,
 )
@@ -85,11 +83,8 @@ def search(
         raise UsageError(f"top is at least 1, got {top}")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size is at least 1, got {batch_size}")
-    modality, content, label = _query(query, query_image)
-    if not folder.is_dir():
-        what = "a file" if folder.exists() else "there is no such folder"
-        raise UsageError(f"{folder}: {what}, expected a folder of images (zoo search DIR QUERY)")
-    require_images(folder)
+    modality, content, label = search_query(query, query_image)
+    require_folder(folder)
     faiss_library()
     both = (IMAGE, TEXT) if modality == TEXT else (IMAGE,)
     built = open_for("search", model, kinds=("dual_encoder",), modalities=both, weights=weights, device=device, dtype=dtype)
@@ -118,25 +113,6 @@ def search(
         notes=tuple(text for text in (note, rebuilt) if text),
         results=tuple(_hits(index, folder, query_E, top)),
     )
-
-
-def _query(query: Any, query_image: Any) -> tuple[str, Any, str]:
-    """(modality, text or RGB image, how it is called)."""
-    if (query is None) == (query_image is None):
-        raise UsageError("give a query: either a text or an image file, or --query-image FILE")
-    if query_image is None and isinstance(query, str):
-        is_image_name = query.lower().endswith(SUFFIXES)
-        if not is_image_name:
-            if not query.strip():
-                raise UsageError("the query is empty: say what to look for, as in zoo search photos 'a red car'")
-            return TEXT, printable(query), printable(query)
-        query = Path(query)
-    image = query if query_image is None else query_image
-    label = printable(str(image)) if isinstance(image, (str, Path)) else "the image"
-    source = Path(image).expanduser() if isinstance(image, (str, Path)) else image
-    if isinstance(source, Path) and not source.exists():
-        raise UsageError(f"{label}: there is no such image file to search with")
-    return IMAGE, open_image(source), label
 
 
 def _hits(index: Index, folder: Path, query_E: np.ndarray[Any, Any], top: int) -> list[Hit]:

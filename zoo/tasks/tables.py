@@ -41,12 +41,16 @@ class About:
     normalised: bool
 
 
-def check_suffix(path: Path) -> None:
-    """Raises UsageError for a file of another kind, and where the library for its kind is missing."""
+def check_out(path: Path) -> None:
+    """Raises UsageError for a file of another kind or in no folder, and where the library for its kind is missing."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--out {path}: the suffix says the format, expected one of {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {path.parent} (mkdir -p {path.parent})")
+    if path.is_dir():
+        raise UsageError(f"--out {path}: a folder, expected the name of a file")
 
 
 def write_table(path: Path, suffix: str, about: About, width: int, rows: Sequence[Row], vectors: Iterable[bytes]) -> None:
