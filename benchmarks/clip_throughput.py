@@ -26,7 +26,7 @@ from unittest import mock
 
 import open_clip
 import torch
-from machine import machine
+from machine import machine, progress, show
 from PIL import Image
 from safetensors.torch import save_file
 from throughput import IMAGES, make_images
@@ -161,29 +161,30 @@ def main() -> None:
         }
         answers = {name: contestant(files) for name, contestant in contestants.items()}  # also warms up
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(arguments.runs):
+        for run in range(arguments.runs):
             for name, contestant in contestants.items():
                 start = time.perf_counter()
                 contestant(files)
                 share = len(answers[name]) / len(files)
                 seconds[name].append((time.perf_counter() - start) / share)
+                progress(f"run {run + 1} of {arguments.runs}: {name}, {seconds[name][-1]:.1f} s for all images")
         with torch.inference_mode():
             pixels = exact.module.preprocess("image", [Image.open(file).convert("RGB") for file in files[:32]])
             pairs = exact.module.encode("image", pixels), rounded.module.encode("image", pixels)
         cosine = torch.nn.functional.cosine_similarity(*pairs).min().item()
-    print(f"{len(files)} images, {len(LABELS)} labels, {arguments.threads} threads, {arguments.runs} alternating runs")
-    print(machine())
-    print("expected: fp32 >= 1.0x open_clip; bf16 >= 4x with AMX, >= 2x with AVX512-BF16; >= 4x transformers")
+    show(f"{len(files)} images, {len(LABELS)} labels, {arguments.threads} threads, {arguments.runs} alternating runs")
+    show(machine())
+    show("expected: fp32 >= 1.0x open_clip; bf16 >= 4x with AMX, >= 2x with AVX512-BF16; >= 4x transformers")
     for name in contestants:
         ratios = [
             statistics.median(a / b for a, b in zip(seconds[other], seconds[name], strict=True)) for other in (peer, theirs)
         ]
         agree = [a == b for a, b in zip(answers[peer], answers[name], strict=False)]
-        print(
+        show(
             f"{name:<28} {len(files) / statistics.median(seconds[name]):6.1f} images/s   {ratios[0]:5.2f}x open_clip  "
             f"{ratios[1]:6.2f}x transformers   label as {peer}: {sum(agree)} of {len(agree)}"
         )
-    print(f"smallest cosine of a bf16 image embedding to its fp32: {cosine:.5f}")
+    show(f"smallest cosine of a bf16 image embedding to its fp32: {cosine:.5f}")
 
 
 if __name__ == "__main__":

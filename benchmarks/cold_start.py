@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import machine, progress, show
 
 import zoo
 from zoo.weights import fetch
@@ -77,19 +77,20 @@ def main() -> None:
     }
     walls: dict[str, list[float]] = {name: [] for name in commands}
     phases: dict[str, list[float]] = {}
-    for _ in range(runs):
+    for run in range(runs):
         for name, command in commands.items():
             walls[name].append(seconds(command))
+            progress(f"run {run + 1} of {runs}: {name}, {walls[name][-1]:.2f} s")
         output = subprocess.run([sys.executable, "-c", PHASES, PHOTO], check=True, capture_output=True, text=True).stdout
         for name, value in json.loads(output).items():
             phases.setdefault(name, []).append(value)
-    print(machine())
-    print(f"whole processes, median of {runs} alternating runs")
+    show(machine())
+    show(f"whole processes, median of {runs} alternating runs")
     for name, values in walls.items():
-        print(f"  {statistics.median(values):6.2f} s  {name}")
-    print("phases of zoo classify one.jpg")
+        show(f"  {statistics.median(values):6.2f} s  {name}")
+    show("phases of zoo classify one.jpg")
     for name, values in phases.items():
-        print(f"  {1000 * statistics.median(values):6.0f} ms  {name}")
+        show(f"  {1000 * statistics.median(values):6.0f} ms  {name}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import machine, show
 from PIL import Image, ImageOps
 
 import zoo
@@ -70,19 +70,18 @@ def main() -> None:
         (folder / "images").mkdir()
         generate(folder / "images", arguments.images, random.Random(0))  # noqa: S311 - as above
         paths = [str(path) for path in sorted((folder / "images").iterdir())]
-        print(machine())
+        show(machine())
         peaks = []
         for count in (min(FEW, arguments.images), arguments.images):
             (folder / f"{count}.txt").write_text("\n".join(paths[:count]))
             cost, document = measured(command(folder / f"{count}.txt", folder / f"{count}.npz", model))
             peaks.append(cost["peak_kb"])
-            print(
+            show(
                 f"{count} images: peak {cost['peak_kb'] / 1024:.0f} MiB, {count / cost['seconds']:.1f} images/s with all start-up, "
                 f"{document['model']}, output {(folder / f'{count}.npz').stat().st_size / 1e6:.1f} MB",
-                flush=True,
             )
         extra_kb = (peaks[1] - peaks[0]) / max(1, arguments.images - FEW)
-        print(f"each further image costs {extra_kb:.2f} kB of peak memory (its vector alone has 4 x its width bytes)")
+        show(f"each further image costs {extra_kb:.2f} kB of peak memory (its vector alone has 4 x its width bytes)")
         out = folder / "killed.npz"
         words = command(folder / f"{arguments.images}.txt", out, model)
         share = rng.uniform(0.1, 0.9)
@@ -95,7 +94,7 @@ def main() -> None:
         process.wait()
         _, document = measured(words)
         same = out.read_bytes() == (folder / f"{arguments.images}.npz").read_bytes()
-        print(
+        show(
             f"killed at {share:.0%}: the next run computed {document['computed']} of {arguments.images}; "
             f"the same bytes as without: {'yes' if same else 'NO'}"
         )

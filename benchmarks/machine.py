@@ -1,7 +1,8 @@
-"""One line that says where a number was measured."""
+"""What the benchmarks share: a line that says where a number was measured, and rows that are seen when they are known."""
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -21,3 +22,13 @@ def machine() -> str:
         f"{name}, {os.cpu_count()} cores, {' '.join(sets) or 'neither AVX512-BF16 nor AMX'}; "
         f"Python {platform.python_version()}, torch {torch.__version__}, zoo {zoo.__version__}"
     )
+
+
+def show(row: str) -> None:
+    """One row of the result, at once where stdout is a pipe, too."""
+    print(row, flush=True)
+
+
+def progress(words: str) -> None:
+    """What has just been measured, for somebody who waits; no part of the result."""
+    print(words, file=sys.stderr, flush=True)

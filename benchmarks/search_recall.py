@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
-from zero_shot import interval, lay_out_stamps, unpack_photos
+from machine import machine, progress, show
+from zero_shot import STAMPS_LEFT_OUT, interval, lay_out_stamps, unpack_photos
 
 import zoo
 from zoo.registry import default_registry
@@ -30,11 +30,11 @@ def chance(relevant: int, count: int, depth: int) -> float:
 
 def report(title: str, places: dict[str, int], relevant: dict[str, int], count: int) -> None:
     """One line for each depth. places: query -> where the first right photo stands, from 0; a large number if nowhere."""
-    print(f"{title}: {len(places)} queries, {count} photos")
+    show(f"{title}: {len(places)} queries, {count} photos")
     for depth in DEPTHS:
         right = sum(place < depth for place in places.values())
         luck = statistics.mean(chance(relevant[label], count, depth) for label in places)
-        print(
+        show(
             f"  R@{depth:<2}  {interval(right, len(places))}   chance {luck:.3f}   {right / len(places) / luck:.0f} times chance"
         )
 
@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--stamps", type=Path, help="the unpacked stamps folder")
     parser.add_argument("--model", help="another dual encoder than the default")
     arguments = parser.parse_args()
+    if not arguments.stamps:
+        show(STAMPS_LEFT_OUT)
     name = arguments.model or default_registry().default("search")
     built = zoo.open_model(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,15 +68,16 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
             found = [place for place, hit in enumerate(outcome.results) if labels[hit.path] == label]
             places[label] = found[0] if found else len(stamps)
+            progress(f"{len(places)} of {len(relevant)}: {label!r} at place {places[label] + 1}")
     report("all labels", places, relevant, len(stamps))
     near = {label: place for label, place in places.items() if label in known}
     report("labels that are ImageNet classes or hold one", near, relevant, len(stamps))
     far = {label: place for label, place in places.items() if label not in known}
     if far:
         report("the other labels", far, relevant, len(stamps))
-    print(f"first search {first_s:.1f} s, then {1000 * statistics.median(seconds):.0f} ms a search (median)")
-    print(f"{outcome.model} ({outcome.distribution} {outcome.version})")
-    print(machine())
+    show(f"first search {first_s:.1f} s, then {1000 * statistics.median(seconds):.0f} ms a search (median)")
+    show(f"{outcome.model} ({outcome.distribution} {outcome.version})")
+    show(machine())
 
 
 if __name__ == "__main__":

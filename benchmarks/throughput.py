@@ -16,7 +16,7 @@ from pathlib import Path
 
 import timm
 import torch
-from machine import machine
+from machine import machine, progress, show
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from zero_shot import unpack_photos
@@ -101,20 +101,21 @@ def main() -> None:
         files = make_images(Path(folder))
         answers = {name: contestant(files) for name, contestant in contestants.items()}  # also warms up
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(arguments.runs):
+        for run in range(arguments.runs):
             for name, contestant in contestants.items():
                 start = time.perf_counter()
                 contestant(files)
                 seconds[name].append(time.perf_counter() - start)
+                progress(f"run {run + 1} of {arguments.runs}: {name}, {seconds[name][-1]:.1f} s")
     peer = "timm loop, fp32"
-    print(f"{IMAGES} images, {arguments.threads} threads, median of {arguments.runs} alternating runs")
-    print(machine())
+    show(f"{IMAGES} images, {arguments.threads} threads, median of {arguments.runs} alternating runs")
+    show(machine())
     for name in contestants:
         median = statistics.median(seconds[name])
         ratio = statistics.median(a / b for a, b in zip(seconds[peer], seconds[name], strict=True))
         agree = sum(a == b for a, b in zip(answers[peer], answers[name], strict=True)) / IMAGES
         clear = [a == b for a, b, margin in zip(answers[peer], answers[name], MARGINS, strict=True) if margin >= CLEAR]
-        print(
+        show(
             f"{name:<29} {IMAGES / median:6.1f} images/s   {ratio:4.2f}x   top-1 as {peer}: {agree:.1%} "
             f"({sum(clear)} of the {len(clear)} where its lead is at least {CLEAR:.0%})"
         )

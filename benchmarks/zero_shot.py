@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from machine import machine
+from machine import machine, show
 from PIL import Image
 
 import zoo
@@ -22,6 +22,7 @@ from zoo.stores import fetch_wheel
 from zoo.tasks.classify import Classification
 
 HERE = Path(__file__).parent
+STAMPS_LEFT_OUT = "stamps left out: give --stamps DIR (the head of zero_shot.py says where they come from)"
 STAMP_MARGIN = 1.15  # side of the white square around a stamp, as a multiple of the stamp's long side
 
 
@@ -65,8 +66,8 @@ def report(title: str, outcome: Classification, truth: list[str], labels: int) -
     top1 = sum(answer.label == label for answer, label in zip(outcome.results, truth, strict=True))
     top5 = sum(label in list(answer.scores)[:5] for answer, label in zip(outcome.results, truth, strict=True))
     confidence = sum(answer.score or 0 for answer in outcome.results) / len(truth)
-    print(f"{title}: n={len(truth)}, {labels} labels, chance {1 / labels:.3f}")
-    print(f"  top-1 {interval(top1, len(truth))}  top-5 {interval(top5, len(truth))}  mean confidence {confidence:.2f}")
+    show(f"{title}: n={len(truth)}, {labels} labels, chance {1 / labels:.3f}")
+    show(f"  top-1 {interval(top1, len(truth))}  top-5 {interval(top5, len(truth))}  mean confidence {confidence:.2f}")
 
 
 def main() -> None:
@@ -85,10 +86,12 @@ def main() -> None:
             labels = sorted({label for _, label, _ in stamps})
             outcome = zoo.classify([file for file, _, _ in stamps], labels, model=arguments.model, top=5, progress=True)
             report("stamps", outcome, [label for _, label, _ in stamps], len(labels))
-    print(f"{outcome.model} ({outcome.distribution} {outcome.version}), weights:")
+        else:
+            show(STAMPS_LEFT_OUT)
+    show(f"{outcome.model} ({outcome.distribution} {outcome.version}), weights:")
     for model, files in outcome.weights.items():
-        print(f"  {model}  sha256 {files['model']}")
-    print(machine())
+        show(f"  {model}  sha256 {files['model']}")
+    show(machine())
 
 
 if __name__ == "__main__":
