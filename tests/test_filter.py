@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 import zoo as library
+from zoo.card import File, Weights
 from zoo.errors import UsageError
 
 CAPTIONS = {"chelsea": "a cat", "coffee": "espresso", "rocket": "rocket", "sheep": "sheep", "boats": "a pizza"}
@@ -307,6 +309,23 @@ def test_presets_warn_with_another_model(main, folder: Path, tmp_path: Path, mod
     for content in (document, report):
         assert (content["threshold"], content["preset"]) == (0.3, "laion400m")
         assert content["threshold_from"] == "LAION-400M, scores of OpenAI's CLIP ViT-B/32 (arXiv:2111.02114)"
+
+
+def test_a_preset_fits_the_weights_whose_row_says_so(folder: Path, model: object, tmp_path: Path) -> None:
+    """The fact is on the card; what the model is called decides nothing."""
+
+    def notes(name: str, scale: str | None, preset: str = "laion5b-english", *, local: bool = False) -> tuple[str, ...]:
+        file = File(role="model", sha256=None, size_bytes=None, sources=("file:/x",))
+        found = replace(model.found, weights=Weights(tag="t", files=(file,), score_scale=scale))
+        built = replace(model, found=found, name=name if local else found.name)
+        return library.filter_pairs(folder, preset=preset, dry_run=True, model=built).notes
+
+    assert notes("", "openai-clip-vit-b-32") == ()
+    assert notes("", "openai-clip-vit-b-32", "laion400m") == ()
+    assert "was chosen for other scores" in notes("", "openai-clip-vit-b-32", "laion5b-multilingual")[0]
+    assert "was chosen for other scores" in notes("", None)[0]
+    for name in ("conse/lite0-minilm", "clip/ViT-B-32.openai"):  # a local file in the place of the card's own weights
+        assert "was chosen for other scores" in notes(name, "openai-clip-vit-b-32", local=True)[0]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ class Weights:
     keys: `"package.module:function"` of the plugin that turns the published state dict into the module's; it is called for
         a file none of whose keys is the module's own.
     classes: number of outputs of the trained classifier, where it differs from the card's.
+    score_scale: name of the scale of the cosines, where thresholds were published for these very weights, as
+        `openai-clip-vit-b-32` (see `zoo.tasks.filtering.PRESETS`).
     """
 
     tag: str
@@ -62,6 +64,7 @@ class Weights:
     preprocess: Mapping[str, Any] = field(default_factory=_empty)
     keys: str | None = None
     classes: int | None = None
+    score_scale: str | None = None
 
     @property
     def size_bytes(self) -> int | None:

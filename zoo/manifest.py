@@ -190,7 +190,7 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
 
 
 def _parse_weights(row: Mapping[str, Any]) -> Weights:
-    _refuse_unknown(row, {"tag", "file", "licence", "variant", "preprocess", "keys", "classes"})
+    _refuse_unknown(row, {"tag", "file", "licence", "variant", "preprocess", "keys", "classes", "score_scale"})
     tag = _text(row, "tag", required=True)
     if not MODEL_NAME.fullmatch(tag):
         raise _FieldError("tag", f"tag {tag!r} must match {MODEL_NAME.pattern}")
@@ -209,6 +209,7 @@ def _parse_weights(row: Mapping[str, Any]) -> Weights:
         preprocess=_frozen(row, "preprocess"),
         keys=keys,
         classes=_count(row, "classes"),
+        score_scale=_text(row, "score_scale") or None,
     )
 
 

@@ -100,6 +100,8 @@ def run_show(arguments: argparse.Namespace) -> int:
     for row in found.card.weights:
         mark = "*" if row is found.weights else " "
         print(f"weights {mark} {row.tag}  {human_bytes(row.size_bytes)}  {row.licence or found.card.licence or ''}")
+        if row.score_scale:
+            print(f"    score scale  {row.score_scale}")
         for file in row.files:
             print(f"    {file.role}  sha256 {file.sha256 or 'not pinned by its publisher'}")
             for source in file.sources:
@@ -141,6 +143,7 @@ def card_fields(card: Card, registry: Registry) -> dict[str, Any]:
                 "tag": row.tag,
                 "licence": row.licence or card.licence,
                 "bytes": row.size_bytes,
+                "score_scale": row.score_scale,
                 "files": [
                     {
                         "role": file.role,

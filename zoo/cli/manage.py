@@ -13,8 +13,6 @@ from typing import Any
 
 from zoo.cli.output import print_json, print_table
 from zoo.errors import PluginError, UsageError
-from zoo.needs import NEEDS, complaint
-from zoo.pip import pip_command
 from zoo.plugin import Plugin
 from zoo.records import read_record
 from zoo.registry import USABLE, Registry, default_registry
@@ -160,6 +158,8 @@ def run_pin(arguments: argparse.Namespace) -> int:
 def run_default(arguments: argparse.Namespace) -> int:
     if arguments.remove:
         return _remove_choice(arguments, "defaults", arguments.task, arguments.name, load_settings().defaults)
+    from zoo.needs import NEEDS, complaint
+
     registry = default_registry()
     known = {*registry.tasks(), *NEEDS}
     if arguments.task not in known:
@@ -293,6 +293,8 @@ def plugin_fields(plugin: Plugin) -> dict[str, Any]:
 
 
 def _pip(arguments: argparse.Namespace, *words: str) -> int:
+    from zoo.pip import pip_command
+
     run = subprocess.run(pip_command(*words), stdout=sys.stderr, check=False)  # noqa: S603 - the user asked for pip, in our own interpreter
     if arguments.json:
         print_json({"command": ["pip", *words], "exit_code": run.returncode})

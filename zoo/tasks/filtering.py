@@ -37,20 +37,24 @@ QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A published threshold. scored_by: what the name of the model it was chosen for must hold, without punctuation."""
+    """A published threshold. score_scale: what the weights row of the model it was chosen for has in its field of that name."""
 
     threshold: float
     origin: str
-    scored_by: tuple[str, ...]
+    score_scale: str
 
 
 PRESETS = {
-    "laion5b-english": Preset(0.28, "LAION-5B, English pairs, scores of OpenAI's CLIP ViT-B/32 (arXiv:2210.08402)", ("vitb32", "openai")),
-    "laion5b-multilingual": Preset(
-        0.26, "LAION-5B, pairs in other languages, scores of multilingual CLIP ViT-B/32 (arXiv:2210.08402)", ("vitb32", "multilingual")
+    "laion5b-english": Preset(
+        0.28, "LAION-5B, English pairs, scores of OpenAI's CLIP ViT-B/32 (arXiv:2210.08402)", "openai-clip-vit-b-32"
     ),
-    "laion400m": Preset(0.3, "LAION-400M, scores of OpenAI's CLIP ViT-B/32 (arXiv:2111.02114)", ("vitb32", "openai")),
-}  # fmt: skip
+    "laion5b-multilingual": Preset(
+        0.26,
+        "LAION-5B, pairs in other languages, scores of multilingual CLIP ViT-B/32 (arXiv:2210.08402)",
+        "multilingual-clip-vit-b-32",
+    ),
+    "laion400m": Preset(0.3, "LAION-400M, scores of OpenAI's CLIP ViT-B/32 (arXiv:2111.02114)", "openai-clip-vit-b-32"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +205,9 @@ def _rule(threshold: float | None, preset: str | None, *, dry_run: bool) -> tupl
 def _preset_note(preset: str | None, built: Built) -> str | None:
     if preset is None:
         return None
-    name = "".join(character for character in built.name.lower() if character.isalnum())
-    if all(word in name for word in PRESETS[preset].scored_by):
+    row = built.found.weights
+    own = row is not None and built.name == built.found.name  # a local file is another model on the same card
+    if row is not None and own and row.score_scale == PRESETS[preset].score_scale:
         return None
     return (
         f"warning: {PRESETS[preset].threshold} was chosen for other scores than those of {built.name}: {PRESETS[preset].origin}; "

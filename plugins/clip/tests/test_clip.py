@@ -164,6 +164,11 @@ def test_rows_say_where_from_and_how() -> None:
     assert openai.files[0].sources[0] == "hf:timm/vit_base_patch32_clip_224.openai@main/open_clip_model.safetensors"
     assert not any("openaipublic" in source for source in openai.files[0].sources)
     assert openai.variant == {"trained_quick_gelu": True}
+    scales = {
+        name: zoo.find(f"clip/{name}").weights.score_scale
+        for name in ("ViT-B-32.openai", "ViT-B-32-quickgelu.openai", "ViT-B-32.laion2b_s34b_b79k", "ViT-B-16.openai")
+    }
+    assert list(scales.values()) == ["openai-clip-vit-b-32", "openai-clip-vit-b-32", None, None]
     assert zoo.find("clip/ViT-B-32").weights.variant == {"trained_quick_gelu": False}
     assert zoo.find("clip/ViT-B-32-quickgelu").weights.tag == "openai"
     assert zoo.find("clip/roberta-ViT-B-32").weights.variant == {"trained_quick_gelu": True}

@@ -20,6 +20,9 @@ _LICENCES = (
     (r".*", r"metaclip_.*", "CC-BY-NC-4.0"),
 )
 
+# The weights whose cosines LAION's thresholds are about.
+_SCORE_SCALES = {("ViT-B-32", "openai"): "openai-clip-vit-b-32"}
+
 
 def family(pattern: str) -> Iterator[dict[str, Any]]:
     """Cards of the architectures whose name, or name with -image or -text, matches a shell-style pattern.
@@ -115,6 +118,7 @@ def _weights(arch: str, tag: str, config: Mapping[str, Any]) -> dict[str, Any] |
         "variant": {"trained_quick_gelu": trained},
         "preprocess": _preprocess(entry, config),
         "file": [{"role": "model", "sources": sources}],
+        **({"score_scale": scale} if (scale := _SCORE_SCALES.get((arch.removesuffix("-quickgelu"), tag))) else {}),
     }
 
 
