@@ -435,6 +435,19 @@ def test_choices_are_made_and_removed(zoo, tmp_path) -> None:
         assert line not in (tmp_path / "config.toml").read_text()
 
 
+def test_a_default_that_was_written_by_hand_says_where_it_stands(zoo, tmp_path, photos) -> None:
+    (tmp_path / "config.toml").write_text('[defaults]\nclassify = "timm/efficientnet_lite0"\n')
+    way_back = (
+        f"(it is your default for 'classify', in {tmp_path}/config.toml; to forget it: zoo default classify --remove)"
+    )
+    run = zoo("classify", str(photos / "chelsea.jpg"), "--labels", "cat,dog")
+    assert (run.returncode, way_back in run.stderr) == (2, True), run.stderr
+    run = zoo("fetch", "--defaults", "--json")
+    assert run.returncode == 0, run.stderr
+    assert "zoo: nothing to fetch for 'classify': classify needs a dual_encoder of image+text" in run.stderr
+    assert way_back in run.stderr
+
+
 def test_an_unknown_key_of_the_config_file_is_said_once(zoo, tmp_path) -> None:
     (tmp_path / "config.toml").write_text('disable = ["text"]\ncolour = 1\n')
     run = zoo("plugins")

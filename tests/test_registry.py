@@ -95,7 +95,17 @@ def test_order_of_installation_changes_nothing() -> None:
 def test_defaults() -> None:
     one, two = card("a", "x", default_for=("classify",)), card("b", "y", default_for=("classify",))
     assert registry(one).default("classify") == "dist-a:a/x"
-    assert registry(one, defaults={"classify": "b/y"}).default("classify") == "b/y"
+    sing = card("b", "z", default_for=("sing",)), card("c", "z", default_for=("sing",))
+    assert registry(*sing, defaults={"sing": "c/z"}).default("sing") == "c/z"
+    with pytest.raises(
+        UnknownNameError, match=r"provides 'b/q'; .* \(it is your default for 'sing', in .*: zoo default sing --remove"
+    ):
+        registry(*sing, defaults={"sing": "b/q"}).default("sing")
+    with pytest.raises(
+        UsageError,
+        match="classify needs a dual_encoder of image.text, a/x has kind encoder .* zoo default classify --remove",
+    ):
+        registry(one, defaults={"classify": "a/x"}).default("classify")
     with pytest.raises(UsageError, match="no installed plugin offers a default model for 'sing'"):
         registry(one).default("sing")
     assert registry(one, two).default("classify") == "dist-a:a/x"

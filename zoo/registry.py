@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from zoo.activation import call_hook, new_manager, warn
 from zoo.card import Card, Provider, Weights
 from zoo.discovery import manifest_tasks, scan
-from zoo.errors import AmbiguousNameError, ManifestError, PluginError, UnknownNameError, UsageError
+from zoo.errors import AmbiguousNameError, ManifestError, PluginError, ResolutionError, UnknownNameError, UsageError
 from zoo.manifest import Family, card_from_hook
+from zoo.needs import complaint
 from zoo.plugin import Plugin, describe
 from zoo.records import remember_default, remembered_default
-from zoo.settings import Settings, load_settings
+from zoo.settings import Settings, config_file, load_settings
 
 if TYPE_CHECKING:
     import pluggy
@@ -127,6 +128,7 @@ class Registry:
         """
         chosen = self.settings.defaults.get(task)
         if chosen:
+            self._check_choice(task, chosen)
             return chosen
         claims = [
             card for plugin in self.plugins if plugin.state in USABLE for card in plugin.cards if task in card.default_for
@@ -152,6 +154,17 @@ class Registry:
             f"{before}, as before. Settle it with: zoo default {task} NAME"
         )
         return before
+
+    def _check_choice(self, task: str, name: str) -> None:
+        """Raise what is wrong with a default that the user chose, with the way back: it was long ago, or written by hand."""
+        way_back = f"(it is your default for {task!r}, in {config_file()}; to forget it: zoo default {task} --remove)"
+        try:
+            found = self.find(name)
+        except (ResolutionError, PluginError) as error:
+            raise type(error)(f"{error} {way_back}") from error
+        wrong = complaint(task, found.card, found.classes)
+        if wrong:
+            raise UsageError(f"{wrong} {way_back}")
 
     def _refuse_plugins_in_trouble(self, task: str) -> None:
         """Raise PluginError if a plugin that cannot be used claims the task: its cure is what brings the task back."""

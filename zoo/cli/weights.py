@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import human_bytes, print_json, print_table
-from zoo.errors import PluginError, UsageError, ZooError
+from zoo.errors import PluginError, ResolutionError, UsageError, ZooError
 from zoo.plugin import describe
 from zoo.registry import Registry, default_registry
 from zoo.settings import cache_dir
@@ -70,8 +70,9 @@ def _defaults(registry: Registry) -> list[str]:
     for task in sorted(claims):
         try:
             names.append(registry.default(task))
-        except (UsageError, PluginError):
-            print(f"zoo: nothing to fetch for {task!r}: {'; '.join(claims[task])}", file=sys.stderr)
+        except (UsageError, PluginError, ResolutionError) as error:
+            reason = str(error) if task in registry.settings.defaults else "; ".join(claims[task])
+            print(f"zoo: nothing to fetch for {task!r}: {reason}", file=sys.stderr)
     return names
 
 
