@@ -1,0 +1,134 @@
+"""What a decoder keeps of the tokens that it has read, so that each is computed once."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.errors import UsageError
+
+KEYS, VALUES = 0, 1
+
+
+class Cache:
+    """Keys and values of every layer, one slot for each token of each row, in memory that is laid out once.
+
+    A slot may hold padding: `valid_BS` says which are real, and a row's positions count only those, so that rows of
+    different length share a batch whichever side they are padded on. The first `length` slots are filled. Keys and values
+    that come from a source (an encoder's output) lie in `source`, one pair for each layer, from their first use on.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        head_width: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if min(layers, batch, kv_heads, head_width) < 1 or capacity < 0:
+            raise UsageError(
+                f"a cache needs layers, batch, kv_heads and head_width of at least 1, got {layers}, {batch}, {kv_heads}, "
+                f"{head_width}, and no negative capacity, got {capacity}"
+            )
+        self.store = torch.zeros(layers, 2, batch, kv_heads, capacity, head_width, dtype=dtype, device=device)
+        self.valid_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
+        self.counts_B = torch.zeros(batch, dtype=torch.long, device=device)  # real tokens of each row
+        self.length = 0
+        self.ragged = False  # whether some filled slot is padding: without it no mask is needed
+        self.source: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def batch(self) -> int:
+        return self.store.shape[2]
+
+    @property
+    def capacity(self) -> int:
+        return self.store.shape[4]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the keys and values."""
+        return self.store.numel() * self.store.element_size()
+
+    def begin(self, count: int, mask_BT: torch.Tensor | None) -> torch.Tensor:
+        """Take `count` more slots, before the layers write into them; returns their positions, int[B, T].
+
+        mask_BT: True where a token is real; None when all are. The slots grow by half when they do not suffice.
+        """
+        self._reserve(self.length + count)
+        new = slice(self.length, self.length + count)
+        if mask_BT is None:
+            positions_BT = self.counts_B[:, None] + torch.arange(count, device=self.counts_B.device)
+            self.valid_BS[:, new] = True
+            self.counts_B = self.counts_B + count
+        else:
+            positions_BT = (self.counts_B[:, None] + mask_BT.cumsum(1) - 1).clamp(min=0)
+            self.valid_BS[:, new] = mask_BT
+            self.counts_B = self.counts_B + mask_BT.sum(1)
+            self.ragged = self.ragged or not bool(mask_BT.all())
+        self.length += count
+        return positions_BT
+
+    def write(self, layer: int, key_BGTK: torch.Tensor, value_BGTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fill the slots that `begin` took last; returns the keys and values of all filled slots, float[B, G, S, K] each."""
+        new = slice(self.length - key_BGTK.shape[2], self.length)
+        keys, values = self.store[layer, KEYS], self.store[layer, VALUES]
+        keys[:, :, new] = key_BGTK
+        values[:, :, new] = value_BGTK
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def key_positions(self) -> torch.Tensor:
+        """Position of each filled slot, int[B, S]; that of padding means nothing."""
+        return (self.valid_BS[:, : self.length].cumsum(1) - 1).clamp(min=0)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows, int[B'], in this order; a row may come several times (beams) or not at all."""
+        self.store = self.store[:, :, rows]
+        self.valid_BS = self.valid_BS[rows]
+        self.counts_B = self.counts_B[rows]
+        self.source = {layer: (key[rows], value[rows]) for layer, (key, value) in self.source.items()}
+
+    def copy(self, *, capacity: int | None = None, rows: int = 1) -> Cache:
+        """Another cache with the same content and room for `capacity` slots (as many as are filled, if that is more); each
+        row `rows` times.
+        """
+        layers, _, batch, kv_heads, _, head_width = self.store.shape
+        other = Cache(
+            layers=layers,
+            batch=batch * rows,
+            kv_heads=kv_heads,
+            head_width=head_width,
+            capacity=max(capacity or self.length, self.length),
+            dtype=self.store.dtype,
+            device=self.store.device,
+        )
+        filled = slice(0, self.length)
+        other.store[:, :, :, :, filled] = self.store[:, :, :, :, filled].repeat_interleave(rows, 2)
+        other.valid_BS[:, filled] = self.valid_BS[:, filled].repeat_interleave(rows, 0)
+        other.counts_B = self.counts_B.repeat_interleave(rows, 0)
+        other.length, other.ragged = self.length, self.ragged
+        other.source = {
+            layer: (key.repeat_interleave(rows, 0), value.repeat_interleave(rows, 0))
+            for layer, (key, value) in self.source.items()
+        }
+        return other
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` slots. Raises UsageError for more than are filled."""
+        if not 0 <= length <= self.length:
+            raise UsageError(f"a cache of {self.length} filled slots cannot be cut to {length}")
+        self.valid_BS[:, length:] = False
+        self.counts_B = self.valid_BS.sum(1)
+        self.length = length
+        self.ragged = not bool(self.valid_BS[:, :length].all())
+
+    def _reserve(self, needed: int) -> None:
+        if needed <= self.capacity:
+            return
+        more = max(needed, self.capacity * 3 // 2) - self.capacity
+        layers, two, batch, kv_heads, _, head_width = self.store.shape
+        self.store = torch.cat((self.store, self.store.new_zeros(layers, two, batch, kv_heads, more, head_width)), 4)
+        self.valid_BS = torch.cat((self.valid_BS, self.valid_BS.new_zeros(batch, more)), 1)
