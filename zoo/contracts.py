@@ -4,12 +4,13 @@ nothing from here. Shapes follow the legend in `zoo.modality`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from zoo.batch import Encoded
+from zoo.nn.cache import Cache
 
 
 @runtime_checkable
@@ -62,3 +63,57 @@ class DualEncoder(Protocol):
     def embed(self, modality: str, items: Sequence[Any], /) -> torch.Tensor: ...
 
     def features(self, modality: str, inputs: Any, /) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text -> token ids and back.
+
+    `encode` takes any text and never makes a control token of what a user wrote, whatever it looks like. The bytes of a text
+    are those of its tokens, one after another (`token_bytes`; none for a control token), so that text can be shown while it
+    is generated; `decode` is that, with U+FFFD for what is no UTF-8. Generation ends at one of `end_ids`; `start_id` stands
+    for the empty prompt, where there is one. `chat` turns (role, text) pairs into the ids of a conversation whose next words
+    are the model's; it is None for a model that was not trained on conversations.
+    """
+
+    vocabulary: int
+    start_id: int | None
+    end_ids: tuple[int, ...]
+    chat: Callable[[Sequence[tuple[str, str]]], list[int]] | None
+
+    def encode(self, text: str, /) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], /) -> str: ...
+
+    def token_bytes(self, token: int, /) -> bytes: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Token ids -> the logits of the token that comes next.
+
+    `context` is the most tokens that it reads and writes together. `new_cache(batch, capacity)` makes the memory of what was
+    read (`zoo.nn.cache.Cache`); a call with it adds its tokens to it, and only they are computed. Padding, on either side and
+    of any amount, changes nothing for the real tokens of a row.
+    """
+
+    context: int
+    vocabulary: int
+    tokenizer: Tokenizer | None
+
+    def new_cache(self, batch: int, capacity: int, /) -> Cache: ...
+
+    def forward(
+        self,
+        tokens_BT: torch.Tensor,
+        /,
+        *,
+        mask_BT: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        at_BN: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """int[B, T] -> float[B, T, V]; float[B, N, V] of the tokens at the indices `at_BN` int[B, N] alone, where given.
+
+        mask_BT: bool, True where a token is real; None: all are.
+        """
+        ...

@@ -1,0 +1,10 @@
+"""What is done with a decoder once it is built: plain functions over anything that keeps `zoo.contracts.Decoder`.
+
+reading.py       prefill and one step: the one place where tokens meet a decoder
+sampling.py      logits -> the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty
+text_stream.py   tokens -> text while they come; stop strings
+generation.py    prompts -> answers, one token after another
+beams.py         the likeliest answer, searched with several hypotheses
+scoring.py       how likely given answers are; perplexity
+prefix_cache.py  prompts that begin alike are read once
+"""

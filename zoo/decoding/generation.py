@@ -1,0 +1,192 @@
+"""Prompts -> answers, one token after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from zoo.contracts import Decoder, Tokenizer
+from zoo.decoding.prefix_cache import PrefixCache, read_prompts
+from zoo.decoding.reading import step
+from zoo.decoding.sampling import Sampling, choose, generator_for
+from zoo.decoding.text_stream import TextStream
+from zoo.errors import PluginError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step added to one answer: its token, the text that became certain, and on the last one why it is the last."""
+
+    row: int
+    token: int | None
+    text: str
+    finish: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One answer.
+
+    ids: its tokens, the end token left out, those of a stop string included. text: without the stop string.
+    finish: "end" (the model ended it), "stop" (a stop string), "length" (max_tokens), "context" (no room was left).
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    finish: str
+
+
+@dataclass(slots=True)
+class _Row:
+    number: int
+    prompt: Sequence[int]
+    stream: TextStream
+    generator: torch.Generator
+    room: int
+    ids: list[int] = field(default_factory=list)
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    samples: int = 1,
+    prefixes: PrefixCache | None = None,
+) -> list[Generated]:
+    """Answers to prompts of token ids, `samples` for each, prompt by prompt; the arguments are those of `stream`."""
+    texts: dict[int, list[str]] = {}
+    ids: dict[int, list[int]] = {}
+    finishes: dict[int, str] = {}
+    for piece in stream(
+        decoder,
+        prompts,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=stop,
+        samples=samples,
+        prefixes=prefixes,
+    ):
+        texts.setdefault(piece.row, []).append(piece.text)
+        if piece.token is not None:
+            ids.setdefault(piece.row, []).append(piece.token)
+        if piece.finish is not None:
+            finishes[piece.row] = piece.finish
+    rows = range(len(prompts) * samples)
+    return [Generated(tuple(ids.get(row, ())), "".join(texts.get(row, ())), finishes[row]) for row in rows]
+
+
+def stream(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    samples: int = 1,
+    prefixes: PrefixCache | None = None,
+) -> Iterator[Piece]:
+    """The pieces of all answers as they come; those of answer `row` joined are its text.
+
+    prompts: token ids, any number and lengths; an answer depends on its own prompt alone. An empty prompt is the decoder's
+        start token.
+    max_tokens: the most tokens of an answer; fewer when the decoder's context is full before. 0 gives empty answers.
+    stop: strings at which an answer ends. samples: answers for each prompt, which differ for a temperature above 0.
+    prefixes: keeps what prompts begin with for later calls.
+    Raises UsageError for a prompt that leaves no room, an empty one where there is no start token, and numbers out of range.
+    """
+    sampling = sampling or Sampling()
+    prompts = check_prompts(decoder, prompts, max_tokens=max_tokens)
+    if samples < 1:
+        raise UsageError(f"samples must be at least 1, got {samples}")
+    rows = [
+        _Row(
+            number=number * samples + sample,
+            prompt=prompt,
+            stream=TextStream(stop),
+            generator=generator_for(sampling, prompt, sample),
+            room=min(max_tokens, decoder.context - len(prompt)),
+        )
+        for number, prompt in enumerate(prompts)
+        for sample in range(samples)
+    ]
+    if max_tokens == 0:
+        return iter([Piece(row.number, None, "", "length") for row in rows])
+    return _steps(decoder, prompts, rows, max_tokens, sampling, samples, prefixes)
+
+
+def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
+    """Prompts as they are read: an empty one is the start token. Raises UsageError as `stream` says."""
+    if max_tokens < 0:
+        raise UsageError(f"max_tokens must be at least 0, got {max_tokens}")
+    start = decoder.tokenizer.start_id if decoder.tokenizer is not None else None
+    checked = []
+    for number, prompt in enumerate(prompts):
+        ids = list(prompt)
+        if not ids and start is None:
+            raise UsageError(
+                f"prompt {number} is empty, and this model has no start token to begin from: give it some text"
+            )
+        ids = ids or [int(start)] if start is not None else ids
+        if len(ids) + (max_tokens > 0) > decoder.context:
+            raise UsageError(
+                f"prompt {number} has {len(ids):,} tokens, and the model reads and writes at most {decoder.context:,} together: "
+                f"shorten it to leave room for an answer"
+            )
+        checked.append(ids)
+    return checked
+
+
+@torch.inference_mode()
+def _steps(
+    decoder: Decoder,
+    prompts: list[list[int]],
+    rows: list[_Row],
+    max_tokens: int,
+    sampling: Sampling,
+    samples: int,
+    prefixes: PrefixCache | None,
+) -> Iterator[Piece]:
+    tokenizer = decoder.tokenizer
+    ends = frozenset(tokenizer.end_ids) if tokenizer is not None else frozenset()
+    logits_BV, cache = read_prompts(decoder, prompts, room=max(row.room for row in rows), prefixes=prefixes)
+    if samples > 1:
+        logits_BV, cache = logits_BV.repeat_interleave(samples, 0), cache.copy(capacity=cache.capacity, rows=samples)
+    while rows:
+        if not bool(logits_BV.isfinite().all()):
+            raise PluginError("the decoder gave NaN or infinity as the logits of a token")
+        held = [[*row.prompt, *row.ids] for row in rows] if sampling.repetition_penalty != 1.0 else None
+        generators = None if sampling.greedy else [row.generator for row in rows]
+        tokens_B = choose(logits_BV, sampling, held=held, generators=generators)
+        going = []
+        for index, (row, token) in enumerate(zip(rows, tokens_B.tolist(), strict=True)):
+            piece = _advance(row, token, ends, tokenizer, max_tokens)
+            yield piece
+            if piece.finish is None:
+                going.append(index)
+        if len(going) < len(rows):
+            rows = [rows[index] for index in going]
+            if not rows:
+                return
+            kept = torch.tensor(going, device=tokens_B.device)
+            tokens_B = tokens_B[kept]
+            cache.select(kept)
+        logits_BV = step(decoder, tokens_B, cache)
+
+
+def _advance(row: _Row, token: int, ends: frozenset[int], tokenizer: Tokenizer | None, max_tokens: int) -> Piece:
+    """Add a token to an answer."""
+    if token in ends:
+        return Piece(row.number, None, row.stream.close(), "end")
+    row.ids.append(token)
+    text = row.stream.push(tokenizer.token_bytes(token) if tokenizer is not None else b"")
+    if row.stream.stopped:
+        return Piece(row.number, token, text, "stop")
+    if len(row.ids) == row.room:
+        finish = "length" if row.room == max_tokens else "context"
+        return Piece(row.number, token, text + row.stream.close(), finish)
+    return Piece(row.number, token, text)

@@ -1,0 +1,136 @@
+"""Prompts that begin alike are read once: few-shot examples before many questions, a conversation that goes on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from zoo.contracts import Decoder
+from zoo.decoding.reading import batch_of, device_of, prefill
+from zoo.errors import UsageError
+from zoo.nn.cache import Cache
+
+LIMIT_BYTES = 1 << 29
+SHORTEST = 16  # tokens; what is shorter is read sooner than it is found and copied
+
+
+@dataclass(slots=True)
+class PrefixCache:
+    """Keys and values of prompts, kept between calls in bounded memory; what was used longest ago goes first.
+
+    identity: everything that shapes the numbers: `zoo.construct.Built.identity`, with the kernel. A cache with another
+        identity is another cache: one is for one model.
+    Entries are found by content: the longest beginning that a new prompt shares with a kept one is copied, the rest is read.
+    """
+
+    identity: str
+    limit_bytes: int = LIMIT_BYTES
+    hits: int = 0
+    _entries: OrderedDict[tuple[int, ...], Cache] = field(default_factory=OrderedDict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the keys and values that are kept."""
+        return sum(cache.size_bytes for cache in self._entries.values())
+
+    def longest(self, prompt: Sequence[int]) -> tuple[int, Cache] | None:
+        """(tokens shared, their cache) of the kept prompt that shares most, at least SHORTEST and not the last of `prompt`:
+        that one must be read for its logits.
+        """
+        best: tuple[int, tuple[int, ...]] | None = None
+        for ids in self._entries:
+            shared = min(_shared(ids, prompt), len(prompt) - 1)
+            if shared >= SHORTEST and (best is None or shared > best[0]):
+                best = (shared, ids)
+        if best is None:
+            return None
+        self._entries.move_to_end(best[1])
+        self.hits += 1
+        return best[0], self._entries[best[1]]
+
+    def keep(self, prompt: Sequence[int], cache: Cache) -> None:
+        """Keep a copy of a cache of one row that holds exactly this prompt. Prompts that it contains need no place of their own."""
+        if len(prompt) < SHORTEST:
+            return
+        ids = tuple(prompt)
+        for known in [known for known in self._entries if ids[: len(known)] == known]:
+            del self._entries[known]
+        if any(known[: len(ids)] == ids for known in self._entries):
+            return
+        self._entries[ids] = cache.copy()
+        while self._entries and self.size_bytes > self.limit_bytes:
+            self._entries.popitem(last=False)
+
+
+def read_prompts(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], *, room: int, prefixes: PrefixCache | None = None
+) -> tuple[torch.Tensor, Cache]:
+    """Read prompts -> (logits after each, float32[B, V]; their cache, with `room` slots more).
+
+    With `prefixes`, what all prompts begin with is taken from there where it is kept, and the longest of them kept.
+    """
+    device = device_of(decoder)
+    shared = _common(prompts)
+    longest = max(map(len, prompts))
+    known = prefixes.longest(prompts[0][: shared + 1] if len(prompts) > 1 else prompts[0]) if prefixes is not None else None
+    if known is not None:
+        start, kept = known
+        start = min(start, shared, min(map(len, prompts)) - 1)
+        cache = _beginning(kept, start).copy(capacity=longest + room, rows=len(prompts))
+    else:
+        start, cache = 0, decoder.new_cache(len(prompts), longest + room)
+    tokens_BT, mask_BT = batch_of([prompt[start:] for prompt in prompts], device=device)
+    logits_BV = prefill(decoder, tokens_BT, cache, mask_BT=mask_BT)
+    if prefixes is not None:
+        # A conversation that goes on takes the place of its beginning.
+        continued = known is not None and start == known[1].length
+        _keep(prefixes, prompts, cache, shared, known=0 if continued else start)
+    return logits_BV, cache
+
+
+def _keep(prefixes: PrefixCache, prompts: Sequence[Sequence[int]], cache: Cache, shared: int, *, known: int) -> None:
+    """Of one prompt everything, of several what they share, which lies in the first row without padding between.
+
+    known: tokens that were kept already, as the beginning of another prompt. Many questions after the same examples leave one
+    entry, not one each: a prompt that was known by half is not kept again.
+    """
+    if 2 * known >= shared:
+        return
+    if len(prompts) == 1:
+        prefixes.keep(prompts[0], cache)
+        return
+    if cache.ragged:
+        return
+    first = cache.copy()
+    first.select(torch.tensor([0], device=cache.valid_BS.device))
+    first.truncate(shared)
+    prefixes.keep(prompts[0][:shared], first)
+
+
+def _beginning(cache: Cache, length: int) -> Cache:
+    """A copy of the first tokens of a cache of one row."""
+    if length == cache.length:
+        return cache
+    part = cache.copy()
+    part.truncate(length)
+    return part
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with."""
+    if not prompts:
+        raise UsageError("no prompts given")
+    shortest = min(prompts, key=len)
+    return min(_shared(shortest, prompt) for prompt in prompts)
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count

@@ -1,0 +1,65 @@
+"""Prompts into a decoder, then one token after another. Whoever replaces a decode step as a whole replaces `step`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from zoo.contracts import Decoder
+from zoo.errors import UsageError
+from zoo.nn.cache import Cache
+
+
+def batch_of(
+    rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Token ids of several lengths -> int[B, T], padded on the left, and the mask bool[B, T] (None when nothing is padded).
+
+    Raises UsageError for no rows, and for a row without tokens.
+    """
+    if not rows or not all(rows):
+        raise UsageError("every row needs at least one token, as the decoder's start token for an empty prompt")
+    longest = max(map(len, rows))
+    tokens_BT = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long, device=device)
+    lengths_B = torch.tensor([len(row) for row in rows], device=device)
+    if int(lengths_B.min()) == longest:
+        return tokens_BT, None
+    return tokens_BT, torch.arange(longest, device=device) >= longest - lengths_B[:, None]
+
+
+def prefill(
+    decoder: Decoder, tokens_BT: torch.Tensor, cache: Cache, *, mask_BT: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Read prompts, int[B, T], into the cache; returns the logits after the last real token of each row, float32[B, V].
+
+    mask_BT: True where a token is real, padded on either side; None: all are.
+    """
+    batch, count = tokens_BT.shape
+    if mask_BT is None:
+        last_B1 = torch.full((batch, 1), count - 1, device=tokens_BT.device)
+    else:
+        last_B1 = (torch.arange(count, device=tokens_BT.device) * mask_BT).argmax(1, keepdim=True)
+    logits_B1V: torch.Tensor = _call(decoder)(tokens_BT, mask_BT=mask_BT, cache=cache, at_BN=last_B1)
+    return logits_B1V[:, 0].float()
+
+
+def step(decoder: Decoder, tokens_B: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """One more token for each row, int[B] -> the logits of the next, float32[B, V]."""
+    logits_B1V: torch.Tensor = _call(decoder)(tokens_B[:, None], cache=cache)
+    return logits_B1V[:, -1].float()
+
+
+def device_of(decoder: Decoder) -> torch.device:
+    """Where a decoder reads its tokens: where its parameters or buffers lie."""
+    module: Any = decoder
+    for tensors in (module.parameters(), module.buffers()):
+        for tensor in tensors:
+            return torch.device(tensor.device)
+    return torch.device("cpu")
+
+
+def _call(decoder: Decoder) -> Any:
+    """The decoder as the module that it is, so that hooks on it run."""
+    return decoder
