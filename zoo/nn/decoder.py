@@ -9,6 +9,7 @@ from torch import nn
 
 from zoo.errors import UsageError
 from zoo.nn.cache import Cache
+from zoo.nn.linear import Int8Embedding
 from zoo.nn.mixture import Routing
 from zoo.nn.stack import Stack, token_positions
 
@@ -38,7 +39,7 @@ class Decoder(nn.Module):
         logit_scale: factor of what reaches the head (T5 divides by the root of its width).
         """
         super().__init__()
-        self.embedding = embedding
+        self.embedding: nn.Embedding | Int8Embedding = embedding
         self.position_embedding = position_embedding
         self.embedding_norm = embedding_norm
         self.stack = stack
@@ -124,7 +125,8 @@ class Decoder(nn.Module):
         if self.head is not None:
             logits_BTV: torch.Tensor = self.head(scaled)
             return logits_BTV
-        return nn.functional.linear(scaled, self.embedding.weight)
+        tied: torch.Tensor = self.embedding.weight  # type: ignore[assignment]  # a kernel that rounds it gives the head its own
+        return nn.functional.linear(scaled, tied)
 
 
 def check_tokens(tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None, vocabulary: int) -> None:

@@ -1,0 +1,93 @@
+"""A built model with its linear layers in another number format: module -> module, in place, layer by layer.
+
+    bf16  products in bfloat16, laid out once
+    int8  weights in 8 bits, one scale for each output
+    int4  weights in 4 bits, one scale for 32 of them: exactly what a Q4_1 file holds
+
+What is left over (norms, positions, attention, the residual) stays in float32. A model that runs by a kernel is not trained
+and not saved: the trained one is.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import UsageError
+from zoo.nn.block import Block
+from zoo.nn.decoder import Decoder
+from zoo.nn.feed_forward import Gated
+from zoo.nn.linear import GROUP, BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear
+from zoo.nn.mixture import Mixture
+
+LINEARS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], nn.Module]] = {
+    "bf16": BFloat16Linear,
+    "int8": Int8Linear,
+    "int4": Int4Linear,
+}
+
+
+def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
+    """The module, with every `nn.Linear` in it replaced; projections of zoo.nn that read the same input are joined first.
+
+    A router stays as it is, and in "int4" a layer whose input width is no multiple of 32 becomes bf16. The tied head of a
+    `Decoder` is a layer of its own afterwards: 8 bits where the others have 8 or 4, and the embedding, too.
+    Raises UsageError for an unknown kernel, and a module that is not on the CPU in float32.
+    """
+    if kernel not in LINEARS:
+        raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
+    wrong = next(
+        (tensor for tensor in module.parameters() if tensor.device.type != "cpu" or tensor.dtype != torch.float32), None
+    )
+    if wrong is not None:
+        raise UsageError(
+            f"kernel {kernel} takes a model on the CPU in float32, got {wrong.dtype} on {wrong.device}: leave out dtype and device"
+        )
+    make = LINEARS[kernel]
+    if isinstance(module, Decoder):
+        _replace_head(module, kernel)
+    for part in list(module.modules()):
+        if isinstance(part, Block):
+            _join(part.attention, ("query", "key", "value"), "query_key_value")
+        if isinstance(part, Gated):
+            _join(part, ("gate", "up"), "gate_and_up")
+        for name, child in list(part.named_children()):
+            if type(child) is nn.Linear and not (isinstance(part, Mixture) and name == "router"):
+                fits = kernel != "int4" or child.in_features % GROUP == 0
+                layer = make(child.weight, child.bias) if fits else BFloat16Linear(child.weight, child.bias)
+                setattr(part, name, layer)
+        del part
+    gc.collect()
+    return module.eval()
+
+
+def _join(part: Any, names: tuple[str, ...], joined: str) -> None:
+    """Linear layers with one input as one layer with all their outputs, in place of them."""
+    layers = [getattr(part, name) for name in names]
+    if not all(type(layer) is nn.Linear for layer in layers):
+        return
+    bias = torch.cat([layer.bias.detach() for layer in layers]) if layers[0].bias is not None else None
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    together = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    together.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        together.bias = nn.Parameter(bias, requires_grad=False)
+    setattr(part, joined, together)
+    for name in names:
+        setattr(part, name, nn.Identity())
+
+
+def _replace_head(decoder: Decoder, kernel: str) -> None:
+    """A head of its own in place of the tied embedding, made before the embedding is rounded."""
+    eight = kernel in ("int8", "int4")
+    if decoder.head is None:
+        weight: Any = decoder.embedding.weight
+        decoder.head = Int8Linear(weight) if eight else BFloat16Linear(weight)
+    elif type(decoder.head) is nn.Linear and eight:
+        decoder.head = Int8Linear(decoder.head.weight, decoder.head.bias)
+    if eight and isinstance(decoder.embedding, nn.Embedding):
+        decoder.embedding = Int8Embedding(decoder.embedding.weight)

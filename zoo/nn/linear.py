@@ -1,0 +1,174 @@
+"""Linear layers that hold their weights in fewer bits. All take and give float32, so that one can stand for `nn.Linear`.
+
+Each output row depends on its own input row alone, whatever the batch: where inputs are rounded, too, each row has a scale of
+its own. None has parameters: they are made from a trained weight, and run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, pad
+
+GROUP = 32  # weights that share a scale in 4 bits
+FEW_ROWS = (
+    16  # up to here reading the weights decides the time, and 4 bits win; above it arithmetic does, and bfloat16 wins
+)
+PACK_ROWS = 64  # rows that torch's 4-bit layout interleaves
+DIGIT, ZERO = 127, 128  # a digit of an 8-bit input goes from -DIGIT to DIGIT and is stored above ZERO
+
+
+class BFloat16Linear(nn.Module):
+    """Products in bfloat16, sums in float32; weights laid out once for oneDNN where torch has it."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.features = (weight_NK.shape[1], weight_NK.shape[0])
+        weight = weight_NK.detach().bfloat16().contiguous()
+        self.packed = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"  # type: ignore[no-untyped-call]
+        if self.packed:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)  # noqa: SLF001 - its public name is this
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
+
+    def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
+        """float32[..., K] -> float32[..., N]."""
+        rounded = input_BTK.bfloat16()
+        if self.packed:
+            output = torch.ops.mkldnn._linear_pointwise(rounded, self.weight, None, "none", [], "")  # noqa: SLF001 - as above
+        else:
+            output = linear(rounded, self.weight)
+        return _with_bias(output.float(), self.bias)
+
+
+class Int4Linear(nn.Module):
+    """Sixteen levels between the least and the greatest weight of each group of 32 in a row; inputs in bfloat16.
+
+    It is the arithmetic of GGUF's Q4_1, so a weight that was published so is kept as it was (its scales rounded to
+    bfloat16). A few rows are multiplied by the 4-bit weights themselves, many by a bfloat16 copy that is made for the call.
+    """
+
+    packed: torch.Tensor
+    scales_and_zeros: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.features = (weight_NK.shape[1], weight_NK.shape[0])
+        levels_NK, scales_NG, least_NG = four_bits(weight_NK.detach().float())
+        levels_NK = pad(levels_NK, (0, 0, 0, -len(levels_NK) % PACK_ROWS))
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels_NK, 1)  # noqa: SLF001 - its public name is this
+        both_GN2 = torch.stack((scales_NG, least_NG + 8 * scales_NG), -1).transpose(0, 1)
+        both_GN2 = pad(both_GN2, (0, 0, 0, len(levels_NK) - both_GN2.shape[1])).bfloat16().contiguous()
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("scales_and_zeros", both_GN2, persistent=False)
+        self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
+        # The layout is torch's own affair: where it is not the one that `unpacked` knows, few rows at a time must do.
+        self.unpackable = torch.equal(unpacked(packed), levels_NK.to(torch.uint8))
+
+    def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
+        """float32[..., K] -> float32[..., N]."""
+        rows_MK = input_BTK.reshape(-1, self.features[0]).bfloat16()
+        if len(rows_MK) <= FEW_ROWS or not self.unpackable:
+            product_MN = torch.ops.aten._weight_int4pack_mm_for_cpu(  # noqa: SLF001 - its public name is this
+                rows_MK, self.packed, GROUP, self.scales_and_zeros
+            )
+        else:
+            product_MN = linear(rows_MK, self.dequantised())
+        product_MN = product_MN[:, : self.features[1]].float()
+        return _with_bias(product_MN, self.bias).view(*input_BTK.shape[:-1], self.features[1])
+
+    def dequantised(self) -> torch.Tensor:
+        """The weights, bfloat16[N, K], N rounded up to the layout's rows."""
+        scales_N1G, zeros_N1G = self.scales_and_zeros.transpose(0, 1)[..., None].unbind(2)
+        groups_NGX = unpacked(self.packed).view(self.packed.shape[0], -1, GROUP).to(torch.bfloat16)
+        return groups_NGX.sub_(8).mul_(scales_N1G).add_(zeros_N1G).flatten(1)
+
+
+class Int8Linear(nn.Module):
+    """Weights in 8 bits with a scale for each output. Inputs have 16: a first digit of 8 bits and a second of what it leaves over.
+
+    One digit would be faster for many rows, and wrong: what comes before a head has a few large values that take all its levels.
+    """
+
+    scales_N: torch.Tensor
+    zeros_N: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.features = (weight_NK.shape[1], weight_NK.shape[0])
+        levels_NK, scales_N = eight_bits(weight_NK.detach().float())
+        self.packed = torch.ops.onednn.qlinear_prepack(levels_NK, None)
+        self.register_buffer("scales_N", scales_N, persistent=False)
+        self.register_buffer("zeros_N", torch.zeros(len(scales_N), dtype=torch.long), persistent=False)
+        self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
+
+    def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
+        """float32[..., K] -> float32[..., N]."""
+        rows_MK = input_BTK.reshape(-1, self.features[0])
+        steps_M1 = rows_MK.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / DIGIT
+        scaled_MK = rows_MK / steps_M1
+        first_MK = scaled_MK.round()
+        second_MK = (scaled_MK - first_MK).mul_(2 * DIGIT).round_()
+        digits = torch.cat((first_MK, second_MK)).add_(ZERO).to(torch.uint8)
+        product = torch.ops.onednn.qlinear_pointwise(
+            digits, 1.0, ZERO, self.packed, self.scales_N, self.zeros_N, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        high_MN, low_MN = product.chunk(2)
+        product_MN = high_MN.add_(low_MN, alpha=1 / (2 * DIGIT)).mul_(steps_M1)
+        return _with_bias(product_MN, self.bias).view(*input_BTK.shape[:-1], self.features[1])
+
+
+class Int8Embedding(nn.Module):
+    """Rows of a table in 8 bits, each with a scale of its own."""
+
+    levels_VK: torch.Tensor
+    scales_V: torch.Tensor
+
+    def __init__(self, weight_VK: torch.Tensor) -> None:
+        super().__init__()
+        levels_VK, scales_V = eight_bits(weight_VK.detach().float())
+        self.num_embeddings, self.embedding_dim = levels_VK.shape
+        self.register_buffer("levels_VK", levels_VK, persistent=False)
+        self.register_buffer("scales_V", scales_V, persistent=False)
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """int[B, T] -> float32[B, T, K]."""
+        return self.levels_VK[tokens_BT].float() * self.scales_V[tokens_BT][..., None]
+
+
+def four_bits(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """float32[N, K] -> levels int32[N, K] from 0 to 15, and for each group of 32 the step and the least, float32[N, K/32].
+
+    Steps and leasts are rounded to float16, as a Q4_1 block stores them.
+    """
+    groups_NGX = weight_NK.reshape(len(weight_NK), -1, GROUP)
+    least_NG, greatest_NG = torch.aminmax(groups_NGX, dim=-1)
+    steps_NG = ((greatest_NG - least_NG) / 15).half().float()
+    least_NG = least_NG.half().float()
+    safe_NG = torch.where(steps_NG > 0, steps_NG, torch.ones_like(steps_NG))
+    levels_NGX = ((groups_NGX - least_NG[..., None]) / safe_NG[..., None]).round_().clamp_(0, 15)
+    return levels_NGX.flatten(1).int(), steps_NG, least_NG
+
+
+def eight_bits(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32[N, K] -> levels int8[N, K] from -127 to 127, and the step of each row, float32[N]."""
+    scales_N = (weight_NK.abs().amax(1) / 127).clamp(min=1e-12)
+    return (weight_NK / scales_N[:, None]).round_().to(torch.int8), scales_N
+
+
+def unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """The 4-bit layout of torch, uint8[N, K/2] -> levels uint8[N, K]: 64 rows lie together, column by column, row r in the low half of
+    a byte and row r + 32 in the high half.
+    """
+    rows, half = packed.shape
+    blocks = packed.view(rows // PACK_ROWS, 2 * half, PACK_ROWS // 2)
+    return torch.cat((blocks & 15, blocks >> 4), -1).transpose(1, 2).reshape(rows, 2 * half)
+
+
+def _with_bias(output: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
+    return output if bias_N is None else output.add_(bias_N)
