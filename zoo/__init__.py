@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.classify import classify
     from zoo.tasks.embedding import embed
     from zoo.tasks.filtering import filter_pairs
+    from zoo.tasks.generation import generate, open_language_model, score
     from zoo.tasks.search import search
     from zoo.weights import fetch
 
@@ -29,9 +30,12 @@ _EXPORTS = {
     "fetch": "zoo.weights",
     "filter_pairs": "zoo.tasks.filtering",
     "find": "zoo.registry",
+    "generate": "zoo.tasks.generation",
     "hookimpl": "zoo.hookspecs",
     "installed_plugins": "zoo.registry",
+    "open_language_model": "zoo.tasks.generation",
     "open_model": "zoo.construct",
+    "score": "zoo.tasks.generation",
     "search": "zoo.tasks.search",
 }
 
@@ -47,9 +51,12 @@ __all__ = [
     "fetch",
     "filter_pairs",
     "find",
+    "generate",
     "hookimpl",
     "installed_plugins",
+    "open_language_model",
     "open_model",
+    "score",
     "search",
 ]
 

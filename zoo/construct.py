@@ -115,6 +115,14 @@ def device_of(built: Built) -> torch.device:
     return next((tensor.device for tensor in built.module.state_dict().values()), torch.device("cpu"))
 
 
+def weight_hashes(built: Built) -> dict[str, dict[str, str]]:
+    """Name with tag -> role -> sha256, for a model that has weights and for each of its parts."""
+    hashes = {built.name: dict(built.files)} if built.files else {}
+    for part in built.parts.values():
+        hashes |= weight_hashes(part)
+    return hashes
+
+
 def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) -> None:
     if found.card.name in above:
         circle = " -> ".join((*above[above.index(found.card.name) :], found.card.name))

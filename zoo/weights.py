@@ -92,7 +92,11 @@ def locate_files(found: Found, *, registry: Registry | None = None, model: bool 
     if found.weights is None:
         return {}
     files = [file for file in found.weights.files if model or file.role != "model"]
-    located = {file.role: locate(file, found, registry=registry) for file in files}
+    located: dict[str, Located] = {}
+    known: dict[str, Located] = {}  # one file may have two roles (a GGUF is tensors and tokenizer): it is hashed once
+    for file in files:
+        located[file.role] = known.get(file.sha256 or "") or locate(file, found, registry=registry)
+        known[located[file.role].sha256] = located[file.role]
     _drop_wheels(found.weights)
     return located
 
@@ -135,8 +139,10 @@ def unpin(name: str, *, registry: Registry | None = None) -> list[str]:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file or of a torch checkpoint (unpickled with `weights_only=True`), told apart by content.
+    """Tensors of a safetensors file, a torch checkpoint (unpickled with `weights_only=True`) or GGUF, told apart by content.
 
+    A quantised tensor of a GGUF file stands as its blocks, uint8[rows, row_bytes], under `<name>:<TYPE>`
+    (`zoo.gguf.dequantise` takes them); a view of the mapped file, like all of that file's tensors.
     Raises WeightsError for anything else, for a checkpoint that inflates, and for one that holds more than tensors.
     """
     import torch
@@ -151,6 +157,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise WeightsError(f"{path} is not a valid safetensors file: {error}") from error
+    if head[:4] == b"GGUF":
+        from zoo.gguf import read_tensors
+
+        return read_tensors(path)
     if head[:4] == b"PK\x03\x04":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -160,7 +170,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         if declared > MAX_INFLATION * path.stat().st_size:
             raise WeightsError(f"{path} would inflate from {path.stat().st_size:,} to {declared:,} bytes: refused")
     elif head[:1] != b"\x80":
-        raise WeightsError(f"{path} is neither a safetensors file nor a torch checkpoint (it begins with {head[:4]!r})")
+        raise WeightsError(f"{path} is no safetensors file, torch checkpoint or GGUF file (it begins with {head[:4]!r})")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from zoo.activation import warn
-from zoo.construct import Built, device_of, open_model
+from zoo.construct import Built, device_of, open_model, weight_hashes
 from zoo.derived import derived
 from zoo.errors import MediaError, PluginError, UsageError
 from zoo.modality import IMAGE, TEXT
@@ -137,7 +137,7 @@ def classify(
         distribution=provider.distribution,
         version=provider.version,
         method=probe.method if probe else ("own classes" if closed else "zero-shot"),
-        weights=_weight_hashes(built),
+        weights=weight_hashes(built),
         results=results,
         loo_accuracy=probe.loo_accuracy if probe else None,
         random_weights=built.random,
@@ -320,13 +320,6 @@ def _answer(item: Item, row: torch.Tensor | str, names: Sequence[str], limit: in
     scores = {names[index]: value for value, index in zip(values.tolist(), indices.tolist(), strict=True)}
     label = next(iter(scores))
     return Answer(item.label, label, scores[label], scores)
-
-
-def _weight_hashes(built: Built) -> dict[str, dict[str, str]]:
-    hashes = {built.name: dict(built.files)} if built.files else {}
-    for part in built.parts.values():
-        hashes |= _weight_hashes(part)
-    return hashes
 
 
 def _not_dual(built: Built) -> str:

@@ -1,0 +1,305 @@
+"""Text that goes on from a prompt, and which of given answers fits it: by any installed decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.construct import Built, weight_hashes
+from zoo.contracts import Decoder, Tokenizer
+from zoo.decoding.beams import beam_answer
+from zoo.decoding.generation import Generated, Piece, stream
+from zoo.decoding.generation import generate as generate_ids
+from zoo.decoding.prefix_cache import PrefixCache
+from zoo.decoding.sampling import Sampling
+from zoo.decoding.scoring import NORMALISATIONS, score_choices
+from zoo.errors import PluginError, UsageError
+from zoo.modality import TEXT
+from zoo.nn.kernels import LINEARS, apply_kernel
+from zoo.plugin import describe
+from zoo.tasks.encoding import open_for, plugin_errors
+
+TASK = "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was generated after one prompt.
+
+    finish: "end", "stop", "length" or "context" (see `zoo.decoding.generation.Generated`). tokens: how many it has.
+    """
+
+    prompt: str
+    text: str
+    finish: str
+    prompt_tokens: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer that fits a prompt best, and the probability of each among them, best first.
+
+    logprobs: what they were ranked by, before the softmax.
+    """
+
+    prompt: str
+    choice: str
+    scores: dict[str, float]
+    logprobs: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """Completions or choices, in the order of the prompts, and what produced them; fields as in `zoo.tasks.classify`.
+
+    kernel: the number format of the linear layers ("float32" where none was applied).
+    """
+
+    model: str
+    distribution: str
+    version: str
+    kernel: str
+    weights: dict[str, dict[str, str]]
+    results: tuple[Any, ...]
+    random_weights: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A built decoder with its tokenizer, ready to be asked many times; prompts that begin alike are read once."""
+
+    built: Built
+    decoder: Decoder
+    tokenizer: Tokenizer
+    kernel: str | None
+    prefixes: PrefixCache = field(repr=False)
+
+    def ids(self, prompt: str, *, chat: bool, system: str | None = None) -> list[int]:
+        """A prompt as token ids: a user's turn of a conversation, or the text itself. Raises UsageError."""
+        if not chat:
+            if system is not None:
+                raise UsageError("a system message belongs to a conversation: add --chat (in Python: chat=True)")
+            return self.tokenizer.encode(prompt)
+        if self.tokenizer.chat is None:
+            raise UsageError(f"{self.built.name} was not trained on conversations: leave out --chat")
+        turns = [] if system is None else [("system", system)]
+        return self.tokenizer.chat([*turns, ("user", prompt)])
+
+
+def open_language_model(
+    model: str | Built | None = None,
+    *,
+    weights: str | Path | None = "card",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernel: str | None = None,
+) -> LanguageModel:
+    """Build a decoder for `generate` and `score`: the named one, or the installed default.
+
+    kernel: number format of its linear layers, from `zoo.nn.kernels.LINEARS`; None for the module as its plugin builds it.
+    Raises UsageError for a model of another kind and a kernel that does not exist, PluginError for a decoder without a tokenizer.
+    """
+    if kernel is not None and kernel not in LINEARS:
+        raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
+    if kernel is not None and isinstance(model, Built):
+        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
+    built = open_for(TASK, model, kinds=("decoder",), modalities=(TEXT,), weights=weights, device=device, dtype=dtype)
+    module: Any = built.module
+    tokenizer = getattr(module, "tokenizer", None)
+    if tokenizer is None:
+        raise PluginError(
+            f"{describe(built.found.card.provider)}: {built.name} has no tokenizer, so it reads no text (zoo fetch {built.found.name} "
+            f"brings what belongs to its weights)"
+        )
+    if kernel is not None:
+        apply_kernel(module, kernel)
+    return LanguageModel(built, module, tokenizer, kernel, PrefixCache(f"{built.identity} {kernel}"))
+
+
+def generate(
+    prompts: str | Sequence[str],
+    *,
+    model: str | Built | LanguageModel | None = None,
+    weights: str | Path | None = "card",
+    chat: bool = False,
+    system: str | None = None,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    beams: int | None = None,
+    samples: int = 1,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernel: str | None = None,
+) -> Generation:
+    """Text that goes on from each prompt.
+
+    prompts: one text, or several, each answered for itself. chat: each is a user's message to a model trained to answer, with
+        `system` before it where given.
+    model: a decoder; the installed default when None. To ask many times, open it once: `open_language_model`; then weights,
+        device, dtype and kernel are those it was opened with.
+    sampling: greedy when None. stop: strings at which an answer ends. beams: search with so many hypotheses instead, ranked
+        by the mean log-probability of their tokens. samples: answers to each prompt, one after another in the results.
+    Raises UsageError for arguments that make no sense and a prompt that leaves no room, and what building the model raises.
+    """
+    texts = _texts(prompts)
+    if beams is not None and (sampling is not None or samples != 1):
+        raise UsageError("beams search for the likeliest answer: leave out sampling and samples")
+    language = _opened(model, weights, device, dtype, kernel)
+    rows = [language.ids(text, chat=chat, system=system) for text in texts]
+    with plugin_errors(language.built):
+        if beams is None:
+            answers = _answers(language, rows, max_tokens, sampling, stop, samples)
+        else:
+            answers = [
+                beam_answer(
+                    language.decoder, row, beams=beams, max_tokens=max_tokens, stop=stop, prefixes=language.prefixes
+                )
+                for row in rows
+            ]
+    results = tuple(
+        Completion(texts[number // samples], answer.text, answer.finish, len(rows[number // samples]), len(answer.ids))
+        for number, answer in enumerate(answers)
+    )
+    return _outcome(language, results)
+
+
+def stream_text(
+    prompt: str,
+    language: LanguageModel,
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+) -> Iterator[Piece]:
+    """The pieces of one answer while they come; arguments as those of `generate`."""
+    row = language.ids(prompt, chat=chat, system=system)
+    with plugin_errors(language.built):
+        yield from stream(
+            language.decoder, [row], max_tokens=max_tokens, sampling=sampling, stop=stop, prefixes=language.prefixes
+        )
+
+
+def score(
+    prompts: str | Sequence[str],
+    choices: Sequence[str],
+    *,
+    model: str | Built | LanguageModel | None = None,
+    weights: str | Path | None = "card",
+    chat: bool = False,
+    system: str | None = None,
+    normalise: str = "sum",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernel: str | None = None,
+) -> Generation:
+    """Which choice is the likeliest answer to each prompt, by the log-probability of its tokens.
+
+    normalise: "sum", or per "token" or "byte", or "calibrated" by the empty prompt (see `zoo.decoding.scoring.Scored.score`).
+    A choice is scored as it stands; where neither it nor the end of the prompt has a blank, one is put between, outside a
+    conversation. Other arguments as those of `generate`. Raises UsageError for fewer than two different choices.
+    """
+    texts, names = _texts(prompts), _check_choices(choices)
+    if normalise not in NORMALISATIONS:
+        raise UsageError(f"normalise is one of {', '.join(NORMALISATIONS)}, got {normalise!r}")
+    language = _opened(model, weights, device, dtype, kernel)
+    results = []
+    for text in texts:
+        row = language.ids(text, chat=chat, system=system)
+        asked = [name if chat else joined(text, name) for name in names]
+        with plugin_errors(language.built):
+            scored = score_choices(
+                language.decoder,
+                row,
+                [language.tokenizer.encode(name) for name in asked],
+                sizes_bytes=[len(name.encode()) for name in asked],
+                calibrate=normalise == "calibrated",
+                prefixes=language.prefixes,
+            )
+        logprobs = {name: one.score(normalise) for name, one in zip(names, scored, strict=True)}
+        results.append(_choice(text, logprobs))
+    return _outcome(language, tuple(results))
+
+
+def joined(prompt: str, choice: str) -> str:
+    """The choice as it follows the prompt: after a blank where neither brings one."""
+    needs = bool(prompt) and not prompt[-1].isspace() and not choice[:1].isspace()
+    return f" {choice}" if needs else choice
+
+
+def _choice(prompt: str, logprobs: Mapping[str, float]) -> Choice:
+    order = sorted(logprobs, key=lambda name: -logprobs[name])
+    shares = torch.tensor([logprobs[name] for name in order], dtype=torch.float64).softmax(0).tolist()
+    return Choice(prompt, order[0], dict(zip(order, shares, strict=True)), {name: logprobs[name] for name in order})
+
+
+def _answers(
+    language: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling: Sampling | None,
+    stop: Sequence[str],
+    samples: int,
+) -> list[Generated]:
+    return generate_ids(
+        language.decoder,
+        rows,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=stop,
+        samples=samples,
+        prefixes=language.prefixes,
+    )
+
+
+def _opened(
+    model: str | Built | LanguageModel | None,
+    weights: str | Path | None,
+    device: str,
+    dtype: torch.dtype | None,
+    kernel: str | None,
+) -> LanguageModel:
+    if isinstance(model, LanguageModel):
+        return model
+    return open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
+
+
+def _texts(prompts: str | Sequence[str]) -> list[str]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise UsageError("no prompt given")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UsageError(f"a prompt is a string, prompt {number} is {type(text).__name__}")
+    return texts
+
+
+def _check_choices(choices: Sequence[str]) -> list[str]:
+    if isinstance(choices, str):
+        raise UsageError(f"choices are a list of texts, got the single string {choices!r}")
+    names = list(choices)
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"choices are at least two different texts, got {names}")
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise UsageError(f"a choice is a text that is not empty, got {names}")
+    return names
+
+
+def _outcome(language: LanguageModel, results: tuple[Any, ...]) -> Generation:
+    provider = language.built.found.card.provider
+    return Generation(
+        model=language.built.name,
+        distribution=provider.distribution,
+        version=provider.version,
+        kernel=language.kernel or "float32",
+        weights=weight_hashes(language.built),
+        results=results,
+        random_weights=language.built.random,
+    )
