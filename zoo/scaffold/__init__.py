@@ -41,6 +41,15 @@ CHOICES: dict[str, dict[str, dict[str, str]]] = {
             "extra": f"variant = {{ width = 32 }}\n{PIXELS % 80}",
         },
     },
+    "decoder": {
+        TEXT: {
+            "modalities": '"text"',
+            "build": "build",
+            "parameters": "57664",
+            "output": "",
+            "extra": "variant = { width = 64, heads = 4, layers = 1, context = 256 }",
+        },
+    },
 }
 
 

@@ -17,7 +17,7 @@ from zoo.errors import WeightsMissingError
 from zoo.plugin import Plugin
 from zoo.registry import Found, Registry
 
-LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs")
+LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language")
 SEED = 1
 
 

@@ -14,8 +14,9 @@ from zoo.batch import Encoded
 from zoo.construct import Built
 from zoo.errors import MediaError, UsageError, WeightsMissingError
 from zoo.testing.check import SEED, CheckFailed, CheckSkipped, Subject, check
+from zoo.testing.language import next_logits, token_rows
 from zoo.testing.samples import extreme, ordinary, uneven
-from zoo.testing.truth import ENCODERS, encode
+from zoo.testing.truth import ENCODERS, MODELS, encode
 
 TOLERANCE = 1e-4  # of the largest value: float32 sums differ in their last digits with the shape of the batch
 BFLOAT16_COSINE = 0.99
@@ -23,7 +24,7 @@ BFLOAT16_COSINE = 0.99
 Output = dict[str, torch.Tensor]
 
 
-@check("numbers", "One seed gives one model, and one input one output, to the bit.", kinds=ENCODERS)
+@check("numbers", "One seed gives one model, and one input one output, to the bit.", kinds=MODELS)
 def same_seed_same_output(subject: Subject) -> None:
     first, second = (subject.open(weights=None, seed=SEED).module for _ in range(2))
     for (name, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
@@ -33,7 +34,7 @@ def same_seed_same_output(subject: Subject) -> None:
         _must_equal(outputs(subject, modality), outputs(subject, modality), "the same input a second time", exact=True)
 
 
-@check("numbers", "A batch of n gives what n singles give.", kinds=ENCODERS)
+@check("numbers", "A batch of n gives what n singles give.", kinds=MODELS)
 def batch_equals_singles(subject: Subject) -> None:
     for modality in subject.found.card.modalities:
         items = ordinary(modality)
@@ -64,7 +65,7 @@ def padding_changes_nothing(subject: Subject) -> None:
             _must_equal(_real(alone, 0), _real(padded, row), f"{modality} item {row} alone and beside longer ones")
 
 
-@check("numbers", "A gradient reaches every parameter that can be trained.", kinds=ENCODERS)
+@check("numbers", "A gradient reaches every parameter that can be trained.", kinds=MODELS)
 def gradient_reaches_every_parameter(subject: Subject) -> None:
     module = subject.module
     module.zero_grad(set_to_none=True)
@@ -88,7 +89,7 @@ def gradient_reaches_every_parameter(subject: Subject) -> None:
         raise CheckFailed(f"no output depends on {shown}")
 
 
-@check("numbers", "Extreme but legal input gives finite numbers.", kinds=ENCODERS)
+@check("numbers", "Extreme but legal input gives finite numbers.", kinds=MODELS)
 def extreme_input_stays_finite(subject: Subject) -> None:
     for modality in subject.found.card.modalities:
         for name, item in extreme(modality):
@@ -101,7 +102,7 @@ def extreme_input_stays_finite(subject: Subject) -> None:
                     raise CheckFailed(f"{name} gives NaN or infinity in its {key}")
 
 
-@check("numbers", "Saved and loaded into a model of another seed, it gives the same output to the bit.", kinds=ENCODERS)
+@check("numbers", "Saved and loaded into a model of another seed, it gives the same output to the bit.", kinds=MODELS)
 def state_survives_saving(subject: Subject) -> None:
     original = subject.built
     other = _reloaded(subject, original)
@@ -111,7 +112,7 @@ def state_survives_saving(subject: Subject) -> None:
         )
 
 
-@check("numbers", "Every tensor and submodule is registered, so that it is saved, moved and cast.", kinds=ENCODERS)
+@check("numbers", "Every tensor and submodule is registered, so that it is saved, moved and cast.", kinds=MODELS)
 def everything_is_registered(subject: Subject) -> None:
     known = {id(module) for module in subject.module.modules()}
     for name, module in subject.module.named_modules():
@@ -123,7 +124,7 @@ def everything_is_registered(subject: Subject) -> None:
                 raise CheckFailed(f"{where} is a module that is not registered (use nn.ModuleList or nn.ModuleDict)")
 
 
-@check("numbers", "Cast to bfloat16, and moved to a GPU where there is one, it gives nearly the same.", kinds=ENCODERS)
+@check("numbers", "Cast to bfloat16, and moved to a GPU where there is one, it gives nearly the same.", kinds=MODELS)
 def dtype_and_device_can_change(subject: Subject) -> None:
     weights = "card" if subject.trained else None
     moved = subject.open(weights=weights, dtype=torch.bfloat16).module
@@ -141,6 +142,8 @@ def outputs(subject: Subject, modality: str, items: list[Any] | None = None, *, 
         if subject.found.card.kind == "dual_encoder":
             inputs = _to(module, module.preprocess(modality, items))
             found = {"embedding": module.encode(modality, inputs), "features": module.features(modality, inputs)}
+        elif subject.found.card.kind == "decoder":
+            found = {"logits": next_logits(module, token_rows(module, items))}
         else:
             encoded = module(_to(module, module.preprocess(items)))
             found = {"tokens": encoded.tokens_BTD, "pooled vector": encoded.pooled_BD}
@@ -160,6 +163,9 @@ def _differentiable(subject: Subject) -> Iterator[torch.Tensor]:
                 module.features(modality, module.preprocess(modality, samples(modality))) for modality in card.modalities
             )
             yield module.logit_scale * (embeddings[0] @ embeddings[-1].T) + getattr(module, "logit_bias", 0.0)
+            continue
+        if card.kind == "decoder":
+            yield next_logits(module, token_rows(module, samples(card.modalities[0])))
             continue
         inputs = module.preprocess(samples(card.modalities[0]))
         encoded = module(inputs)

@@ -26,7 +26,7 @@ from zoo.registry import default_registry
 from zoo.surroundings import changes, snapshot
 from zoo.testing.check import SEED, CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.numbers import outputs
-from zoo.testing.truth import ENCODERS
+from zoo.testing.truth import MODELS
 
 TIMEOUT_S = 120.0
 
@@ -34,7 +34,7 @@ TIMEOUT_S = 120.0
 @check(
     "process",
     "Importing, building and running it change nothing of the whole process but what its requirements change themselves.",
-    kinds=ENCODERS,
+    kinds=MODELS,
 )
 def process_stays_as_it_was(subject: Subject) -> None:
     changed = _in_child("_changes_here", subject)
@@ -42,7 +42,7 @@ def process_stays_as_it_was(subject: Subject) -> None:
         raise CheckFailed("; ".join(changed))
 
 
-@check("process", "It works in a forked process.", kinds=ENCODERS)
+@check("process", "It works in a forked process.", kinds=MODELS)
 def works_after_fork(subject: Subject) -> None:
     if not hasattr(os, "fork"):
         raise CheckSkipped("this system does not fork")
@@ -51,7 +51,7 @@ def works_after_fork(subject: Subject) -> None:
         raise CheckFailed("its output in a forked process differs from its parent's")
 
 
-@check("process", "It can be sent to a spawned process and works there.", kinds=ENCODERS)
+@check("process", "It can be sent to a spawned process and works there.", kinds=MODELS)
 def works_after_spawn(subject: Subject) -> None:
     digests = _in_child("_spawn_here", subject)
     if digests[0] != digests[1]:

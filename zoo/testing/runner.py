@@ -11,11 +11,11 @@ from zoo import __version__, child
 from zoo.plugin import Plugin, code_sha256
 from zoo.records import read_record, write_record
 from zoo.registry import Found, Registry, default_registry
-from zoo.testing import listing, numbers, pairs, process, truth
+from zoo.testing import language, listing, numbers, pairs, process, truth
 from zoo.testing.check import CHECKS, LEVELS, Check, Result, Subject, run_check
 
 TIMEOUT_S = 600.0
-MODULES = (listing, truth, numbers, process, pairs)  # importing them registers their checks
+MODULES = (listing, truth, numbers, process, pairs, language)  # importing them registers their checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

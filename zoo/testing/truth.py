@@ -7,16 +7,17 @@ from typing import Any
 import torch
 
 from zoo.batch import Encoded
-from zoo.contracts import DualEncoder, Encoder
+from zoo.contracts import Decoder, DualEncoder, Encoder
 from zoo.errors import WeightsMissingError
 from zoo.modality import MODALITIES
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.samples import ordinary
 
 ENCODERS = ("encoder", "dual_encoder")
+MODELS = (*ENCODERS, "decoder")  # what is built from a card, has parameters and reads items of its modalities
 
 
-@check("manifest", "The card names licence, parameters and the width of what comes out.", kinds=ENCODERS)
+@check("manifest", "The card names licence, parameters and the width of what comes out.", kinds=MODELS)
 def card_is_complete(subject: Subject) -> None:
     card = subject.found.card
     missing = [] if card.licence or (subject.found.weights and subject.found.weights.licence) else ["licence"]
@@ -32,9 +33,9 @@ def card_is_complete(subject: Subject) -> None:
         raise CheckFailed(f"the card does not say: {', '.join(missing)}")
 
 
-@check("manifest", "What is built has the methods of its kind.", kinds=ENCODERS)
+@check("manifest", "What is built has the methods of its kind.", kinds=MODELS)
 def contract_is_kept(subject: Subject) -> None:
-    kind: Any = {"encoder": Encoder, "dual_encoder": DualEncoder}[subject.found.card.kind]
+    kind: Any = {"encoder": Encoder, "dual_encoder": DualEncoder, "decoder": Decoder}[subject.found.card.kind]
     if not isinstance(subject.module, kind):
         wanted = [name for name in kind.__protocol_attrs__ if not hasattr(subject.module, name)]
         raise CheckFailed(f"{type(subject.module).__name__} lacks {', '.join(wanted)} (zoo/contracts.py)")
@@ -42,7 +43,7 @@ def contract_is_kept(subject: Subject) -> None:
         raise CheckFailed("it is in training mode after building")
 
 
-@check("manifest", "It has as many parameters as the card says.", kinds=ENCODERS)
+@check("manifest", "It has as many parameters as the card says.", kinds=MODELS)
 def parameters_as_declared(subject: Subject) -> None:
     declared = subject.found.card.parameters
     if declared is None:
@@ -52,9 +53,15 @@ def parameters_as_declared(subject: Subject) -> None:
         raise CheckFailed(f"the card says parameters = {declared}, the model has {actual}")
 
 
-@check("manifest", "Its outputs have the shapes that the card says.", kinds=ENCODERS)
+@check("manifest", "Its outputs have the shapes that the card says.", kinds=MODELS)
 def shapes_as_declared(subject: Subject) -> None:
     card = subject.found.card
+    if card.kind == "decoder":
+        with torch.inference_mode():
+            logits = subject.module(torch.tensor([[0, 1, 2]]))
+        if list(logits.shape) != [1, 3, subject.module.vocabulary]:
+            raise CheckFailed(f"logits of 3 tokens are {list(logits.shape)}, the vocabulary is {subject.module.vocabulary}")
+        return
     for modality in card.modalities:
         items = ordinary(modality)
         if card.kind == "dual_encoder":
@@ -93,7 +100,7 @@ def other_modalities_are_refused(subject: Subject) -> None:
     raise CheckFailed(f"preprocess({other!r}, ...) was accepted")
 
 
-@check("weights", "Each weight file has a full sha256, a size and a licence.", kinds=ENCODERS)
+@check("weights", "Each weight file has a full sha256, a size and a licence.", kinds=MODELS)
 def weights_are_pinned(subject: Subject) -> None:
     row = subject.found.weights
     if row is None:
@@ -107,7 +114,7 @@ def weights_are_pinned(subject: Subject) -> None:
         raise CheckFailed(f"weights {row.tag!r} do not say: {', '.join(missing)}")
 
 
-@check("weights", "The weights are the bytes the card names, fit exactly, and are finite.", kinds=ENCODERS)
+@check("weights", "The weights are the bytes the card names, fit exactly, and are finite.", kinds=MODELS)
 def weights_load(subject: Subject) -> None:
     if subject.found.weights is None:
         raise CheckSkipped("the card has no weights of its own")

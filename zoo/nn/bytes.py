@@ -1,0 +1,35 @@
+"""The tokenizer that needs no file: one token for each byte of the UTF-8 text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zoo.errors import UsageError
+
+BYTES = 256
+START, END = BYTES, BYTES + 1
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are bytes, 256 is the start and 257 the end. It keeps `zoo.contracts.Tokenizer`."""
+
+    vocabulary = BYTES + 2
+    start_id: int | None = START
+    end_ids: tuple[int, ...] = (END,)
+    chat = None
+
+    def encode(self, text: str, /) -> list[int]:
+        """Raises UsageError for anything but a str of valid Unicode."""
+        if not isinstance(text, str):
+            raise UsageError(f"a text must be a str, got {type(text).__name__}")
+        try:
+            return list(text.encode())
+        except UnicodeEncodeError as error:
+            raise UsageError("a text must be valid Unicode, got a lone surrogate: decode it as UTF-8") from error
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """U+FFFD stands for what is no UTF-8; start and end are left out."""
+        return bytes(token for token in ids if token < BYTES).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int, /) -> bytes:
+        return bytes([token]) if token < BYTES else b""
