@@ -170,7 +170,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         if declared > MAX_INFLATION * path.stat().st_size:
             raise WeightsError(f"{path} would inflate from {path.stat().st_size:,} to {declared:,} bytes: refused")
     elif head[:1] != b"\x80":
-        raise WeightsError(f"{path} is no safetensors file, torch checkpoint or GGUF file (it begins with {head[:4]!r})")
+        raise WeightsError(
+            f"{path} is neither a safetensors file nor a torch checkpoint nor a GGUF file (it begins with {head[:4]!r})"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

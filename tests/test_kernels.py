@@ -1,0 +1,113 @@
+"""Models in few bits: what is exact is exact, what is rounded is near, and each row keeps to itself."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_decoder import tiny_decoder
+from torch import nn
+
+from zoo.decoding.generation import generate
+from zoo.errors import UsageError
+from zoo.nn.kernels import LINEARS, apply_kernel
+from zoo.nn.linear import FEW_ROWS, BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, four_bits, unpacked
+
+BOUNDS = {"bf16": 0.01, "int8": 0.02, "int4": 0.01}  # of weights that the format can hold
+
+
+def q4_1_weight(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """A weight as a Q4_1 file holds it: float16 steps and leasts, 16 levels, both ends used as its quantiser does."""
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.randint(0, 16, (rows, columns // 32, 32), generator=generator).float()
+    levels[..., 0], levels[..., 1] = 0, 15
+    steps = (torch.rand(rows, columns // 32, 1, generator=generator) * 0.02 + 1e-3).half().float()
+    least = (torch.randn(rows, columns // 32, 1, generator=generator) * 0.1).half().float()
+    return (levels * steps + least).flatten(1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 70), groups=st.integers(1, 4), seed=st.integers(0, 99))
+def test_four_bits_give_a_q4_1_weight_back_exactly(rows, groups, seed) -> None:
+    weight = q4_1_weight(rows, 32 * groups, seed)
+    levels, steps, least = four_bits(weight)
+    back = levels.view(rows, groups, 32) * steps[..., None] + least[..., None]
+    assert torch.equal(back.flatten(1), weight)
+
+
+def test_constant_groups_have_no_step_and_stay() -> None:
+    levels, steps, least = four_bits(torch.full((2, 32), 0.5))
+    assert (int(levels.abs().max()), steps.tolist(), least.tolist()) == (0, [[0.0]] * 2, [[0.5]] * 2)
+
+
+@pytest.mark.parametrize("kernel", LINEARS)
+@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1, 64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_gives_nearly_what_it_stands_for(kernel, rows, bias) -> None:
+    torch.manual_seed(0)
+    exact = nn.Linear(96, 80, bias=bias)
+    with torch.no_grad():
+        exact.weight.copy_(q4_1_weight(80, 96))
+    layer = LINEARS[kernel](exact.weight, exact.bias)
+    x = torch.randn(2, rows, 96)
+    x[:, :, 5] *= 50  # an outlier, as the inputs of real models have them
+    with torch.inference_mode():
+        expected, found = exact(x), layer(x)
+        assert found.dtype == torch.float32
+        assert found.shape == expected.shape
+        relative = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        assert float(relative.max()) < BOUNDS[kernel]
+        loud = torch.cat((x, 1000 * torch.randn(1, rows, 96)))
+        torch.testing.assert_close(layer(loud)[:2], found, rtol=0, atol=2e-2 * float(found.abs().max()))
+
+
+def test_the_loudness_of_a_row_does_not_touch_the_others() -> None:
+    layer = Int8Linear(torch.randn(40, 64))
+    quiet, loud = torch.randn(2, 64), 1e4 * torch.randn(1, 64)
+    assert torch.equal(layer(torch.cat((quiet, loud)))[:2], layer(torch.cat((quiet, torch.zeros(1, 64))))[:2])
+
+
+def test_the_4_bit_layout_is_the_one_that_is_unpacked() -> None:
+    layer = Int4Linear(q4_1_weight(130, 64))
+    assert layer.unpackable
+    levels, _, _ = four_bits(q4_1_weight(130, 64))
+    assert torch.equal(unpacked(layer.packed)[:130], levels.to(torch.uint8))
+
+
+@pytest.mark.parametrize("kernel", LINEARS)
+def test_a_model_runs_by_a_kernel_nearly_as_before(kernel) -> None:
+    plain, fast = (tiny_decoder(width=64, heads=4, kv_heads=2, sharpness=2.0) for _ in range(2))
+    if kernel == "int4":  # weights that 4 bits hold
+        for decoder in (plain, fast):
+            for number, layer in enumerate(part for part in decoder.stack.modules() if isinstance(part, nn.Linear)):
+                layer.weight.data = 0.25 * q4_1_weight(*layer.weight.shape, seed=number)
+    apply_kernel(fast, kernel)
+    assert not any(type(part) is nn.Linear for part in fast.modules())
+    assert fast.stack.blocks[0].attention.query_key_value is not None
+    assert fast.stack.blocks[0].feed_forward.gate_and_up is not None
+    tokens = torch.randint(0, 256, (3, 20))
+    with torch.inference_mode():
+        cosine = torch.nn.functional.cosine_similarity(plain(tokens), fast(tokens), dim=-1)
+        assert float(cosine.mean()) > 0.999
+        assert float(cosine.min()) > 0.99
+        cache = fast.new_cache(3, 20)
+        pieces = [fast(tokens[:, start : start + 5], cache=cache) for start in range(0, 20, 5)]
+        torch.testing.assert_close(torch.cat(pieces, 1), fast(tokens), rtol=0, atol=0.05)
+    rows = [[1, 2, 3], [4], [5, 6, 7, 8]]
+    assert generate(fast, rows, max_tokens=4) == [answer for row in rows for answer in generate(fast, [row], max_tokens=4)]
+
+
+def test_a_mixture_keeps_its_router_and_odd_widths_are_bf16() -> None:
+    decoder = tiny_decoder(width=24, heads=4, experts=3)
+    apply_kernel(decoder, "int4")
+    mixture = decoder.stack.blocks[0].feed_forward
+    assert type(mixture.router) is nn.Linear
+    assert isinstance(mixture.experts[0].up, BFloat16Linear)  # 24 is no multiple of 32
+    assert isinstance(decoder.embedding, Int8Embedding)
+    assert isinstance(decoder.head, Int8Linear)
+
+
+def test_what_no_kernel_can_take_is_said() -> None:
+    with pytest.raises(UsageError, match="a kernel is one of bf16, int8, int4, got 'int3'"):
+        apply_kernel(nn.Linear(2, 2), "int3")
+    with pytest.raises(UsageError, match="takes a model on the CPU in float32, got torch.bfloat16 on cpu"):
+        apply_kernel(nn.Linear(2, 2).bfloat16(), "bf16")
