@@ -153,7 +153,7 @@ def test_unicode_and_a_thousand_labels(photos: Path) -> None:
     ("arguments", "message"),
     [
         (["--labels", ""], "no labels given: name at least two, as in --labels cat,dog"),
-        (["--labels", "cat"], "one label given (cat): every image would get it; name at least two"),
+        (["--labels", "cat"], "one label given (cat): everything would get it; name at least two"),
         (["--labels", "cat,dog, cat"], "labels given twice: cat"),
         (["--labels", "cat,dog", "--template", "a photo"], "a template has one {} where the label goes, got 'a photo'"),
         (["--labels", "cat,dog", "--labels-file", "x"], "give --labels or --labels-file, not both"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.filtering import filter_pairs
     from zoo.tasks.generation import generate, open_language_model, score
     from zoo.tasks.search import search
+    from zoo.tasks.text_classification import classify_texts
     from zoo.weights import fetch
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _EXPORTS = {
     "build": "zoo.construct",
     "cards": "zoo.registry",
     "classify": "zoo.tasks.classify",
+    "classify_texts": "zoo.tasks.text_classification",
     "embed": "zoo.tasks.embedding",
     "fetch": "zoo.weights",
     "filter_pairs": "zoo.tasks.filtering",
@@ -47,6 +49,7 @@ __all__ = [
     "build",
     "cards",
     "classify",
+    "classify_texts",
     "embed",
     "fetch",
     "filter_pairs",

@@ -1,30 +1,49 @@
-"""`zoo classify`: images and labels in, a table or a JSON document out."""
+"""`zoo classify`: images or texts and labels in, a table or a JSON document out."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from zoo.cli.output import about_model, print_json, warn_of_random_weights
 from zoo.errors import UsageError
 
+LINE = 60  # characters of a text that stand before its answer
 SHOWN = 3  # labels on a line, where nobody says how many
 DTYPES = ("float32", "bfloat16", "float16")
+KERNELS = ("float32", "bf16", "int8", "int4")
 
 
 def add_commands(commands: Any) -> None:
     command = commands.add_parser(
-        "classify", help="say which label fits each image", description="Without --labels and --shots: ImageNet's classes."
+        "classify",
+        help="say which label fits each image or text",
+        description="Without --labels and --shots: the image model's own classes.",
     )
-    command.add_argument("media", nargs="+", metavar="MEDIA", help="image files, folders or patterns")
+    command.add_argument("media", nargs="+", metavar="MEDIA", help="image files, folders or patterns; texts with --text")
+    command.add_argument("--text", action="store_true", help="MEDIA are texts, and a decoder ranks the labels")
     command.add_argument("--labels", help="comma-separated labels")
     command.add_argument("--labels-file", type=Path, metavar="FILE", help="one label a line")
-    command.add_argument("--template", action="append", metavar="T", help="sentence with {} for the label; may be repeated")
+    command.add_argument(
+        "--template",
+        action="append",
+        metavar="T",
+        help="sentence with {} for the label, may be repeated; with --text, the prompt with {text}",
+    )
     command.add_argument(
         "--templates", metavar="SET", help="a named set of such sentences, as openai-80, openai-7 or zoo-9"
     )
-    command.add_argument("--shots", metavar="DIR", help="a folder of examples for each class: few-shot")
+    command.add_argument(
+        "--shots",
+        metavar="PATH",
+        help="few-shot: a folder of examples for each class; for texts a .jsonl or .csv file with the fields text and label",
+    )
+    command.add_argument(
+        "--normalise", choices=("sum", "token", "byte", "calibrated"), help="how labels of texts are ranked (sum)"
+    )
+    command.add_argument("--kernel", choices=KERNELS, help="number format of a decoder's linear layers (float32)")
     command.add_argument(
         "--top", type=int, help="labels to report for each image (3 in the text; in --json all of up to 20, else 5)"
     )
@@ -99,6 +118,11 @@ def check_weights(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.text:
+        return run_texts(arguments)
+    for name in ("normalise", "kernel"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} is about texts: add --text")
     labels = read_labels(arguments)
     templates = read_templates(arguments)
     # Paths first: importing torch takes a second, and a typing error should not.
@@ -135,6 +159,47 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print_answers(outcome, shown=arguments.top or SHOWN)
     return 1 if any(answer.error for answer in outcome.results) else 0
+
+
+def run_texts(arguments: argparse.Namespace) -> int:
+    labels = read_labels(arguments)
+    for name in ("templates", "batch_size", "no_close_calls", "allow_urls"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name.replace('_', '-')} is about images: leave it out with --text")
+    if arguments.template is not None and len(arguments.template) != 1:
+        raise UsageError("texts are put into one template: give --template once")
+    check_weights(arguments)
+    import torch
+
+    from zoo.tasks.text_classification import TEMPLATE, classify_texts
+
+    prepare_torch(arguments)
+    outcome = classify_texts(
+        arguments.media,
+        labels,
+        shots=arguments.shots,
+        template=arguments.template[0].replace("\\n", "\n") if arguments.template else TEMPLATE,
+        normalise=arguments.normalise or "sum",
+        top=arguments.top,
+        model=arguments.model,
+        weights=None if arguments.weights == "none" else arguments.weights,
+        device=arguments.device,
+        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+        kernel=None if arguments.kernel == "float32" else arguments.kernel,
+    )
+    warn_of_random_weights(outcome)
+    if arguments.json:
+        print_json(document(outcome))
+    else:
+        briefly = tuple(replace(answer, input=_beginning(answer.input)) for answer in outcome.results)
+        print_answers(replace(outcome, results=briefly), shown=arguments.top or SHOWN)
+    return 0
+
+
+def _beginning(text: str) -> str:
+    """A text on one line, of which the beginning is enough to tell it."""
+    line = " ".join(text.split())
+    return line if len(line) <= LINE else f"{line[: LINE - 3]}..."
 
 
 def document(outcome: Any) -> dict[str, Any]:

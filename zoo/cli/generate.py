@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments, check_weights, prepare_torch
+from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, prepare_torch
 from zoo.cli.output import about_model, print_json, warn_of_random_weights
 from zoo.errors import UsageError
 
-KERNELS = ("float32", "bf16", "int8", "int4")
 MEDIA_SUFFIXES = {
     ".jpg",
     ".jpeg",

@@ -7,6 +7,7 @@ from torch import nn
 
 from zoo.errors import UsageError
 from zoo.nn.decoder import check_tokens
+from zoo.nn.mixture import Routing
 from zoo.nn.stack import Stack, token_positions
 
 
@@ -37,9 +38,14 @@ class Bidirectional(nn.Module):
         self.context = context
 
     def features(
-        self, tokens_BT: torch.Tensor, *, mask_BT: torch.Tensor | None = None, types_BT: torch.Tensor | None = None
+        self,
+        tokens_BT: torch.Tensor,
+        *,
+        mask_BT: torch.Tensor | None = None,
+        types_BT: torch.Tensor | None = None,
+        routing: list[Routing] | None = None,
     ) -> torch.Tensor:
-        """int[B, T] -> float[B, T, W]; what stands where `mask_BT` is False means nothing.
+        """int[B, T] -> float[B, T, W]; what stands where `mask_BT` is False means nothing. routing: see `Stack.forward`.
 
         Raises UsageError for ids outside the vocabulary and for more than `context` tokens.
         """
@@ -55,7 +61,7 @@ class Bidirectional(nn.Module):
             tokens_BTW = tokens_BTW + self.position_embedding(positions_BT)
         if self.embedding_norm is not None:
             tokens_BTW = self.embedding_norm(tokens_BTW)
-        features_BTW: torch.Tensor = self.stack(tokens_BTW, positions_BT, mask_BT=mask_BT)
+        features_BTW: torch.Tensor = self.stack(tokens_BTW, positions_BT, mask_BT=mask_BT, routing=routing)
         return features_BTW
 
     def forward(

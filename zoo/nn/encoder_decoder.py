@@ -32,9 +32,10 @@ class EncoderDecoder(nn.Module):
         """Source ids int[B, S] and target ids int[B, T] -> logits of the next target token, float[B, T, V].
 
         With a cache (`decoder.new_cache`) the source is encoded at the first call alone; its mask is needed at each.
+        routing: a list to which the mixtures of the encoder, then those of the decoder, append what they did.
         """
         known = cache is not None and bool(cache.source)
-        encoded_BSD = None if known else self.encoder.features(source_BS, mask_BT=source_mask_BS)
+        encoded_BSD = None if known else self.encoder.features(source_BS, mask_BT=source_mask_BS, routing=routing)
         logits_BTV: torch.Tensor = self.decoder(
             tokens_BT,
             mask_BT=mask_BT,

@@ -46,10 +46,12 @@ class Mixture(nn.Module):
         *,
         experts_per_token: int = 1,
         capacity_factor: float | None = None,
+        capacity: int | None = None,
         renormalise: bool = False,
     ) -> None:
         """capacity_factor: room of each expert, in tokens of a row over the number of experts; None: room for all.
 
+        capacity: the room itself, the same for rows of any length, instead of the factor.
         renormalise: gates of the chosen experts sum to 1, instead of being the router's probabilities.
         """
         super().__init__()
@@ -57,10 +59,16 @@ class Mixture(nn.Module):
             raise UsageError(f"experts_per_token must be from 1 to the {len(experts)} experts, got {experts_per_token}")
         if capacity_factor is not None and capacity_factor <= 0:
             raise UsageError(f"capacity_factor must be positive, or None for room for all, got {capacity_factor}")
+        if capacity is not None and (capacity < 1 or capacity_factor is not None):
+            raise UsageError(
+                f"capacity must be at least 1 and is given instead of capacity_factor, got capacity={capacity} and "
+                f"capacity_factor={capacity_factor}"
+            )
         self.router = nn.Linear(width, len(experts), bias=False)
         self.experts = nn.ModuleList(experts)
         self.experts_per_token = experts_per_token
         self.capacity_factor = capacity_factor
+        self.capacity = capacity
         self.renormalise = renormalise
 
     def forward(
@@ -97,6 +105,8 @@ class Mixture(nn.Module):
 
     def _with_room(self, chosen_BTE: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
         """The choices that find room, first come first served within a row."""
+        if self.capacity is not None:
+            return chosen_BTE & (chosen_BTE.cumsum(1) <= self.capacity)
         if self.capacity_factor is None:
             return chosen_BTE
         per_expert = self.capacity_factor * self.experts_per_token / len(self.experts)

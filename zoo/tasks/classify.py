@@ -95,7 +95,7 @@ def classify(
     becomes an answer with `error`; it never costs the others theirs.
     """
     items = image_items(images)
-    names = _check_labels(labels)
+    names = None if labels is None else check_labels(labels)
     _check_templates(templates)
     for name, value in (("batch_size", batch_size), ("top", top)):
         if value is not None and value < 1:
@@ -172,9 +172,8 @@ def _open(
     return built
 
 
-def _check_labels(labels: Sequence[str] | None) -> list[str] | None:
-    if labels is None:
-        return None
+def check_labels(labels: Sequence[str]) -> list[str]:
+    """Labels without the blanks around them. Raises UsageError for fewer than two, and for any that are empty or alike."""
     if isinstance(labels, str):
         raise UsageError(f"labels are a list of names, got the single string {labels!r}")
     wrong = [label for label in labels if not isinstance(label, str)]
@@ -186,7 +185,7 @@ def _check_labels(labels: Sequence[str] | None) -> list[str] | None:
     if "" in names:
         raise UsageError(f"an empty label among {names}")
     if len(names) == 1:
-        raise UsageError(f"one label given ({names[0]}): every image would get it; name at least two")
+        raise UsageError(f"one label given ({names[0]}): everything would get it; name at least two")
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
     if repeated:
         raise UsageError(f"labels given twice: {', '.join(repeated)}")

@@ -1,0 +1,134 @@
+"""GGUF names and row orders -> our decoder's, on tensors whose place can be told."""
+
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from gguf.quants import quantize
+from zoo_smollm.keys import blocks_kept, dequantised, permuted_back
+
+from zoo.cache import blobs_dir
+from zoo.errors import WeightsError
+from zoo.gguf import dequantise, quantised_type
+from zoo.weights import read_state_dict
+
+PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+WIDTH, HEADS, KV_HEADS, HIDDEN, VOCABULARY = 576, 9, 3, 1536, 49152
+BLOCK_SHAPES = {
+    "attention_norm": (WIDTH,),
+    "attention.query": (WIDTH, WIDTH),
+    "attention.key": (WIDTH * KV_HEADS // HEADS, WIDTH),
+    "attention.value": (WIDTH * KV_HEADS // HEADS, WIDTH),
+    "attention.output": (WIDTH, WIDTH),
+    "feed_forward_norm": (WIDTH,),
+    "feed_forward.gate": (HIDDEN, WIDTH),
+    "feed_forward.up": (HIDDEN, WIDTH),
+    "feed_forward.down": (WIDTH, HIDDEN),
+}
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, torch.Tensor]:
+    path = blobs_dir() / PUBLISHED
+    if not path.is_file():
+        pytest.skip("needs the published file: zoo fetch smollm/135m-instruct")
+    return read_state_dict(path)
+
+
+def permute(weights: torch.Tensor, heads: int) -> torch.Tensor:
+    """What llama.cpp's convert_hf_to_gguf.py does to query and key weights."""
+    return (
+        weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+    )
+
+
+def blocks_of(weights: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(quantize(weights.numpy(), gguf.GGMLQuantizationType.Q4_1))
+
+
+@pytest.mark.parametrize(("heads", "head_width"), [(9, 64), (3, 64), (1, 2), (4, 8)])
+def test_rows_are_put_back_in_order(heads: int, head_width: int) -> None:
+    rows = torch.arange(heads * head_width * 5).view(-1, 5)
+    assert torch.equal(permuted_back(permute(rows, heads), head_width), rows)
+
+
+def test_query_and_key_rows_alone_are_put_in_order_in_numbers_and_in_blocks() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(192, 64), torch.randn(64, 64), torch.randn(64, 64)
+    state = {
+        "blk.11.attn_q.weight:Q4_1": blocks_of(permute(query, 3)),
+        "blk.11.attn_k.weight": permute(key, 1).half(),
+        "blk.11.attn_v.weight:Q4_1": blocks_of(value),
+    }
+    numbers, blocks = dequantised(state), blocks_kept(state)
+    assert list(numbers) == [f"stack.blocks.11.attention.{name}.weight" for name in ("query", "key", "value")]
+    assert list(blocks) == [
+        "stack.blocks.11.attention.query.weight:Q4_1",
+        "stack.blocks.11.attention.key.weight",
+        "stack.blocks.11.attention.value.weight:Q4_1",
+    ]
+    assert torch.equal(numbers["stack.blocks.11.attention.query.weight"], dequantise(blocks_of(query), "Q4_1"))
+    assert torch.equal(numbers["stack.blocks.11.attention.key.weight"], key.half().float())
+    assert torch.equal(numbers["stack.blocks.11.attention.value.weight"], dequantise(blocks_of(value), "Q4_1"))
+    assert torch.equal(blocks["stack.blocks.11.attention.query.weight:Q4_1"], blocks_of(query))
+    assert blocks["stack.blocks.11.attention.key.weight"].dtype == torch.float16
+    narrow = dequantised({"blk.0.attn_k.weight": permute(key, 8)}, head_width=8)
+    assert torch.equal(narrow["stack.blocks.0.attention.key.weight"], key)
+
+
+def test_unknown_keys_stay_for_the_strict_load_to_show() -> None:
+    state = {
+        name: torch.zeros(2) for name in ("output.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "embedding")
+    }
+    state["rope_freqs.weight:Q8_0"] = torch.zeros(1, 34, dtype=torch.uint8)
+    names = [quantised_type(key)[0] for key in state]
+    assert list(dequantised(state)) == names
+    assert list(blocks_kept(state)) == list(state)
+
+
+@pytest.mark.parametrize("rename", [dequantised, blocks_kept])
+def test_rows_that_are_no_whole_heads_are_refused(rename) -> None:
+    message = r"blk.0.attn_k.weight must have a multiple of 64 rows, the width of a head, got \[100, 3\]: the file is of"
+    with pytest.raises(WeightsError, match=message):
+        rename({"blk.0.attn_k.weight": torch.zeros(100, 3)})
+
+
+def test_the_published_file_has_every_weight_and_no_other(published: dict[str, torch.Tensor]) -> None:
+    numbers = dequantised(published)
+    expected = {"embedding.weight": (VOCABULARY, WIDTH), "stack.norm.weight": (WIDTH,)}
+    for block in range(30):
+        expected |= {f"stack.blocks.{block}.{name}.weight": shape for name, shape in BLOCK_SHAPES.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in numbers.items()} == expected
+    assert {tensor.dtype for tensor in numbers.values()} == {torch.float32}
+    assert sum(tensor.numel() for tensor in numbers.values()) == 134_515_008
+    blocks = blocks_kept(published)
+    assert [quantised_type(key)[0] for key in blocks] == list(numbers)
+    for key, tensor in blocks.items():
+        name, kind = quantised_type(key)
+        if ".0." in key or "blocks" not in key:
+            assert torch.equal(tensor if kind is None else dequantise(tensor, kind), numbers[name])
+
+
+def test_the_published_query_weights_are_smooth_over_frequencies_once_in_order(published: dict[str, torch.Tensor]) -> None:
+    """Rotary pairs share a frequency, and slow pairs are larger: half by half in order, and interleaved before."""
+    before = dequantise(published["blk.0.attn_k.weight:Q4_1"], "Q4_1")
+    after = dequantised(published)["stack.blocks.0.attention.key.weight"]
+
+    def jumps(rows: torch.Tensor) -> float:
+        norms = rows.norm(dim=1).view(KV_HEADS, 2, 32)
+        return float((norms[:, 0] - norms[:, 1]).abs().mean())
+
+    assert jumps(after) < jumps(before)
+
+
+def test_local_files_of_plain_numbers_are_read_too(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "plain.gguf", "llama")
+    weights = torch.randn(128, 32)
+    writer.add_tensor("blk.2.attn_q.weight", permute(weights, 2).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    state = dequantised(read_state_dict(tmp_path / "plain.gguf"))
+    assert torch.equal(state["stack.blocks.2.attention.query.weight"], weights)

@@ -1,0 +1,1 @@
+"""SmolLM2 for the zoo. The cards are in `zoo.toml`; importing this package costs nothing."""

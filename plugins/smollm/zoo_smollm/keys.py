@@ -1,0 +1,84 @@
+"""Names in a GGUF file of the llama architecture -> the names of our decoder.
+
+llama.cpp stores the rows of the query and key weights in another order: its rotary positions turn neighbouring pairs of a
+head's features, the published model and ours turn a feature of the first half with its partner in the second. Rows are whole
+whatever the type, so the order is undone in blocks as well as in numbers. An unknown key stays, for the strict load to show.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from zoo.errors import WeightsError
+from zoo.gguf import dequantise, quantised_type
+
+HEAD_WIDTH = 64  # of every SmolLM2
+
+_TOP_NAMES = {"token_embd.weight": "embedding.weight", "output_norm.weight": "stack.norm.weight"}
+_BLOCK_NAMES = {
+    "attn_norm": "attention_norm",
+    "attn_q": "attention.query",
+    "attn_k": "attention.key",
+    "attn_v": "attention.value",
+    "attn_output": "attention.output",
+    "ffn_norm": "feed_forward_norm",
+    "ffn_gate": "feed_forward.gate",
+    "ffn_up": "feed_forward.up",
+    "ffn_down": "feed_forward.down",
+}
+_BLOCK_KEY = re.compile(r"blk\.([0-9]+)\.([a-z_]+)\.weight")
+_PERMUTED = re.compile(r"blk\.[0-9]+\.attn_[qk]\.weight")
+
+
+def dequantised(state: Mapping[str, torch.Tensor], *, head_width: int = HEAD_WIDTH) -> dict[str, torch.Tensor]:
+    """What `zoo.weights.read_state_dict` makes of a GGUF file -> our names, every number in float32.
+
+    head_width: features of one attention head, by which query and key rows are put in order.
+    Raises WeightsError for query or key weights whose rows are no whole heads.
+    """
+    renamed = {}
+    for key, tensor in state.items():
+        name, kind = quantised_type(key)
+        numbers = tensor if kind is None else dequantise(tensor, kind)
+        if numbers.is_floating_point():
+            numbers = numbers.float()
+        renamed[_our_name(name)] = _in_order(name, numbers, head_width)
+    return renamed
+
+
+def blocks_kept(state: Mapping[str, torch.Tensor], *, head_width: int = HEAD_WIDTH) -> dict[str, torch.Tensor]:
+    """As `dequantised`, but each tensor stays as it is stored: blocks uint8[rows, row_bytes] under `<our name>:<TYPE>`."""
+    renamed = {}
+    for key, tensor in state.items():
+        name, kind = quantised_type(key)
+        ours = _our_name(name) if kind is None else f"{_our_name(name)}:{kind}"
+        renamed[ours] = _in_order(name, tensor, head_width)
+    return renamed
+
+
+def permuted_back(rows: torch.Tensor, head_width: int) -> torch.Tensor:
+    """Rows of query or key weights as llama.cpp has them, [heads * head_width, ...] -> the published order.
+
+    The inverse of `permute` in llama.cpp's convert_hf_to_gguf.py.
+    """
+    heads = len(rows) // head_width
+    return rows.reshape(heads, head_width // 2, 2, -1).transpose(1, 2).reshape(rows.shape)
+
+
+def _in_order(name: str, rows: torch.Tensor, head_width: int) -> torch.Tensor:
+    if _PERMUTED.fullmatch(name) is None:
+        return rows
+    if rows.ndim != 2 or len(rows) % head_width:
+        raise WeightsError(
+            f"{name} must have a multiple of {head_width} rows, the width of a head, got {list(rows.shape)}: "
+            f"the file is of another architecture"
+        )
+    return permuted_back(rows, head_width)
+
+
+def _our_name(name: str) -> str:
+    matched = _BLOCK_KEY.fullmatch(name)
+    if matched is not None and matched[2] in _BLOCK_NAMES:
+        return f"stack.blocks.{matched[1]}.{_BLOCK_NAMES[matched[2]]}.weight"
+    return _TOP_NAMES.get(name, name)

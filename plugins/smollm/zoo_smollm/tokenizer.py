@@ -1,0 +1,217 @@
+"""Text -> token ids and back, with the byte-pair encoding that a GGUF file carries in its metadata.
+
+A byte-pair encoding over bytes (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), each byte written
+as one printable character. The control tokens are no part of the encoder's vocabulary, so that no text, whatever it says, can
+become one; they enter through `chat` alone. The reference is llama.cpp; the library tokenizers does the work.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits
+from tokenizers.pre_tokenizers import Sequence as InTurn
+
+from zoo.errors import UsageError, WeightsError
+from zoo.gguf import read_gguf
+from zoo_smollm.chat import END_TURN, START_TURN, chat_ids, is_known_template
+
+SPLITTINGS = ("smollm",)  # tokenizer.ggml.pre: how text is cut before pairs of bytes are joined
+NORMAL, CONTROL = 1, 3  # kinds of token in GGUF
+END_TOKENS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+)  # of a turn and, in the texts that the model was trained on first, of a document
+BYTES = 256
+
+
+def _byte_characters() -> dict[int, int]:
+    """The printable character that stands for each byte -> that byte; itself where it is printable."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(BYTES) if byte not in printable]
+    return {byte: byte for byte in printable} | {BYTES + number: byte for number, byte in enumerate(others)}
+
+
+BYTE_CHARACTERS = _byte_characters()
+
+
+def open_tokenizer(path: Path) -> "GgufTokenizer":
+    """The tokenizer in the metadata of a GGUF file.
+
+    Raises WeightsError for a file that cannot be read, for another kind of tokenizer or way to cut text than the ones known
+    here, and for a vocabulary that contradicts itself.
+    """
+    metadata = read_gguf(path).metadata
+    model, splitting = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if not isinstance(model, str) or model != "gpt2":
+        raise WeightsError(f"{path} has tokenizer.ggml.model {model!r:.80}, only 'gpt2' (byte-pair encoding) is known here")
+    if not isinstance(splitting, str) or splitting not in SPLITTINGS:
+        raise WeightsError(
+            f"{path} has tokenizer.ggml.pre {splitting!r:.80}, only {', '.join(map(repr, SPLITTINGS))} is known here: "
+            f"cut in another way, text would become other tokens than the model was trained on"
+        )
+    tokens, control = _vocabulary(path, metadata)
+    numbers = {token: number for number, token in enumerate(tokens) if number not in control}
+    tokenizer = Tokenizer(BPE(numbers, _merges(path, metadata, numbers)))
+    tokenizer.pre_tokenizer = InTurn(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True, trim_offsets=False)]
+    )
+    return GgufTokenizer(tokenizer, tokens, control, metadata, path)
+
+
+class GgufTokenizer:
+    """A byte-pair encoding with control tokens; see `zoo.contracts.Tokenizer`. Made by `open_tokenizer`.
+
+    `pad_id` is what the publisher fills batches with; masked, it may be anything.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tokens: tuple[str, ...],
+        control: frozenset[int],
+        metadata: Mapping[str, Any],
+        path: Path,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+        self._control = control
+        self.vocabulary = len(tokens)
+        named = {tokens[number]: number for number in sorted(control)}
+        self.start_id: int | None = _control_id(path, metadata, "bos", control)
+        ends = [_control_id(path, metadata, "eos", control), *(named.get(token) for token in END_TOKENS)]
+        self.end_ids: tuple[int, ...] = tuple(dict.fromkeys(number for number in ends if number is not None))
+        self.pad_id: int | None = _control_id(path, metadata, "padding", control)
+        self.chat: Callable[[Sequence[tuple[str, str]]], list[int]] | None = None
+        template = metadata.get("tokenizer.chat_template")
+        if template is not None and is_known_template(template) and {START_TURN, END_TURN} <= named.keys():
+            self.chat = partial(chat_ids, encode=self.encode, start_turn=named[START_TURN], end_turn=named[END_TURN])
+        elif template is not None:
+            self.chat = partial(_refuse_chat, str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """A text's ids; none of them is a control token's, even where the text reads like one.
+
+        A byte that the vocabulary lacks is left out, as llama.cpp does (SmolLM2's has no 0x04, 0x06, 0x13, 0x14, 0x16, 0x1D,
+        and none that begin the unassigned planes of Unicode). Raises UsageError for what is no str or no valid Unicode.
+        """
+        check_text(text)
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, control tokens left out; U+FFFD for what is no UTF-8. Raises UsageError for ids out of range."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, none for a control token. Raises UsageError for an id out of range."""
+        check_id(token, self.vocabulary)
+        return b"" if token in self._control else self._tokens[token].translate(BYTE_CHARACTERS).encode("latin-1")
+
+
+class ByteTokenizer:
+    """A token for each byte, a start and an end: what a model needs to be tried without a file."""
+
+    def __init__(self) -> None:
+        self.vocabulary = BYTES + 2
+        self.start_id: int | None = BYTES
+        self.end_ids: tuple[int, ...] = (BYTES + 1,)
+        self.pad_id: int | None = BYTES + 1
+        self.chat: Callable[[Sequence[tuple[str, str]]], list[int]] | None = None  # random weights hold no conversation
+
+    def encode(self, text: str) -> list[int]:
+        """As `GgufTokenizer.encode`."""
+        check_text(text)
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As `GgufTokenizer.decode`."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """As `GgufTokenizer.token_bytes`."""
+        check_id(token, self.vocabulary)
+        return bytes((token,)) if token < BYTES else b""
+
+
+def byte_tokenizer() -> ByteTokenizer:
+    """Ids 0 to 255 are the bytes of a text, 256 its start, 257 its end."""
+    return ByteTokenizer()
+
+
+def check_text(text: object) -> None:
+    """Raise UsageError for anything that is not a str of valid Unicode."""
+    if not isinstance(text, str):
+        raise UsageError(f"a text must be a str, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"a text must be valid Unicode, got a lone surrogate at character {error.start}: decode it as UTF-8"
+        ) from error
+
+
+def check_id(token: int, vocabulary: int) -> None:
+    """Raise UsageError for an id outside the vocabulary."""
+    if not 0 <= token < vocabulary:
+        raise UsageError(f"a token id must be from 0 to {vocabulary - 1}, got {token}")
+
+
+def _vocabulary(path: Path, metadata: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[int]]:
+    """All tokens in the order of their ids, and the ids of the control tokens."""
+    tokens, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, tuple) or not tokens:
+        raise WeightsError(f"{path} has no tokenizer.ggml.tokens, a list of texts: take a file that carries its tokenizer")
+    kinds = getattr(kinds, "tolist", list)()  # an array of numbers, if it is there at all
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise WeightsError(f"{path} must have a tokenizer.ggml.token_type for each of its {len(tokens):,} tokens")
+    if set(kinds) - {NORMAL, CONTROL}:
+        raise WeightsError(
+            f"{path} has tokens of the kinds {sorted(set(kinds))}, only {NORMAL} (normal) and {CONTROL} (control) are known here"
+        )
+    if len(set(tokens)) != len(tokens):
+        raise WeightsError(f"{path} has {len(tokens):,} tokens, but only {len(set(tokens)):,} different ones")
+    control = frozenset(number for number, kind in enumerate(kinds) if kind == CONTROL)
+    strange = {character for number, token in enumerate(tokens) if number not in control for character in token}
+    strange -= set(map(chr, BYTE_CHARACTERS))
+    if strange:
+        raise WeightsError(f"{path} has a token with {min(strange)!r}, which stands for no byte in the encoding of gpt2")
+    return tokens, control
+
+
+def _merges(path: Path, metadata: Mapping[str, Any], numbers: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The pairs that are joined, first come first joined. All is checked here: of a stranger the library panics."""
+    merges = metadata.get("tokenizer.ggml.merges")
+    if not isinstance(merges, tuple):
+        raise WeightsError(f"{path} has no tokenizer.ggml.merges, a list of texts: take a file that carries its tokenizer")
+    pairs = []
+    for number, merge in enumerate(merges):
+        left, _, right = merge.partition(" ")
+        if not left or not right or " " in right:
+            raise WeightsError(
+                f"{path} must have two texts with a space between as a merge, number {number} is {merge!r:.80}"
+            )
+        if left not in numbers or right not in numbers or left + right not in numbers:
+            raise WeightsError(f"{path} has the merge {merge!r:.80}, one of whose parts or whose sum is no normal token")
+        pairs.append((left, right))
+    return pairs
+
+
+def _control_id(path: Path, metadata: Mapping[str, Any], role: str, control: frozenset[int]) -> int | None:
+    """tokenizer.ggml.<role>_token_id, where the file has one."""
+    number = metadata.get(f"tokenizer.ggml.{role}_token_id")
+    if number is not None and (type(number) is not int or number not in control):
+        raise WeightsError(
+            f"{path} has tokenizer.ggml.{role}_token_id {number!r:.80}, which is no control token of its own"
+        )
+    return number
+
+
+def _refuse_chat(path: str, _: Sequence[tuple[str, str]]) -> list[int]:
+    raise UsageError(
+        f"{path} has a chat template other than SmolLM2-Instruct's, and a program in a weight file is not run: "
+        f"write the prompt out as one text, or use the weights of `zoo fetch smollm/135m-instruct`"
+    )

@@ -1,0 +1,111 @@
+"""Which label fits a text best: a decoder ranks the labels as endings of a prompt, after examples where there are some."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from zoo.construct import Built, weight_hashes
+from zoo.errors import MediaError, UsageError
+from zoo.tasks.classify import MANY_LABELS, Answer, Classification, check_labels
+from zoo.tasks.generation import LanguageModel, open_language_model, score
+
+TEMPLATE = "Text: {text}\nLabel:"
+BETWEEN = "\n\n"
+
+
+def classify_texts(
+    texts: str | Sequence[str],
+    labels: Sequence[str] | None = None,
+    *,
+    shots: str | Path | Sequence[tuple[str, str]] | None = None,
+    template: str = TEMPLATE,
+    normalise: str = "sum",
+    top: int | None = None,
+    model: str | Built | LanguageModel | None = None,
+    weights: str | Path | None = "card",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernel: str | None = None,
+) -> Classification:
+    """Classify texts by the log-probability of each label after a prompt.
+
+    labels: two or more different names; those of the shots when None. shots: (text, label) pairs, or a `.jsonl` or `.csv` file
+        of them (see `read_shots`), put before each text in the order given.
+    template: the prompt of one text, with `{text}`; the label follows after a blank.
+    normalise and what comes after `top`: as for `zoo.score`. top: how many labels to report; all when None, up to 20.
+    Raises UsageError for arguments that make no sense and for a prompt that the model's context does not hold, MediaError for
+    a file of shots that cannot be read.
+    """
+    items = [texts] if isinstance(texts, str) else list(texts)
+    if template.count("{text}") != 1:
+        raise UsageError(f"a template has one {{text}} where the text goes, got {template!r}")
+    examples = read_shots(Path(shots)) if isinstance(shots, (str, Path)) else list(shots or ())
+    names = check_labels(labels) if labels is not None else sorted({label for _, label in examples})
+    if len(names) < 2:
+        raise UsageError("texts need labels: name at least two, or give examples of two (--labels a,b or --shots FILE)")
+    unknown = sorted({label for _, label in examples} - set(names))
+    if unknown:
+        raise UsageError(f"examples have labels that are not among {', '.join(names)}: {', '.join(unknown)}")
+    language = model if isinstance(model, LanguageModel) else None
+    if language is None:
+        language = open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)  # type: ignore[arg-type]  # it is no LanguageModel
+    before = "".join(f"{template.replace('{text}', text)} {label}{BETWEEN}" for text, label in examples)
+    prompts = [before + template.replace("{text}", text) for text in items]
+    scored = score(prompts, names, normalise=normalise, model=language)
+    limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
+    results = []
+    for text, choice in zip(items, scored.results, strict=True):
+        best = dict(list(choice.scores.items())[:limit])
+        results.append(Answer(text, choice.choice, choice.scores[choice.choice], best))
+    provider = language.built.found.card.provider
+    return Classification(
+        model=language.built.name,
+        distribution=provider.distribution,
+        version=provider.version,
+        method=f"{len(examples)} examples in the prompt" if examples else "zero-shot",
+        weights=weight_hashes(language.built),
+        results=tuple(results),
+        random_weights=language.built.random,
+    )
+
+
+def read_shots(path: Path) -> list[tuple[str, str]]:
+    """(text, label) pairs of a `.jsonl` file of objects, or a `.csv` file with a header line; the names are `text` and `label`.
+
+    Raises UsageError for another ending or no such file, MediaError with the line for what cannot be read.
+    """
+    if path.suffix.lower() not in (".jsonl", ".csv"):
+        raise UsageError(f"--shots {path}: examples of texts are a .jsonl or .csv file with the fields text and label")
+    if not path.is_file():
+        raise UsageError(f"--shots {path}: there is no such file")
+    pairs = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True) if path.suffix.lower() == ".csv" else map(_object, file)
+            for number, row in enumerate(rows, start=1):
+                if row is None:
+                    continue
+                text, label = row.get("text"), row.get("label")
+                if not isinstance(text, str) or not isinstance(label, str) or not label.strip():
+                    raise MediaError(f"{path}: example {number} must have the fields text and label, got {str(row)[:80]}")
+                pairs.append((text, label.strip()))
+    except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise MediaError(f"{path}: example {len(pairs) + 1} cannot be read ({error})") from error
+    if not pairs:
+        raise MediaError(f"{path} holds no examples")
+    return pairs
+
+
+def _object(line: str) -> dict[str, object] | None:
+    """One line of a `.jsonl` file; None for an empty one. Raises ValueError."""
+    if not line.strip():
+        return None
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, got {line.strip()[:40]}")  # noqa: TRY004 - the caller handles what json raises
+    return row
