@@ -318,7 +318,7 @@ def test_a_checkpoint_that_inflates_is_refused(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "is neither a safetensors file nor a torch checkpoint"),
-        (b"GGUF....", "is neither a safetensors file nor a torch checkpoint"),
+        (b"GGUF....", "is not a valid GGUF file: version"),
         ((2**62).to_bytes(8, "little") + b"{}", "is not a valid safetensors file"),
         ((2).to_bytes(8, "little") + b"{", "is not a valid safetensors file"),
         (b"\x80\x02}q\x00.", "cannot be read as tensors alone"),

@@ -6,7 +6,7 @@ import gguf
 import pytest
 import torch
 from gguf.quants import quantize
-from zoo_smollm.keys import blocks_kept, dequantised, permuted_back
+from zoo_smollm.keys import dequantised, permuted_back
 
 from zoo.cache import blobs_dir
 from zoo.errors import WeightsError
@@ -53,7 +53,7 @@ def test_rows_are_put_back_in_order(heads: int, head_width: int) -> None:
     assert torch.equal(permuted_back(permute(rows, heads), head_width), rows)
 
 
-def test_query_and_key_rows_alone_are_put_in_order_in_numbers_and_in_blocks() -> None:
+def test_query_and_key_rows_alone_are_put_in_order() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(192, 64), torch.randn(64, 64), torch.randn(64, 64)
     state = {
@@ -61,18 +61,11 @@ def test_query_and_key_rows_alone_are_put_in_order_in_numbers_and_in_blocks() ->
         "blk.11.attn_k.weight": permute(key, 1).half(),
         "blk.11.attn_v.weight:Q4_1": blocks_of(value),
     }
-    numbers, blocks = dequantised(state), blocks_kept(state)
+    numbers = dequantised(state)
     assert list(numbers) == [f"stack.blocks.11.attention.{name}.weight" for name in ("query", "key", "value")]
-    assert list(blocks) == [
-        "stack.blocks.11.attention.query.weight:Q4_1",
-        "stack.blocks.11.attention.key.weight",
-        "stack.blocks.11.attention.value.weight:Q4_1",
-    ]
     assert torch.equal(numbers["stack.blocks.11.attention.query.weight"], dequantise(blocks_of(query), "Q4_1"))
     assert torch.equal(numbers["stack.blocks.11.attention.key.weight"], key.half().float())
     assert torch.equal(numbers["stack.blocks.11.attention.value.weight"], dequantise(blocks_of(value), "Q4_1"))
-    assert torch.equal(blocks["stack.blocks.11.attention.query.weight:Q4_1"], blocks_of(query))
-    assert blocks["stack.blocks.11.attention.key.weight"].dtype == torch.float16
     narrow = dequantised({"blk.0.attn_k.weight": permute(key, 8)}, head_width=8)
     assert torch.equal(narrow["stack.blocks.0.attention.key.weight"], key)
 
@@ -84,14 +77,12 @@ def test_unknown_keys_stay_for_the_strict_load_to_show() -> None:
     state["rope_freqs.weight:Q8_0"] = torch.zeros(1, 34, dtype=torch.uint8)
     names = [quantised_type(key)[0] for key in state]
     assert list(dequantised(state)) == names
-    assert list(blocks_kept(state)) == list(state)
 
 
-@pytest.mark.parametrize("rename", [dequantised, blocks_kept])
-def test_rows_that_are_no_whole_heads_are_refused(rename) -> None:
+def test_rows_that_are_no_whole_heads_are_refused() -> None:
     message = r"blk.0.attn_k.weight must have a multiple of 64 rows, the width of a head, got \[100, 3\]: the file is of"
     with pytest.raises(WeightsError, match=message):
-        rename({"blk.0.attn_k.weight": torch.zeros(100, 3)})
+        dequantised({"blk.0.attn_k.weight": torch.zeros(100, 3)})
 
 
 def test_the_published_file_has_every_weight_and_no_other(published: dict[str, torch.Tensor]) -> None:
@@ -102,24 +93,19 @@ def test_the_published_file_has_every_weight_and_no_other(published: dict[str, t
     assert {name: tuple(tensor.shape) for name, tensor in numbers.items()} == expected
     assert {tensor.dtype for tensor in numbers.values()} == {torch.float32}
     assert sum(tensor.numel() for tensor in numbers.values()) == 134_515_008
-    blocks = blocks_kept(published)
-    assert [quantised_type(key)[0] for key in blocks] == list(numbers)
-    for key, tensor in blocks.items():
-        name, kind = quantised_type(key)
-        if ".0." in key or "blocks" not in key:
-            assert torch.equal(tensor if kind is None else dequantise(tensor, kind), numbers[name])
 
 
-def test_the_published_query_weights_are_smooth_over_frequencies_once_in_order(published: dict[str, torch.Tensor]) -> None:
-    """Rotary pairs share a frequency, and slow pairs are larger: half by half in order, and interleaved before."""
-    before = dequantise(published["blk.0.attn_k.weight:Q4_1"], "Q4_1")
-    after = dequantised(published)["stack.blocks.0.attention.key.weight"]
+@pytest.mark.parametrize(("stored", "ours"), [("attn_q", "attention.query"), ("attn_k", "attention.key")])
+def test_the_published_rows_are_in_order(published: dict[str, torch.Tensor], stored: str, ours: str) -> None:
+    """The two features that a rotary position turns share a frequency and so have rows alike in length: half a head apart."""
 
-    def jumps(rows: torch.Tensor) -> float:
-        norms = rows.norm(dim=1).view(KV_HEADS, 2, 32)
-        return float((norms[:, 0] - norms[:, 1]).abs().mean())
+    def differences(rows: torch.Tensor) -> float:
+        lengths = rows.norm(dim=1).view(-1, 2, 32)
+        return float((lengths[:, 0] - lengths[:, 1]).abs().mean())
 
-    assert jumps(after) < jumps(before)
+    before = dequantise(published[f"blk.15.{stored}.weight:Q4_1"], "Q4_1")
+    after = dequantised(published)[f"stack.blocks.15.{ours}.weight"]
+    assert 2 * differences(after) < differences(before)
 
 
 def test_local_files_of_plain_numbers_are_read_too(tmp_path: Path) -> None:

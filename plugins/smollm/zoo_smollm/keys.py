@@ -1,8 +1,7 @@
 """Names in a GGUF file of the llama architecture -> the names of our decoder.
 
 llama.cpp stores the rows of the query and key weights in another order: its rotary positions turn neighbouring pairs of a
-head's features, the published model and ours turn a feature of the first half with its partner in the second. Rows are whole
-whatever the type, so the order is undone in blocks as well as in numbers. An unknown key stays, for the strict load to show.
+head's features, the published model and ours turn a feature of the first half with its partner in the second. An unknown key stays, for the strict load to show.
 """
 
 import re
@@ -44,16 +43,6 @@ def dequantised(state: Mapping[str, torch.Tensor], *, head_width: int = HEAD_WID
         if numbers.is_floating_point():
             numbers = numbers.float()
         renamed[_our_name(name)] = _in_order(name, numbers, head_width)
-    return renamed
-
-
-def blocks_kept(state: Mapping[str, torch.Tensor], *, head_width: int = HEAD_WIDTH) -> dict[str, torch.Tensor]:
-    """As `dequantised`, but each tensor stays as it is stored: blocks uint8[rows, row_bytes] under `<our name>:<TYPE>`."""
-    renamed = {}
-    for key, tensor in state.items():
-        name, kind = quantised_type(key)
-        ours = _our_name(name) if kind is None else f"{_our_name(name)}:{kind}"
-        renamed[ours] = _in_order(name, tensor, head_width)
     return renamed
 
 

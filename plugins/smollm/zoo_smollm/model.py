@@ -12,7 +12,8 @@ from zoo.nn.feed_forward import Gated
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Rotary
 from zoo.nn.stack import Stack
-from zoo_smollm.tokenizer import byte_tokenizer, open_tokenizer
+from zoo.nn.tokenizer import ByteTokenizer
+from zoo_smollm.tokenizer import open_tokenizer
 
 
 def smollm(
@@ -44,7 +45,7 @@ def smollm(
         )
         for _ in range(layers)
     ]
-    tokenizer: Any = open_tokenizer(tokenizer_path) if tokenizer_path is not None else byte_tokenizer()
+    tokenizer: Any = open_tokenizer(tokenizer_path) if tokenizer_path is not None else ByteTokenizer()
     return Decoder(
         embedding=nn.Embedding(vocabulary, width),
         stack=Stack(

@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import Sequence as InTurn
 
 from zoo.errors import UsageError, WeightsError
 from zoo.gguf import read_gguf
+from zoo.nn.tokenizer import BYTES, check_text, check_token
 from zoo_smollm.chat import END_TURN, START_TURN, chat_ids, is_known_template
 
 SPLITTINGS = ("smollm",)  # tokenizer.ggml.pre: how text is cut before pairs of bytes are joined
@@ -25,7 +26,6 @@ END_TOKENS = (
     "<|im_end|>",
     "<|endoftext|>",
 )  # of a turn and, in the texts that the model was trained on first, of a document
-BYTES = 256
 
 
 def _byte_characters() -> dict[int, int]:
@@ -46,11 +46,13 @@ def open_tokenizer(path: Path) -> "GgufTokenizer":
     """
     metadata = read_gguf(path).metadata
     model, splitting = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if not isinstance(model, str) or model != "gpt2":
-        raise WeightsError(f"{path} has tokenizer.ggml.model {model!r:.80}, only 'gpt2' (byte-pair encoding) is known here")
+    if not isinstance(model, str) or model != "gpt2":  # an array of numbers would compare one by one
+        raise WeightsError(
+            f"{path} has tokenizer.ggml.model {_shown(model)}, only 'gpt2' (byte-pair encoding) is known here"
+        )
     if not isinstance(splitting, str) or splitting not in SPLITTINGS:
         raise WeightsError(
-            f"{path} has tokenizer.ggml.pre {splitting!r:.80}, only {', '.join(map(repr, SPLITTINGS))} is known here: "
+            f"{path} has tokenizer.ggml.pre {_shown(splitting)}, only {', '.join(map(repr, SPLITTINGS))} is known here: "
             f"cut in another way, text would become other tokens than the model was trained on"
         )
     tokens, control = _vocabulary(path, metadata)
@@ -108,56 +110,8 @@ class GgufTokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, none for a control token. Raises UsageError for an id out of range."""
-        check_id(token, self.vocabulary)
+        check_token(token, self.vocabulary)
         return b"" if token in self._control else self._tokens[token].translate(BYTE_CHARACTERS).encode("latin-1")
-
-
-class ByteTokenizer:
-    """A token for each byte, a start and an end: what a model needs to be tried without a file."""
-
-    def __init__(self) -> None:
-        self.vocabulary = BYTES + 2
-        self.start_id: int | None = BYTES
-        self.end_ids: tuple[int, ...] = (BYTES + 1,)
-        self.pad_id: int | None = BYTES + 1
-        self.chat: Callable[[Sequence[tuple[str, str]]], list[int]] | None = None  # random weights hold no conversation
-
-    def encode(self, text: str) -> list[int]:
-        """As `GgufTokenizer.encode`."""
-        check_text(text)
-        return list(text.encode())
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """As `GgufTokenizer.decode`."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-
-    def token_bytes(self, token: int) -> bytes:
-        """As `GgufTokenizer.token_bytes`."""
-        check_id(token, self.vocabulary)
-        return bytes((token,)) if token < BYTES else b""
-
-
-def byte_tokenizer() -> ByteTokenizer:
-    """Ids 0 to 255 are the bytes of a text, 256 its start, 257 its end."""
-    return ByteTokenizer()
-
-
-def check_text(text: object) -> None:
-    """Raise UsageError for anything that is not a str of valid Unicode."""
-    if not isinstance(text, str):
-        raise UsageError(f"a text must be a str, got {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"a text must be valid Unicode, got a lone surrogate at character {error.start}: decode it as UTF-8"
-        ) from error
-
-
-def check_id(token: int, vocabulary: int) -> None:
-    """Raise UsageError for an id outside the vocabulary."""
-    if not 0 <= token < vocabulary:
-        raise UsageError(f"a token id must be from 0 to {vocabulary - 1}, got {token}")
 
 
 def _vocabulary(path: Path, metadata: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[int]]:
@@ -192,10 +146,10 @@ def _merges(path: Path, metadata: Mapping[str, Any], numbers: Mapping[str, int])
         left, _, right = merge.partition(" ")
         if not left or not right or " " in right:
             raise WeightsError(
-                f"{path} must have two texts with a space between as a merge, number {number} is {merge!r:.80}"
+                f"{path} must have two texts with a space between as a merge, number {number} is {_shown(merge)}"
             )
         if left not in numbers or right not in numbers or left + right not in numbers:
-            raise WeightsError(f"{path} has the merge {merge!r:.80}, one of whose parts or whose sum is no normal token")
+            raise WeightsError(f"{path} has the merge {_shown(merge)}, one of whose parts or whose sum is no normal token")
         pairs.append((left, right))
     return pairs
 
@@ -205,9 +159,14 @@ def _control_id(path: Path, metadata: Mapping[str, Any], role: str, control: fro
     number = metadata.get(f"tokenizer.ggml.{role}_token_id")
     if number is not None and (type(number) is not int or number not in control):
         raise WeightsError(
-            f"{path} has tokenizer.ggml.{role}_token_id {number!r:.80}, which is no control token of its own"
+            f"{path} has tokenizer.ggml.{role}_token_id {_shown(number)}, which is no control token of its own"
         )
     return number
+
+
+def _shown(value: object) -> str:
+    """A value of the metadata, short enough for one line."""
+    return f"{value!r:.80}" if isinstance(value, (str, int, float, type(None))) else f"of {type(value).__name__}"
 
 
 def _refuse_chat(path: str, _: Sequence[tuple[str, str]]) -> list[int]:
