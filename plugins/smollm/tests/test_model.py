@@ -1,0 +1,131 @@
+"""The published model against `LlamaForCausalLM` of transformers with the same weights, and what it answers."""
+
+from collections.abc import Callable
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import zoo
+from zoo.cache import blobs_dir
+from zoo.decoding.generation import generate
+from zoo.decoding.scoring import perplexity
+from zoo.tasks.generation import LanguageModel, open_language_model
+
+PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n",
+    "Once upon a time, in a village by the sea,",
+    "Water boils at",
+    "1, 2, 3, 5, 8,",
+    "The three primary colours are",
+    "Dear Sir or Madam,\n\n",
+    "Question: Who wrote Hamlet?\nAnswer:",
+    "import numpy as np\n\nx = np.",
+    "In 1969, ",
+    "La capitale de l'Italie est",
+    "The opposite of hot is",
+    "Roses are red,",
+    "A recipe for pancakes:\n1.",
+    "If it rains tomorrow",
+    "SELECT name FROM users WHERE",
+    "The mitochondria is",
+    "Photosynthesis is the process by which",
+    "To be, or not to be,",
+    "My favourite animal is the",
+]
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def language() -> LanguageModel:
+    if not (blobs_dir() / PUBLISHED).is_file():
+        pytest.skip("the weights are not on this machine; bring them with: zoo fetch smollm/135m-instruct")
+    return open_language_model("smollm/135m-instruct")
+
+
+@pytest.fixture(scope="module")
+def reference(language: LanguageModel) -> Any:
+    """transformers' class with our weights under its names."""
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+    )  # fmt: skip
+    names = {
+        "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj", "attention.value": "self_attn.v_proj",
+        "attention.output": "self_attn.o_proj", "attention_norm": "input_layernorm",
+        "feed_forward_norm": "post_attention_layernorm", "feed_forward": "mlp", "gate": "gate_proj", "up": "up_proj",
+        "down": "down_proj",
+    }  # fmt: skip
+    state = {}
+    for key, tensor in language.built.module.state_dict().items():
+        name = key.replace("stack.blocks", "layers").replace("stack.norm", "norm").replace("embedding", "embed_tokens")
+        for ours, theirs in names.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        state[f"model.{name}"] = tensor
+    model = LlamaForCausalLM(config).eval()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    model.tie_weights()
+    return model
+
+
+def test_greedy_answers_are_those_of_transformers(language: LanguageModel, reference: Any) -> None:
+    """Each token of each answer is the one that transformers finds likeliest after all before it: so the texts are the same."""
+    rows = [language.tokenizer.encode(prompt) for prompt in PROMPTS]
+    answers = generate(language.decoder, rows, max_tokens=TOKENS)
+    checked = 0
+    for row, answer in zip(rows, answers, strict=True):
+        ends = [language.tokenizer.end_ids[0]] if answer.finish == "end" else []
+        ids = [*row, *answer.ids, *ends]
+        with torch.inference_mode():
+            likeliest = reference(torch.tensor([ids])).logits[0, len(row) - 1 : -1].argmax(-1).tolist()
+        if answer.finish == "end":
+            assert likeliest[-1] in language.tokenizer.end_ids
+            likeliest.pop()
+        assert likeliest == list(answer.ids)
+        checked += len(answer.ids)
+    assert checked >= TOKENS * len(PROMPTS) // 2
+
+
+def test_logits_are_those_of_transformers(language: LanguageModel, reference: Any) -> None:
+    ids = torch.tensor([language.tokenizer.encode("".join(PROMPTS))])
+    with torch.inference_mode():
+        ours, theirs = language.decoder(ids), reference(ids).logits  # type: ignore[operator]  # it is a module
+    assert float((ours - theirs).abs().max()) < 1e-3  # of logits up to 30
+
+
+@pytest.mark.parametrize(("kernel", "allowed"), [("bf16", 0.01), ("int8", 0.02), ("int4", 0.02)])
+def test_kernels_foretell_text_nearly_as_well(language: LanguageModel, kernel: str, allowed: float) -> None:
+    text = " ".join(PROMPTS) * 3
+    ids = language.tokenizer.encode(text)
+    exact = perplexity(language.decoder, ids).nll_nats / len(ids)
+    rounded = open_language_model("smollm/135m-instruct", kernel=kernel)
+    assert perplexity(rounded.decoder, ids).nll_nats / len(ids) == pytest.approx(exact, abs=allowed)
+
+
+@pytest.mark.parametrize("kernel", [None, "int4"])
+def test_it_knows_the_capital_of_france(language: LanguageModel, kernel: str | None) -> None:
+    opened = language if kernel is None else open_language_model("smollm/135m-instruct", kernel=kernel)
+    (plain,) = zoo.generate("The capital of France is", model=opened, max_tokens=8).results
+    assert plain.text.startswith(" Paris.")
+    (chat,) = zoo.generate("What is the capital of France?", model=opened, chat=True).results
+    assert (chat.text, chat.finish) == ("The capital of France is Paris.", "end")
+    (choice,) = zoo.score("The capital of France is", ["London", "Paris", "Rome"], model=opened).results
+    assert choice.choice == "Paris"
+    assert sum(choice.scores.values()) == pytest.approx(1)
+
+
+def test_a_stop_string_ends_it(language: LanguageModel) -> None:
+    (answer,) = zoo.generate("The capital of France is", model=language, stop=["ris.", "xyz"], max_tokens=20).results
+    assert (answer.text, answer.finish) == (" Pa", "stop")
+
+
+def test_the_command_line(main: Callable[..., CompletedProcess[str]], language: LanguageModel) -> None:
+    run = main("generate", "The capital of France is", "--max-tokens", "4", "--stop", ".")
+    assert (run.returncode, run.stdout) == (0, " Paris\n")
+    assert run.stderr == "smollm/135m-instruct.q4_1 (modalzoo-smollm 0.1.0), float32\n"
