@@ -124,8 +124,10 @@ def test_rotary_scores_depend_on_the_distance_alone(first, second, shift) -> Non
 def test_positions_say_what_they_cannot_do() -> None:
     with pytest.raises(UsageError, match="head_width must be even, got 7"):
         Rotary(7, positions=4)
-    with pytest.raises(UsageError, match="must be of kind linear, llama3 or yarn, got 'dynamic'"):
+    with pytest.raises(UsageError, match="must be of kind linear, llama3, yarn, got 'dynamic'"):
         rotary_frequencies(8, theta=1e4, scaling={"kind": "dynamic"})
+    with pytest.raises(UsageError, match="of kind linear takes factor; missing: factor, unknown: faktor"):
+        rotary_frequencies(8, theta=1e4, scaling={"kind": "linear", "faktor": 2})
     with pytest.raises(UsageError, match="an even width of at least 4, got 5"):
         sinusoids(3, 5)
 

@@ -15,6 +15,13 @@ from torch import nn
 
 from zoo.errors import UsageError
 
+# kind -> numbers that it needs, and those that it may have
+SCALINGS = {
+    "linear": ({"factor"}, set[str]()),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set[str]()),
+    "yarn": ({"factor", "original_max_position_embeddings"}, {"beta_fast", "beta_slow"}),
+}
+
 
 class Rotary(nn.Module):
     """Rotary positions (RoFormer: Su et al. 2021, arXiv:2104.09864), the halves of a head turned against each other.
@@ -57,7 +64,8 @@ def rotary_frequencies(
         linear  `factor` (Chen et al. 2023, arXiv:2306.15595)
         llama3  `factor`, `low_freq_factor`, `high_freq_factor`, `original_max_position_embeddings` (Llama 3.1)
         yarn    `factor`, `original_max_position_embeddings`, `beta_fast` 32, `beta_slow` 1 (Peng et al. 2023, arXiv:2309.00071)
-    Raises UsageError for another kind ("dynamic" among them: its angles change with the length, and no cache survives that).
+    Raises UsageError for another kind ("dynamic" among them: its angles change with the length, and no cache survives that),
+    and for numbers that are missing or unknown.
     """
     if head_width % 2:
         raise UsageError(f"rotary positions turn pairs: head_width must be even, got {head_width}")
@@ -65,13 +73,20 @@ def rotary_frequencies(
     if scaling is None:
         return frequencies, 1.0
     kind = scaling.get("kind")
+    if kind not in SCALINGS:
+        raise UsageError(f"rotary scaling must be of kind {', '.join(SCALINGS)}, got {kind!r}")
+    needed, optional = SCALINGS[kind]
+    missing, unknown = needed - scaling.keys(), scaling.keys() - needed - optional - {"kind"}
+    if missing or unknown:
+        raise UsageError(
+            f"rotary scaling of kind {kind} takes {', '.join(sorted(needed | optional))}; "
+            f"missing: {', '.join(sorted(missing)) or 'none'}, unknown: {', '.join(sorted(unknown)) or 'none'}"
+        )
     if kind == "linear":
         return frequencies / scaling["factor"], 1.0
     if kind == "llama3":
         return _llama3(frequencies, scaling), 1.0
-    if kind == "yarn":
-        return _yarn(frequencies, scaling, head_width, theta)
-    raise UsageError(f"rotary scaling must be of kind linear, llama3 or yarn, got {kind!r}")
+    return _yarn(frequencies, scaling, head_width, theta)
 
 
 def _llama3(frequencies: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
 
 from zoo.construct import Built, open_model
-from zoo.errors import WeightsMissingError
+from zoo.errors import WeightsError
 from zoo.plugin import Plugin
 from zoo.registry import Found, Registry
 
@@ -57,15 +57,32 @@ class Result:
 CHECKS: dict[str, Check] = {}
 
 
-def check(level: str, promise: str, *, kinds: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as the check of its name (`batch_equals_singles` -> `batch-equals-singles`)."""
+def check(
+    level: str, promise: str, *, kinds: tuple[str, ...] = (), needs_model: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as the check of its name (`batch_equals_singles` -> `batch-equals-singles`).
+
+    needs_model: False for the checks of a card that still say something when the model cannot be built; the others are
+        skipped then, so that one mistake is one failure.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         name = function.__name__.replace("_", "-")
-        CHECKS[name] = Check(name, level, promise, kinds, function)
+        run = _only_when_built(function) if kinds and needs_model else function
+        CHECKS[name] = Check(name, level, promise, kinds, run)
         return function
 
     return register
+
+
+def _only_when_built(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
+    @wraps(function)
+    def run(subject: Subject) -> None:
+        if not subject.can_be_built:
+            raise CheckSkipped("it cannot be built: see contract-is-kept")
+        function(subject)
+
+    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +104,20 @@ class Subject:
 
     @cached_property
     def built(self) -> Built:
-        """The model with its weights if they are on this machine, else drawn from a fixed seed; parameters can be trained."""
+        """The model with its weights if they are here and fit, else drawn from a fixed seed; parameters can be trained."""
         try:
             return self.open(weights="card")
-        except WeightsMissingError:
+        except WeightsError:  # missing ones are nobody's mistake, and weights-load says what is wrong with the others
             return self.open(weights=None)
+
+    @cached_property
+    def can_be_built(self) -> bool:
+        """Whether `built` gives a model; contract-is-kept says why it does not."""
+        try:
+            _ = self.built
+        except (Exception, SystemExit):  # noqa: BLE001 - a stranger's builder may raise anything
+            return False
+        return True
 
     @property
     def module(self) -> Any:

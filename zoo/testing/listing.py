@@ -11,6 +11,15 @@ MANIFEST_BUDGET_MS = 50.0
 IMPORT_BUDGET_MS = 300.0
 
 
+@check("manifest", "Its manifest can be read, and names at least one model or family.")
+def manifest_is_valid(plugin: Plugin) -> None:
+    if plugin.cards or plugin.families:
+        return
+    if plugin.error:
+        raise CheckFailed(f"{plugin.error}; {plugin.cure}")
+    raise CheckFailed("it names no model and no family: write a [[card]] into its zoo.toml, or return one from zoo_cards")
+
+
 @check("listing", "Listing models imports neither the plugin nor torch.")
 def listing_imports_nothing(plugin: Plugin) -> None:
     if plugin.manifest_sha256 is None:

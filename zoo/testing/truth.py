@@ -17,7 +17,7 @@ ENCODERS = ("encoder", "dual_encoder")
 MODELS = (*ENCODERS, "decoder")  # what is built from a card, has parameters and reads items of its modalities
 
 
-@check("manifest", "The card names licence, parameters and the width of what comes out.", kinds=MODELS)
+@check("manifest", "The card names licence, parameters and the width of what comes out.", kinds=MODELS, needs_model=False)
 def card_is_complete(subject: Subject) -> None:
     card = subject.found.card
     missing = [] if card.licence or (subject.found.weights and subject.found.weights.licence) else ["licence"]
@@ -33,7 +33,7 @@ def card_is_complete(subject: Subject) -> None:
         raise CheckFailed(f"the card does not say: {', '.join(missing)}")
 
 
-@check("manifest", "What is built has the methods of its kind.", kinds=MODELS)
+@check("manifest", "What is built has the methods of its kind.", kinds=MODELS, needs_model=False)
 def contract_is_kept(subject: Subject) -> None:
     kind: Any = {"encoder": Encoder, "dual_encoder": DualEncoder, "decoder": Decoder}[subject.found.card.kind]
     if not isinstance(subject.module, kind):
@@ -100,7 +100,7 @@ def other_modalities_are_refused(subject: Subject) -> None:
     raise CheckFailed(f"preprocess({other!r}, ...) was accepted")
 
 
-@check("weights", "Each weight file has a full sha256, a size and a licence.", kinds=MODELS)
+@check("weights", "Each weight file has a full sha256, a size and a licence.", kinds=MODELS, needs_model=False)
 def weights_are_pinned(subject: Subject) -> None:
     row = subject.found.weights
     if row is None:

@@ -1,0 +1,97 @@
+"""A folder as transformers saves a model in it: what is in there is read as data, and nothing of it is run."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.errors import UsageError, WeightsError, WeightsMissingError
+from zoo.weights import read_state_dict
+from zoo_lm.json_tokenizer import JsonTokenizer
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_config(folder: Path, model_type: str) -> dict[str, Any]:
+    """`config.json`. Raises UsageError when it is missing, no JSON object, or that of another architecture."""
+    config = _read_json(Path(folder) / "config.json")
+    if config.get("model_type") != model_type:
+        raise UsageError(f"{folder} holds a model of type {config.get('model_type')!r}; this reads {model_type!r}")
+    return config
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
+
+    Raises WeightsMissingError when there is neither or a part is missing; WeightsError for an index that names a file outside
+    the folder, or whose files hold other tensors than it says.
+    """
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return read_state_dict(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        raise WeightsMissingError(f"{folder} has neither {WEIGHTS} nor {INDEX}: save the model with safe serialization")
+    keys_of: dict[str, set[str]] = defaultdict(set)
+    for key, name in _weight_map(folder / INDEX).items():
+        keys_of[name].add(key)
+    state: dict[str, torch.Tensor] = {}
+    for name, keys in sorted(keys_of.items()):
+        if not (folder / name).is_file():
+            raise WeightsMissingError(f"{folder} lacks {name}, which {INDEX} names: download it again")
+        part = read_state_dict(folder / name)
+        if part.keys() != keys:
+            wrong = sorted(part.keys() ^ keys)
+            raise WeightsError(
+                f"{folder / name} does not hold the tensors that {INDEX} says: {', '.join(wrong[:3])} differ"
+            )
+        state |= part
+    return state
+
+
+def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> JsonTokenizer | None:
+    """The tokenizer of `tokenizer.json` if there is one; its start and end are those of the configuration.
+
+    `generation_config.json`, where it names ends, overrules the configuration, as it does in transformers.
+    """
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    end = generation.get("eos_token_id", config.get("eos_token_id"))
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    start = config.get("bos_token_id")
+    if not all(isinstance(token, int) for token in [*ends, 0 if start is None else start]):
+        raise UsageError(f"bos_token_id and eos_token_id in {folder} must be whole numbers, got {start!r} and {end!r}")
+    return JsonTokenizer(
+        folder / "tokenizer.json", start_id=start, end_ids=tuple(ends), vocabulary=int(config["vocab_size"])
+    )
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    names = _read_json(path).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise WeightsError(f"{path} must have a weight_map from tensors to files")
+    for name in names.values():
+        # A plain name lies in the folder; anything with a separator, a drive or only dots may not.
+        if not name.endswith(".safetensors") or any(sign in name for sign in "/\\:\0"):
+            raise WeightsError(f"{path} may only name .safetensors files beside it, got {name!r}")
+    return names
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): give a folder that transformers saved a model in"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
