@@ -200,7 +200,6 @@ def test_what_changed_is_computed_again(photos: Path, tmp_path: Path, tiny: obje
     assert (again.computed, again.up_to_date, again.results, again.shape) == (0, True, first.results, first.shape)
     assert out.stat().st_mtime_ns == stamp
     shutil.copy(photos / "chelsea.jpg", folder / "0003.jpg")
-    (folder / "0005.jpg").unlink()
     (folder / "0008.jpg").rename(folder / "0000a.jpg")
     shutil.copy(photos / "coffee.jpg", folder / "0011.jpg")
     changed = library.embed(folder, out=out, model=tiny)
@@ -211,6 +210,26 @@ def test_what_changed_is_computed_again(photos: Path, tmp_path: Path, tiny: obje
     assert after[str(folder / "0003.jpg")] != before[str(folder / "0003.jpg")]
     assert after[str(folder / "0000a.jpg")] == before[str(folder / "0008.jpg")]
     assert after[str(folder / "0001.jpg")] == before[str(folder / "0001.jpg")]
+
+
+def test_rows_of_a_finished_file_are_not_lost(photos: Path, tmp_path: Path, tiny: object) -> None:
+    first, other = many(photos, tmp_path / "first", 10), many(photos, tmp_path / "other", 4)
+    shutil.copy(photos / "coffee.jpg", other / "coffee.jpg")
+    out = tmp_path / "e.npz"
+    library.embed([first, photos / "chelsea.jpg"], out=out, model=tiny)
+    before = out.read_bytes()
+    # Of `other`, four hold what four files of `first` hold, so those rows would live on under new names.
+    with pytest.raises(UsageError, match=r"e.npz: 7 of its 11 rows would be lost, whose inputs are not given or cannot be read now"):
+        library.embed(other, out=out, model=tiny)
+    with pytest.raises(UsageError, match=r"1 of its 11 rows .*\(.*chelsea.jpg\): give them too, or another --out, or --overwrite"):
+        library.embed(first, out=out, model=tiny)
+    (first / "0005.jpg").write_text("damaged since")
+    with pytest.raises(UsageError, match=r"1 of its 11 rows .*0005.jpg\): .*, or --overwrite"):
+        library.embed([first, photos / "chelsea.jpg"], out=out, model=tiny)
+    assert out.read_bytes() == before
+    shutil.copy(first / "0006.jpg", first / "0005.jpg")
+    assert library.embed([first, other, photos / "chelsea.jpg"], out=out, model=tiny).shape[0] == 16
+    assert library.embed(other, out=out, model=tiny, overwrite=True).shape[0] == 5
 
 
 def test_models_are_never_mixed(photos: Path, tmp_path: Path, tiny: object) -> None:

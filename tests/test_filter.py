@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -264,6 +265,42 @@ def test_killed_work_is_done_again(photos: Path, tmp_path: Path, model: object) 
     for shard in range(2):
         assert (out / f"s-{shard}.tar").read_bytes() == (tmp_path / "whole" / f"s-{shard}.tar").read_bytes()
     assert not list((tmp_path / "out.zoo-filter").glob("*.new"))
+
+
+def test_files_of_others_in_a_result_are_left_alone(folder: Path, photos: Path, tmp_path: Path, model: object) -> None:
+    out = tmp_path / "out"
+    library.filter_pairs(folder, out, threshold=LIMIT, model=model)
+    (out / "notes").mkdir()
+    (out / "notes" / ".diary").write_text("dear")
+    (folder / "boats.txt").write_text("boats on the water")
+    refused = r"out: .*/out/notes/.diary was not written by zoo filter, or was changed since, and would be lost: move it away"
+    (shard,) = library.filter_pairs(folder, out, threshold=LIMIT, model=model).shards
+    assert (shard.state, bool(re.search(refused, shard.error))) == ("failed", True)
+    assert ((out / "notes" / ".diary").read_text(), (out / "boats.txt").exists()) == ("dear", False)
+    (out / "notes" / ".diary").unlink()
+    (out / "coffee.txt").write_text("a caption that somebody improved")
+    (shard,) = library.filter_pairs(folder, out, threshold=0.1, model=model, overwrite=True).shards
+    assert "out/coffee.txt was not written by zoo filter, or was changed since" in shard.error
+    assert (out / "coffee.txt").read_text() == "a caption that somebody improved"
+    (out / "coffee.txt").unlink()
+    assert library.filter_pairs(folder, out, threshold=0.1, model=model).shards[0].state == "done"
+    assert (out / "boats.txt").read_text() == "boats on the water"
+    assert (out / "coffee.txt").read_text() == "espresso"
+    for number in range(2):
+        pack(tmp_path / f"s-{number}.tar", members(photos, ["chelsea"]))
+    library.filter_pairs(str(tmp_path / "s-*.tar"), tmp_path / "tars", threshold=LIMIT, model=model)
+    (tmp_path / "tars" / "s-1.tar").write_text("mine")
+    with pytest.raises(UsageError, match=r"s-1.tar was not written by zoo filter"):
+        library.filter_pairs(str(tmp_path / "s-0.tar"), tmp_path / "tars", threshold=0.1, model=model, overwrite=True)
+    assert (tmp_path / "tars" / "s-1.tar").read_text() == "mine"
+
+
+def test_a_shard_that_fails_leaves_no_rubble(photos: Path, tmp_path: Path, model: object) -> None:
+    whole = pack(tmp_path / "a.tar", members(photos, ["chelsea", "coffee"]))
+    whole.write_bytes(whole.read_bytes()[:-9000])
+    outcome = library.filter_pairs(whole, tmp_path / "o.tar", threshold=LIMIT, model=model)
+    assert outcome.shards[0].state == "failed"
+    assert not list((tmp_path / "o.tar.zoo-filter").glob("*.new"))
 
 
 def test_rules_are_never_mixed(folder: Path, tmp_path: Path, model: object) -> None:

@@ -134,7 +134,7 @@ def test_python_says_what_is_wrong() -> None:
         library.score("x", "ab", model=tiny())
     with pytest.raises(UsageError, match="normalise is one of sum, token, byte, calibrated, got 'mean'"):
         library.score("x", ["a", "b"], model=tiny(), normalise="mean")
-    with pytest.raises(UsageError, match="a kernel is one of bf16, int8, int4, got 'int3'"):
+    with pytest.raises(UsageError, match="a kernel is one of float32, bf16, int8, int4, got 'int3'"):
         tiny(kernel="int3")
     with pytest.raises(UsageError, match="beams search for the likeliest answer: leave out sampling and samples"):
         library.generate("x", model=tiny(), beams=2, sampling=Sampling(temperature=1.0))

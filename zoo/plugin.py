@@ -7,8 +7,10 @@ API version); `missing-extra` (a dependency is not installed); `shadowed` (anoth
 from __future__ import annotations
 
 import hashlib
+import json
 import traceback
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 from zoo.card import Card, Provider
@@ -117,7 +119,19 @@ def one_line(error: BaseException) -> str:
 
 
 def replace_it(plugin: Plugin) -> str:
+    """The cure for code that fails: the publisher's next release, or for one's own folder the editor."""
+    if _is_editable(plugin):
+        return f"mend it, then: zoo check {plugin.name}"
     return (
         f"update it (pip install -U {plugin.distribution}), zoo disable {plugin.name}, "
         f"or zoo uninstall {plugin.distribution}"
     )
+
+
+def _is_editable(plugin: Plugin) -> bool:
+    """Whether pip installed it so that edits count (PEP 610)."""
+    try:
+        url = json.loads(metadata.distribution(plugin.distribution).read_text("direct_url.json") or "{}")
+        return url.get("dir_info", {}).get("editable") is True
+    except Exception:  # noqa: BLE001 - damaged metadata may fail in any way, and this is only a hint
+        return False

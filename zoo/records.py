@@ -5,7 +5,8 @@
     attempt      an activation that has begun: left behind by a process that did not survive it
     badge        what `zoo check` found
 
-A record counts while the plugin's version and files are those it was made for.
+A record counts while the plugin's version and files are those it was made for, by their times and sizes. One that holds
+`files_sha256` (a badge) outlives a `touch` or a fresh checkout: where times differ, the bytes are compared, once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zoo.plugin import Plugin, package_files
+from zoo.plugin import Plugin, code_sha256, package_files
 from zoo.settings import state_dir
 
 
@@ -28,7 +29,7 @@ def write_record(kind: str, plugin: Plugin, fields: Mapping[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**fields, "version": plugin.version, "fingerprint": fingerprint(plugin)}, indent=1)
+        text = json.dumps({"version": plugin.version, "fingerprint": fingerprint(plugin), **fields}, indent=1)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError:
@@ -44,7 +45,15 @@ def read_record(kind: str, plugin: Plugin) -> Mapping[str, Any] | None:
         return None
     if not isinstance(record, dict) or record.get("version") != plugin.version:
         return None
-    return record if record.get("fingerprint") == fingerprint(plugin) else None
+    now = fingerprint(plugin)
+    if record.get("fingerprint") == now:
+        return record
+    if "files_sha256" not in record or record.get("changed_to") == now:
+        return None
+    same = record["files_sha256"] == code_sha256(plugin)
+    # The answer is kept with the times that it is about, so that the next listing reads no file for it.
+    write_record(kind, plugin, {**record, "fingerprint" if same else "changed_to": now})
+    return record if same else None
 
 
 def drop_record(kind: str, plugin: Plugin) -> None:

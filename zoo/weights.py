@@ -263,11 +263,22 @@ def _first_delivery(file: File, found: Found, registry: Registry) -> Located:
             complaints.append(f"{_label(source)} could not be read or kept ({error})")
     size = f" ({file.size_bytes:,} bytes)" if file.size_bytes else ""
     message = f"the {file.role} file of {found.name}{size} is not in the cache and no source delivered it: {'; '.join(complaints)}"
-    if not mismatch or file.sha256 is not None:  # a publisher that moved on will not move back: the complaint has the cure
+    if not _is_elsewhere(file):
+        cure = "Reinstall the distribution that holds it" if "package:" in message else "Put it back"
+        message += f". {cure}, or correct sha256 and sources in the zoo.toml of plugin {found.card.provider.plugin!r}"
+    elif (
+        not mismatch or file.sha256 is not None
+    ):  # a publisher that moved on will not move back: the complaint has the cure
         message += f". Connect once and run: zoo fetch {found.name}"
     if file.sha256:
         message += f", or put a file with sha256 {file.sha256} at {blobs_dir() / file.sha256}"
     raise (HashMismatchError if mismatch else WeightsMissingError)(message)
+
+
+def _is_elsewhere(file: File) -> bool:
+    """Whether a network could help: some source reads neither a local path nor what lies in an installed distribution."""
+    parts = [part for source in file.sources for part in ((source,) if isinstance(source, str) else source)]
+    return not all(part.startswith(("package:", "file:")) for part in parts)
 
 
 def _obtain(file: File, source: str | tuple[str, ...], found: Found, registry: Registry) -> Located:

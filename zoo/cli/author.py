@@ -6,21 +6,23 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from zoo.card import KINDS
 from zoo.cli.classify import DTYPES
 from zoo.cli.output import print_json, print_table
 from zoo.errors import UsageError
-from zoo.modality import MODALITIES
+from zoo.scaffold import CHOICES, new_plugin
 
 
 def add_commands(commands: Any) -> None:
     new = commands.add_parser("new", help="write a small plugin that installs and passes zoo check, to begin from")
     new.add_argument("name", help="name of the plugin, e.g. birdsong")
-    new.add_argument("--kind", choices=KINDS, default="encoder")
-    new.add_argument("--modality", choices=MODALITIES, help="what an encoder reads (image if left out)")
+    new.add_argument("--kind", choices=CHOICES, default="encoder", help="of the model to begin from (encoder)")
+    modalities = dict.fromkeys(modality for modalities in CHOICES.values() for modality in modalities)
+    templates = "; ".join(f"{kind}: {' or '.join(modalities)}" for kind, modalities in CHOICES.items())
+    new.add_argument("--modality", choices=modalities, help=f"what it reads ({templates}; the first if left out)")
     new.add_argument("--into", type=Path, metavar="DIR", help="where to write it (modalzoo-NAME)")
     new.set_defaults(run=run_new)
     check = commands.add_parser("check", help="try everything that a plugin or model promises")
@@ -45,10 +47,9 @@ def add_commands(commands: Any) -> None:
 
 
 def run_new(arguments: argparse.Namespace) -> int:
-    from zoo.scaffold import new_plugin
-
     folder = arguments.into or Path(f"modalzoo-{arguments.name}")
     files = new_plugin(arguments.name, kind=arguments.kind, modality=arguments.modality, folder=folder)
+    _warn_of_namesakes(arguments.name)
     if arguments.json:
         print_json({"folder": str(folder), "files": [str(file) for file in files]})
     else:
@@ -56,6 +57,24 @@ def run_new(arguments: argparse.Namespace) -> int:
             print(file)
         print(f"Next: zoo install -e {folder}, then zoo check {arguments.name}", file=sys.stderr)
     return 0
+
+
+def _warn_of_namesakes(name: str) -> None:
+    """The name is the author's to choose; what becomes of what is installed under it should be known before it happens."""
+    from packaging.utils import canonicalize_name
+
+    from zoo.discovery import plugin_distributions
+
+    own = canonicalize_name(f"modalzoo-{name}")
+    for distribution, plugins in plugin_distributions().items():
+        if canonicalize_name(distribution) == own:
+            outcome = "installing this one would replace it"
+        elif name in plugins:
+            outcome = f"models of the same name will need: zoo pin {name} DISTRIBUTION"
+        else:
+            continue
+        called = f"{distribution} {metadata.version(distribution)}"
+        print(f"zoo: warning: plugin {name!r} is installed already ({called}): {outcome}", file=sys.stderr)
 
 
 def run_check(arguments: argparse.Namespace) -> int:

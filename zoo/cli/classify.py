@@ -185,7 +185,7 @@ def run_texts(arguments: argparse.Namespace) -> int:
         weights=None if arguments.weights == "none" else arguments.weights,
         device=arguments.device,
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
-        kernel=None if arguments.kernel == "float32" else arguments.kernel,
+        kernel=arguments.kernel or "float32",
     )
     warn_of_random_weights(outcome)
     if arguments.json:

@@ -57,7 +57,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 disfavours what was said already")
     command.add_argument("--samples", type=int, default=1, metavar="N", help="answers to give (1)")
     command.add_argument("--beams", type=int, metavar="N", help="search for the likeliest answer with N hypotheses")
-    command.add_argument("--kernel", choices=KERNELS, help="number format of the linear layers (float32)")
+    command.add_argument(
+        "--kernel", choices=KERNELS, default="float32", help="number format of the linear layers (float32)"
+    )
     add_model_arguments(command)
     command.set_defaults(run=run)
 
@@ -84,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         weights=None if arguments.weights == "none" else arguments.weights,
         device=arguments.device,
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
-        kernel=None if arguments.kernel == "float32" else arguments.kernel,
+        kernel=arguments.kernel,
     )
     sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
     common: dict[str, Any] = {"model": language, "chat": arguments.chat, "system": arguments.system}
@@ -178,7 +180,7 @@ def _stream(prompt: str, language: Any, sampling: Any, arguments: argparse.Names
     if language.built.random:
         print(f"zoo: {language.built.name} has random weights: what it answers means nothing", file=sys.stderr)
     provider = language.built.found.card.provider
-    _say_model(language.built.name, provider.distribution, provider.version, language.kernel or "float32")
+    _say_model(language.built.name, provider.distribution, provider.version, language.kernel)
     return 0
 
 

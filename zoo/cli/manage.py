@@ -269,8 +269,8 @@ def _checked(plugin: Plugin) -> str:
     badge = read_record("badge", plugin)
     if badge is None:
         return "no"
-    ran = badge["passed"] + badge["failed"]
-    return f"passed all {ran}" if not badge["failed"] else f"FAILED {badge['failed']} of {ran}"
+    counts = (("FAILED", badge["failed"]), ("passed", badge["passed"]), ("skipped", badge["skipped"]))
+    return ", ".join(f"{count} {status}" for status, count in counts if count)
 
 
 def plugin_fields(plugin: Plugin) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """A built model with its linear layers in another number format: module -> module, in place, layer by layer.
 
-    bf16  products in bfloat16, laid out once
-    int8  weights in 8 bits, one scale for each output
-    int4  weights in 4 bits, one scale for 32 of them: exactly what a Q4_1 file holds
+    float32  laid out once, nothing rounded        int8  weights in 8 bits, one scale for each output
+    bf16     products in bfloat16, laid out once   int4  weights in 4 bits, one scale for 32: exactly what a Q4_1 file holds
 
 What is left over (norms, positions, attention, the residual) stays in float32. A model that runs by a kernel is not trained
 and not saved: the trained one is.
@@ -10,8 +9,11 @@ and not saved: the trained one is.
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +23,12 @@ from zoo.errors import UsageError
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
 from zoo.nn.feed_forward import Gated
-from zoo.nn.linear import GROUP, BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear
+from zoo.nn.linear import GROUP, Int4Linear, Int8Embedding, Int8Linear, PackedLinear
 from zoo.nn.mixture import Mixture
 
-LINEARS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], nn.Module]] = {
-    "bf16": BFloat16Linear,
+LINEARS: dict[str, Callable[..., nn.Module]] = {
+    "float32": partial(PackedLinear, dtype=torch.float32),
+    "bf16": partial(PackedLinear, dtype=torch.bfloat16),
     "int8": Int8Linear,
     "int4": Int4Linear,
 }
@@ -58,11 +61,20 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
         for name, child in list(part.named_children()):
             if type(child) is nn.Linear and not (isinstance(part, Mixture) and name == "router"):
                 fits = kernel != "int4" or child.in_features % GROUP == 0
-                layer = make(child.weight, child.bias) if fits else BFloat16Linear(child.weight, child.bias)
+                layer = (make if fits else LINEARS["bf16"])(child.weight, child.bias)
                 setattr(part, name, layer)
         del part
-    gc.collect()
+    _give_back_memory()
     return module.eval()
+
+
+def _give_back_memory() -> None:
+    """What the float32 weights took goes back to the system, where the C library would keep it for later."""
+    gc.collect()
+    library = ctypes.util.find_library("c")
+    trim = getattr(ctypes.CDLL(library), "malloc_trim", None) if library else None
+    if trim is not None:
+        trim(0)
 
 
 def _join(part: Any, names: tuple[str, ...], joined: str) -> None:
@@ -86,7 +98,7 @@ def _replace_head(decoder: Decoder, kernel: str) -> None:
     eight = kernel in ("int8", "int4")
     if decoder.head is None:
         weight: Any = decoder.embedding.weight
-        decoder.head = Int8Linear(weight) if eight else BFloat16Linear(weight)
+        decoder.head = Int8Linear(weight) if eight else LINEARS[kernel](weight, None)
     elif type(decoder.head) is nn.Linear and eight:
         decoder.head = Int8Linear(decoder.head.weight, decoder.head.bias)
     if eight and isinstance(decoder.embedding, nn.Embedding):

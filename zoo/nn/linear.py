@@ -1,4 +1,4 @@
-"""Linear layers that hold their weights in fewer bits. All take and give float32, so that one can stand for `nn.Linear`.
+"""Linear layers that are laid out, and rounded, for running alone. All take and give float32, so that one can stand for `nn.Linear`.
 
 Each output row depends on its own input row alone, whatever the batch: where inputs are rounded, too, each row has a scale of
 its own. None has parameters: they are made from a trained weight, and run.
@@ -18,16 +18,19 @@ PACK_ROWS = 64  # rows that torch's 4-bit layout interleaves
 DIGIT, ZERO = 127, 128  # a digit of an 8-bit input goes from -DIGIT to DIGIT and is stored above ZERO
 
 
-class BFloat16Linear(nn.Module):
-    """Products in bfloat16, sums in float32; weights laid out once for oneDNN where torch has it."""
+class PackedLinear(nn.Module):
+    """Products in one format, laid out once for oneDNN where torch has it: float32, which rounds nothing, or bfloat16 with sums in
+    float32.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.features = (weight_NK.shape[1], weight_NK.shape[0])
-        weight = weight_NK.detach().bfloat16().contiguous()
+        self.dtype = dtype
+        weight = weight_NK.detach().to(dtype).contiguous()
         self.packed = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"  # type: ignore[no-untyped-call]
         if self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)  # noqa: SLF001 - its public name is this
@@ -36,7 +39,7 @@ class BFloat16Linear(nn.Module):
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
-        rounded = input_BTK.bfloat16()
+        rounded = input_BTK.to(self.dtype)
         if self.packed:
             output = torch.ops.mkldnn._linear_pointwise(rounded, self.weight, None, "none", [], "")  # noqa: SLF001 - as above
         else:

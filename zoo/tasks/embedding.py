@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +117,8 @@ def embed(
         they look like.
     out: a name ending in .npz (arrays embeddings float32[N, E], items, modality, sha256, about), .parquet or .jsonl. While the work
         goes on, `<out>.part` lies beside it; the same call goes on from there.
-    overwrite: begin anew, whatever `out` and its journal hold. Otherwise the work of another model is refused.
+    overwrite: begin anew, whatever `out` and its journal hold. Otherwise the work of another model is refused, and so are inputs
+        without which rows of a finished `out` would be lost.
     Raises UsageError for arguments that make no sense, ZooError when the disk refuses, and what building the model raises. An
     item that cannot be read becomes a result with `error`; it never costs the others theirs.
     """
@@ -130,6 +133,7 @@ def embed(
     about = tables.About(built.name, built.identity, unit_vectors(built))
     with alone(out):
         old_rows = [] if overwrite else _old_rows(out, about)
+        _refuse_to_lose(out, old_rows, _expected_rows(sources, old_rows, allow_urls=allow_urls))
         journal = _open_journal(out, about, overwrite=overwrite)
         try:
             return _fill(
@@ -156,6 +160,43 @@ def _old_rows(out: Path, about: tables.About) -> list[tables.Row]:
         raise UsageError(f"{error}; it is left alone: give another --out, or --overwrite") from error
     _refuse_other(f"--out {out}: it", found.model, found.identity, about)
     return rows
+
+
+def _expected_rows(sources: Sequence[Source], old_rows: Sequence[tables.Row], *, allow_urls: bool) -> list[tables.Row]:
+    """The rows that a run will write, as far as that can be said before anything is computed.
+
+    A name that the finished output has is taken to be readable. Only where it has others besides are the new names read and
+    hashed, since one of them may be an old content that was moved.
+    """
+    names = {(row.item, row.modality) for row in old_rows}
+    named = [(printable(source.item.label), source.modality) for source in sources]
+    rows = [tables.Row(*name, "") for name in named if name in names]
+    if not names - set(named):
+        return rows
+    for source, name in zip(sources, named, strict=True):
+        if name not in names:
+            with suppress(MediaError):
+                rows.append(tables.Row(*name, sha256_of_source(read_source(source.item, allow_urls=allow_urls))))
+    return rows
+
+
+def _refuse_to_lose(out: Path, old_rows: Sequence[tables.Row], rows: Sequence[tables.Row], kept: str = "") -> None:
+    """Raise UsageError where rows of the finished output have no successor: neither their name nor, under a new name, their content."""
+    old_names, names = ({(row.item, row.modality) for row in some} for some in (old_rows, rows))
+    gone = [row for row in old_rows if (row.item, row.modality) not in names]
+    moved = Counter(row.sha256 for row in rows if (row.item, row.modality) not in old_names)
+    lost = []
+    for row in gone:
+        if moved[row.sha256] > 0:
+            moved[row.sha256] -= 1
+        else:
+            lost.append(row.item)
+    if lost:
+        more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+        raise UsageError(
+            f"--out {out}: {len(lost):,} of its {len(old_rows):,} rows would be lost, whose inputs are not given or cannot be read "
+            f"now ({lost[0]}{more}): give them too, or another --out, or --overwrite{kept}"
+        )
 
 
 def _open_journal(out: Path, about: tables.About, *, overwrite: bool) -> Journal:
@@ -206,6 +247,8 @@ def _fill(
     rows = _rows(sources, done)
     up_to_date = bool(rows) and done.computed == 0 and rows == list(old_rows)
     if rows and not up_to_date:
+        kept = f"; what was done is kept in {journal.path}" if done.computed else ""
+        _refuse_to_lose(out, old_rows, rows, kept)
         _bring_from_old(out, journal, done)
         _write(out, about, rows, journal, done)
     journal.delete()

@@ -25,7 +25,19 @@ from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.image import open_image
 from zoo.modality import IMAGE, TEXT
 from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors
-from zoo.tasks.filter_records import discard, listing_of, open_records, read_record, record_of, staging_of, write_record
+from zoo.tasks.filter_records import (
+    discard,
+    listing_of,
+    open_records,
+    read_record,
+    read_written,
+    record_of,
+    refuse_foreign,
+    staging_of,
+    write_record,
+    write_written,
+    written,
+)
 from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import printable
 from zoo.tasks.journal import alone, replace_durably
@@ -312,10 +324,10 @@ def _run(shard: Shard, state: Path, scorer: _Scorer, limit: float, *, progress: 
         old = read_record(record)
         if old.get("fingerprint") == fingerprint and out.exists() and listing_of(state, shard).exists():
             return ShardResult(**fields, state="skipped", samples=old["samples"], kept=old["kept"], dropped=old["dropped"])
+        refuse_foreign(state, shard, out)
         samples, kept, dropped = _filter(shard, out, state, scorer, limit, progress=progress)
         write_record(record, {"fingerprint": fingerprint, "samples": samples, "kept": kept, "dropped": dropped})
     except (ZooError, OSError) as error:
-        discard(staging_of(state, shard))
         return ShardResult(**fields, state="failed", dropped={}, error=str(error))
     return ShardResult(**fields, state="done", samples=samples, kept=kept, dropped=dropped)
 
@@ -331,26 +343,36 @@ def _filter(
     listing = listing_of(state, shard)
     unfinished = listing.with_name(f"{listing.name}.new")
     bar = progress_bar(None, "pair", progress=progress)
-    with bar, shard.writer(staging) as write, unfinished.open("w", encoding="utf-8") as stream:
-        for answer in scorer.scored(shard.pairs()):
-            bar.update(1)
-            samples += 1
-            if answer.score is not None and answer.score >= limit:
-                write(answer.pair)
-                kept += 1
-                continue
-            reason = answer.reason or "below-threshold"
-            dropped[reason] += 1
-            why: dict[str, Any] = (
-                {"error": printable(answer.detail)} if answer.score is None else {"score": round(answer.score, 6)}
-            )
-            stream.write(json.dumps({"key": answer.pair.key, "reason": reason, **why}, ensure_ascii=False) + "\n")
-    # The list first, then the result; the caller's record comes last and makes both count.
-    replace_durably(unfinished, listing)
-    record = record_of(state, shard)
-    if not record.exists():
-        write_record(record, {})
-    shard.publish(staging, out)
+    try:
+        with bar, shard.writer(staging) as write, unfinished.open("w", encoding="utf-8") as stream:
+            for answer in scorer.scored(shard.pairs()):
+                bar.update(1)
+                samples += 1
+                if answer.score is not None and answer.score >= limit:
+                    write(answer.pair)
+                    kept += 1
+                    continue
+                reason = answer.reason or "below-threshold"
+                dropped[reason] += 1
+                why: dict[str, Any] = (
+                    {"error": printable(answer.detail)} if answer.score is None else {"score": round(answer.score, 6)}
+                )
+                stream.write(json.dumps({"key": answer.pair.key, "reason": reason, **why}, ensure_ascii=False) + "\n")
+        refuse_foreign(state, shard, out)  # once more: that took its time
+        # The list first, then the result; the caller's record comes last and makes both count. Old and new files are both known as
+        # ours while one takes the place of the other.
+        replace_durably(unfinished, listing)
+        stamps = written(staging)
+        write_written(state, shard, {*read_written(state, shard), *stamps})
+        record = record_of(state, shard)
+        if not record.exists():
+            write_record(record, {})
+        shard.publish(staging, out)
+        write_written(state, shard, stamps)
+    except BaseException:  # an interruption, too, leaves neither half a result nor half a list
+        discard(staging)
+        discard(unfinished)
+        raise
     return samples, kept, dict(sorted(dropped.items()))
 
 

@@ -57,7 +57,7 @@ class Choice:
 class Generation:
     """Completions or choices, in the order of the prompts, and what produced them; fields as in `zoo.tasks.classify`.
 
-    kernel: the number format of the linear layers ("float32" where none was applied).
+    kernel: the number format of the linear layers.
     """
 
     model: str
@@ -76,7 +76,7 @@ class LanguageModel:
     built: Built
     decoder: Decoder
     tokenizer: Tokenizer
-    kernel: str | None
+    kernel: str
     prefixes: PrefixCache = field(repr=False)
 
     def ids(self, prompt: str, *, chat: bool, system: str | None = None) -> list[int]:
@@ -97,16 +97,17 @@ def open_language_model(
     weights: str | Path | None = "card",
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-    kernel: str | None = None,
+    kernel: str = "float32",
 ) -> LanguageModel:
     """Build a decoder for `generate` and `score`: the named one, or the installed default.
 
-    kernel: number format of its linear layers, from `zoo.nn.kernels.LINEARS`; None for the module as its plugin builds it.
+    kernel: number format of its linear layers, from `zoo.nn.kernels.LINEARS`. "float32" rounds nothing; a model that was built
+        already, that is not on the CPU or has another dtype runs as it is then.
     Raises UsageError for a model of another kind and a kernel that does not exist, PluginError for a decoder without a tokenizer.
     """
-    if kernel is not None and kernel not in LINEARS:
+    if kernel not in LINEARS:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
-    if kernel is not None and isinstance(model, Built):
+    if kernel != "float32" and isinstance(model, Built):
         raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
     built = open_for(TASK, model, kinds=("decoder",), modalities=(TEXT,), weights=weights, device=device, dtype=dtype)
     module: Any = built.module
@@ -116,7 +117,8 @@ def open_language_model(
             f"{describe(built.found.card.provider)}: {built.name} has no tokenizer, so it reads no text (zoo fetch {built.found.name} "
             f"brings what belongs to its weights)"
         )
-    if kernel is not None:
+    as_built = isinstance(model, Built) or dtype is not None or str(device) != "cpu"
+    if kernel != "float32" or not as_built:
         apply_kernel(module, kernel)
     return LanguageModel(built, module, tokenizer, kernel, PrefixCache(f"{built.identity} {kernel}"))
 
@@ -135,7 +137,7 @@ def generate(
     samples: int = 1,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-    kernel: str | None = None,
+    kernel: str = "float32",
 ) -> Generation:
     """Text that goes on from each prompt.
 
@@ -198,7 +200,7 @@ def score(
     normalise: str = "sum",
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-    kernel: str | None = None,
+    kernel: str = "float32",
 ) -> Generation:
     """Which choice is the likeliest answer to each prompt, by the log-probability of its tokens.
 
@@ -264,7 +266,7 @@ def _opened(
     weights: str | Path | None,
     device: str,
     dtype: torch.dtype | None,
-    kernel: str | None,
+    kernel: str,
 ) -> LanguageModel:
     if isinstance(model, LanguageModel):
         return model
@@ -298,7 +300,7 @@ def _outcome(language: LanguageModel, results: tuple[Any, ...]) -> Generation:
         model=language.built.name,
         distribution=provider.distribution,
         version=provider.version,
-        kernel=language.kernel or "float32",
+        kernel=language.kernel,
         weights=weight_hashes(language.built),
         results=results,
         random_weights=language.built.random,

@@ -30,7 +30,7 @@ def classify_texts(
     weights: str | Path | None = "card",
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-    kernel: str | None = None,
+    kernel: str = "float32",
 ) -> Classification:
     """Classify texts by the log-probability of each label after a prompt.
 

@@ -10,12 +10,13 @@ import torch
 import zoo_lm
 from lm_reference import cases, same_weights
 from safetensors.torch import save_file
-from zoo_lm.bytes import ByteTokenizer, byte_tokenizer
+from zoo_lm.bytes import byte_tokenizer
 
 import zoo
 from zoo.contracts import Decoder, Encoder, Tokenizer
 from zoo.decoding.generation import generate
 from zoo.errors import UsageError, WeightsMissingError
+from zoo.nn.tokenizer import ByteTokenizer
 
 CARDS: list[dict[str, Any]] = tomllib.loads((Path(zoo_lm.__file__).parent / "zoo.toml").read_text())["card"]
 DECODERS = [card["name"] for card in CARDS if card["kind"] == "decoder"]
@@ -84,7 +85,7 @@ def test_bytes() -> None:
         assert tokenizer.decode([256, *ids, 257]) == text
         assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
     assert tokenizer.decode([0xC3, 0x28, 0xFF]) == "\ufffd(\ufffd"
-    assert tokenizer.token_bytes(256) == tokenizer.token_bytes(tokenizer.pad_id) == b""
+    assert tokenizer.token_bytes(256) == tokenizer.token_bytes(257) == b""
     with pytest.raises(UsageError, match="from 0 to 257, got 258"):
         tokenizer.token_bytes(258)
     with pytest.raises(UsageError, match="must be a str, got bytes"):

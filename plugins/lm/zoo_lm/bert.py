@@ -23,7 +23,6 @@ from zoo.nn.positions import LearnedPositions
 from zoo.nn.stack import Stack
 from zoo.nn.tokenizer import END, START
 from zoo_lm import renaming
-from zoo_lm.bytes import ByteTokenizer
 from zoo_lm.checks import require_positive
 from zoo_lm.renaming import State
 

@@ -1,13 +1,6 @@
 """A token for each byte: the tokenizer of models without weights."""
 
-from zoo.nn import tokenizer
-from zoo.nn.tokenizer import END
-
-
-class ByteTokenizer(tokenizer.ByteTokenizer):
-    """Ids 0 to 255 are bytes of UTF-8, 256 is the start and 257 the end (`zoo.nn.tokenizer`), and a name for padding."""
-
-    pad_id = END  # which one it is means nothing: masks say what is padding
+from zoo.nn.tokenizer import ByteTokenizer
 
 
 def byte_tokenizer(vocabulary: int) -> ByteTokenizer | None:
