@@ -21,7 +21,7 @@ from zoo.nn.block import Block
 from zoo.nn.feed_forward import Dense
 from zoo.nn.positions import LearnedPositions
 from zoo.nn.stack import Stack
-from zoo.nn.tokenizer import END, START
+from zoo.nn.tokenizer import END, START, ByteTokenizer
 from zoo_lm import renaming
 from zoo_lm.checks import require_positive
 from zoo_lm.renaming import State
