@@ -147,7 +147,7 @@ class BertEncoder(nn.Module):
         rows = [torch.tensor([START, *self.tokenizer.encode(item)[:room], END]) for item in items]
         lengths_B = torch.tensor([len(row) for row in rows], dtype=torch.long)
         mask_BT = torch.arange(max(map(len, rows), default=0)) < lengths_B[:, None]
-        ids_BT = torch.full(mask_BT.shape, self.tokenizer.pad_id)
+        ids_BT = torch.full(mask_BT.shape, END)
         ids_BT[mask_BT] = torch.cat(rows) if rows else ids_BT.flatten()
         return ids_BT, mask_BT
 
