@@ -21,7 +21,7 @@ from pathlib import Path
 import reference
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/commands.md", "docs/models.md", "docs/plugins.md", "docs/gallery.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/commands.md", "docs/models.md", "docs/plugins.md", "docs/gallery.md", "docs/benchmarks.md", "docs/language.md")
 KNOWN = ROOT / "zoo" / "known_distributions.json"
 PHOTOS = "zoo/demo/photos"
 ZOO = Path(sys.executable).with_name("zoo")
@@ -123,6 +123,15 @@ def known_distributions() -> str:
     return json.dumps(known, indent=1) + "\n"
 
 
+def parity() -> str:
+    """How near our architectures come to those of transformers, measured now."""
+    script = ROOT / "plugins" / "lm" / "tests" / "parity_table.py"
+    outcome = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
+    )
+    return outcome.stdout.strip()
+
+
 # name -> (how to make it, whether its numbers depend on the machine)
 PARTS: dict[str, tuple[Callable[[], str], bool]] = {
     "help": (lambda: terminal("zoo --help"), False),
@@ -141,6 +150,16 @@ PARTS: dict[str, tuple[Callable[[], str], bool]] = {
         True,
     ),
     "demo": (lambda: terminal("zoo demo"), True),
+    "parity": (parity, False),
+    "generate": (
+        lambda: terminal(
+            "zoo generate 'The capital of France is' --max-tokens 8 --stop .",
+            "zoo generate 'What is 2 + 3?' --chat --kernel int4",
+            "zoo generate 'The opposite of hot is' --choices cold,warm,blue",
+            "zoo classify --text 'win a free prize now' 'lunch at noon?' --labels spam,ham --shots docs/mails.jsonl",
+        ),
+        True,
+    ),
     "plugins": (lambda: terminal("zoo plugins", "zoo show efficientnet_lite3"), False),
 }
 

@@ -24,9 +24,14 @@ NOTE = "<!-- Written from the code by docs/generate.py: make docs. -->\n\n"
 CONTRACTS: dict[str, tuple[type, ...]] = {
     "encoder": (contracts.Encoder, Encoded, contracts.Classifier),
     "dual_encoder": (contracts.DualEncoder,),
+    "decoder": (contracts.Decoder, contracts.Tokenizer),
 }
 # kind -> fields of a card that this kind alone, or this kind above all, needs
-FIELDS = {"encoder": ("tokens", "classes", "preprocess"), "dual_encoder": ("embedding_width", "parts", "preprocess")}
+FIELDS = {
+    "encoder": ("tokens", "classes", "preprocess"),
+    "dual_encoder": ("embedding_width", "parts", "preprocess"),
+    "decoder": ("parameters", "variant", "weights"),
+}
 # hook -> a file of this repository that implements it, and is built and used by the tests
 EXAMPLES = {
     "zoo_build": "tests/dists/zoodist-onefile/zoodist_onefile.py",

@@ -1,4 +1,4 @@
-"""The guided tour: bundled photos, real weights, and a picture of the answers."""
+"""The guided tour: bundled photos and a few words, real weights, and a picture of the answers."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from zoo.tasks.classify import Answer, Classification, classify
+from zoo.tasks.generation import Generation, generate, open_language_model, score
 
+_Outcome = TypeVar("_Outcome")
 PHOTOS = Path(__file__).with_name("photos")
 LABELS_BESIDE = ("dog", "horse", "car", "bicycle", "pizza", "beach", "city street", "book")
+SENTENCE = "The capital of France is"
+QUESTION = "What is 2 + 3?"
+RIDDLE, RIDDLE_CHOICES = "A dog is an animal. A rose is a", ("flower", "machine", "city")
 COLUMNS = 5
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 250, 242, 12
 RIGHT, WRONG, INK, PAPER = "#1a7f37", "#b42318", "#1f2328", "#ffffff"
 
 
 def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Classify the bundled photos twice (free labels, a model's own classes), draw a contact sheet, and report.
+    """Classify the bundled photos twice (free labels, a model's own classes), draw a contact sheet, ask a language model, and report.
 
     out: folder for `contact-sheet.png`. say: called with each line meant for a person.
     Returns what was asked, the answers, the models and weights that gave them, and the seconds each took.
@@ -45,17 +50,34 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     for photo, answer in zip(photos, own.results, strict=False):
         say(f"          {photo['file']:<14} {_spell(answer)}")
     _say_origin(own, say)
+    say("\n3. A language model: what comes next, an answer, and which of three words fits.")
+    spoken, language_s = _timed(_speak)
+    completed, answered, chosen = (outcome.results[0] for outcome in spoken)
+    say(f"          {SENTENCE} ...  {completed.text.strip()}")
+    say(f"          {QUESTION}  {answered.text.strip()}")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in chosen.scores.items())
+    say(f"          {RIDDLE} ...  {shares}   ({language_s:.1f} s in all)")
+    _say_origin(spoken[0], say)
     sheet = out / "contact-sheet.png"
     out.mkdir(parents=True, exist_ok=True)
     contact_sheet(photos, zero_shot).save(sheet)
     say(f"\nThe answers on the photos: {sheet}")
-    say("Next: zoo classify YOUR.jpg --labels cat,dog,car      zoo list      zoo plugins")
+    say("Next: zoo classify YOUR.jpg --labels cat,dog,car      zoo generate 'Once upon a time'      zoo list")
     return {
         "right": right,
         "photos": len(photos),
         "labels": labels,
         "zero_shot": _fields(zero_shot, zero_shot_s),
         "own_classes": _fields(own, own_s),
+        "language": {
+            "model": spoken[0].model,
+            "kernel": spoken[0].kernel,
+            "seconds": round(language_s, 3),
+            "completion": completed.text,
+            "answer": answered.text,
+            "choice": chosen.choice,
+            "scores": chosen.scores,
+        },
         "contact_sheet": str(sheet),
     }
 
@@ -80,7 +102,17 @@ def contact_sheet(photos: list[dict[str, Any]], outcome: Classification) -> Imag
     return sheet
 
 
-def _timed(work: Callable[[], Classification]) -> tuple[Classification, float]:
+def _speak() -> tuple[Generation, Generation, Generation]:
+    """A completion, an answer and a choice, by the default decoder."""
+    language = open_language_model(kernel="int4")
+    return (
+        generate(SENTENCE, model=language, max_tokens=8, stop=["."]),
+        generate(QUESTION, model=language, chat=True, max_tokens=40),
+        score(RIDDLE, RIDDLE_CHOICES, model=language),
+    )
+
+
+def _timed(work: Callable[[], _Outcome]) -> tuple[_Outcome, float]:
     start = time.perf_counter()
     outcome = work()
     return outcome, time.perf_counter() - start
@@ -94,7 +126,7 @@ def _expected(photo: dict[str, Any], answer: Answer) -> str:
     return "" if answer.label == photo["label"] else f"   (it shows: {photo['label']})"
 
 
-def _say_origin(outcome: Classification, say: Callable[[str], None]) -> None:
+def _say_origin(outcome: Classification | Generation, say: Callable[[str], None]) -> None:
     say(f"   answered by {outcome.model} from {outcome.distribution} {outcome.version}, weights:")
     for name, files in outcome.weights.items():
         say(f"     {name}  sha256 {files['model'][:16]}")
