@@ -8,8 +8,9 @@ import pytest
 import torch
 from lm_reference import CONTEXT, VOCABULARY, batch, llama_reference
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from zoo_lm.folder import hub_folder
 from zoo_lm.json_tokenizer import JsonTokenizer
-from zoo_lm.llama import open_folder
+from zoo_lm.llama import open_folder, open_hub
 
 from zoo.contracts import Decoder
 from zoo.contracts import Tokenizer as Contract
@@ -243,3 +244,28 @@ def test_a_folder_with_a_tokenizer(tmp_path: Path) -> None:
     change(tmp_path / "config.json", bos_token_id="first")
     with pytest.raises(UsageError, match="must be whole numbers, got 'first'"):
         open_folder(tmp_path)
+
+
+def hub_cache(folder: Path, repository: str, **options: Any) -> Any:
+    """The hub's own cache as huggingface_hub lays it out, with one model in it, and the reference that was saved."""
+    home = folder / f"models--{repository.replace('/', '--')}"
+    reference = saved(home / "snapshots" / "0123abc", **options)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0123abc")
+    return reference
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}])
+def test_the_cache_of_the_hub_works_without_a_network(tmp_path: Path, monkeypatch: Any, options: Any) -> None:
+    reference = hub_cache(tmp_path, "somebody/llama", **options)
+    monkeypatch.setenv("ZOO_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert_same(hub_folder("somebody/llama"), reference)
+    tokens_BT = batch().tokens_BT
+    with torch.no_grad():
+        assert (open_hub("somebody/llama")(tokens_BT) - reference(tokens_BT).logits).abs().max() < 2e-5
+    with pytest.raises(WeightsMissingError, match="the network is switched off"):
+        open_hub("somebody/else")
+    next((tmp_path / "models--somebody--llama" / "snapshots" / "0123abc").glob("*.safetensors")).unlink()
+    with pytest.raises(WeightsMissingError, match="the network is switched off"):
+        open_hub("somebody/llama")

@@ -5,16 +5,41 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from zoo.errors import UsageError, WeightsError, WeightsMissingError
+from zoo.stores import hub_file
 from zoo.weights import read_state_dict
 from zoo_lm.json_tokenizer import JsonTokenizer
 
+OPTIONAL = ("generation_config.json", "tokenizer.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def hub_folder(repository: str, *, revision: str | None = None) -> Path:
+    """The folder of a model on the Hugging Face hub, from the hub's own cache or downloaded into it; what `open_folder` reads alone.
+
+    Without a network what the cache holds is taken. Raises WeightsMissingError when the hub or the cache lacks a file, and
+    WeightsError for an index that names a file outside the folder.
+    """
+    config = hub_file(repository, "config.json", revision=revision)
+    for name in OPTIONAL:
+        with suppress(WeightsMissingError):
+            hub_file(repository, name, revision=revision)
+    try:
+        hub_file(repository, WEIGHTS, revision=revision)
+    except WeightsMissingError as missing:
+        try:
+            index = hub_file(repository, INDEX, revision=revision)
+        except WeightsMissingError:
+            raise missing from None
+        for name in sorted(set(_weight_map(index).values())):
+            hub_file(repository, name, revision=revision)
+    return config.parent
 
 
 def read_config(folder: Path, model_type: str) -> dict[str, Any]:

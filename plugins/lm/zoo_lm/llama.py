@@ -24,7 +24,7 @@ from zoo.weights import load_strict, refuse_nonfinite
 from zoo_lm import renaming
 from zoo_lm.bytes import byte_tokenizer
 from zoo_lm.checks import require_positive
-from zoo_lm.folder import read_config, read_tensors, read_tokenizer
+from zoo_lm.folder import hub_folder, read_config, read_tensors, read_tokenizer
 from zoo_lm.renaming import State
 
 ATTENTION_AND_NORMS = {
@@ -170,6 +170,14 @@ def open_folder(folder: Path) -> nn.Module:
     decoder: Any = module
     decoder.tokenizer = read_tokenizer(folder, config)
     return module.eval()
+
+
+def open_hub(repository: str, *, revision: str | None = None) -> nn.Module:
+    """As `open_folder`, for a model of the Hugging Face hub by its name, as `HuggingFaceTB/SmolLM2-360M-Instruct`.
+
+    Raises WeightsMissingError, too, when neither the hub nor its cache has the files.
+    """
+    return open_folder(hub_folder(repository, revision=revision))
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
