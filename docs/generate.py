@@ -21,7 +21,15 @@ from pathlib import Path
 import reference
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/commands.md", "docs/models.md", "docs/plugins.md", "docs/gallery.md", "docs/benchmarks.md", "docs/language.md")
+PAGES = (
+    "README.md",
+    "docs/commands.md",
+    "docs/models.md",
+    "docs/plugins.md",
+    "docs/gallery.md",
+    "docs/benchmarks.md",
+    "docs/language.md",
+)
 KNOWN = ROOT / "zoo" / "known_distributions.json"
 PHOTOS = "zoo/demo/photos"
 ZOO = Path(sys.executable).with_name("zoo")
@@ -127,7 +135,11 @@ def parity() -> str:
     """How near our architectures come to those of transformers, measured now."""
     script = ROOT / "plugins" / "lm" / "tests" / "parity_table.py"
     outcome = subprocess.run(
-        [sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
+        [sys.executable, str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return outcome.stdout.strip()
 

@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from zoo.card import Card, File, Provider, Weights
+from zoo.cli.output import human_bytes
 from zoo.errors import WeightsError, WeightsMissingError
 from zoo.registry import Found, Registry
 from zoo.settings import Settings
@@ -362,3 +363,6 @@ def test_the_listing_has_what_is_derived_and_wheels(cache, main) -> None:
     text = main("cache").stdout
     assert "derived: label embeddings" in text
     assert f"1 wheels, 2.0 kB in {cache}/wheels" in text
+    total = kept.stat().st_size + 99 + 2000
+    assert f"3 files, {human_bytes(total)} in {cache}\n" in text, "as many as the table has rows"
+    assert f"0 weights, 0 B in {cache}/blobs" in text

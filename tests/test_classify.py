@@ -374,14 +374,37 @@ def test_shots_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected at least two folders, one for each class, found 1"):
         classify(photos / "chelsea.jpg", shots=tmp_path)
     (tmp_path / "other").mkdir()
-    with pytest.raises(UsageError, match="only: the folder holds no image"):
+    with pytest.raises(UsageError, match=r"no example in only, other: the folder holds no image .*leave the class out"):
         classify(photos / "chelsea.jpg", shots=tmp_path)
     with pytest.raises(UsageError, match="no folder of examples for third"):
         classify(photos / "chelsea.jpg", ["only", "third"], shots=tmp_path)
     for name in ("only", "other"):
-        (tmp_path / name / "bad.jpg").write_text("no image")
-    with pytest.raises(library.ZooError, match="an example cannot be read: .*bad.jpg"):
+        (tmp_path / name / "bad.jpg").write_text(f"no image of {name}")
+        (tmp_path / name / "worse.jpg").write_text(f"nor this of {name}")
+    files = r".*only/bad.jpg.*only/worse.jpg.*other/bad.jpg.*other/worse.jpg"
+    with pytest.raises(library.ZooError, match=rf"no example of only, other can be read: {files}"):
         classify(photos / "chelsea.jpg", shots=tmp_path)
+
+
+def test_shots_that_are_left_out(photos: Path, tmp_path: Path, caplog) -> None:
+    shots = textures(photos, tmp_path / "shots", 0)
+    question = photos / "brick.jpg"
+    clean = classify(question, shots=shots, model=LITE0)
+    for number in range(3):
+        shutil.copy(shots / "brick" / "0.png", shots / "brick" / f"copy{number}.png")
+    (shots / "grass" / "bad.jpg").write_text("no image")
+    caplog.clear()
+    spoilt = classify(question, shots=shots, model=LITE0)
+    assert (spoilt.results, spoilt.loo_accuracy) == (clean.results, clean.loo_accuracy)
+    assert (
+        "3 of 16 examples are left out, being copies of another of their class, byte for byte (the first: " in caplog.text
+    )
+    assert "an example of grass is left out: " in caplog.text
+    assert "bad.jpg: not an image that can be read" in caplog.text
+    shutil.copy(shots / "brick" / "0.png", shots / "gravel" / "9.png")
+    both = r"same image is an example of two classes: .*brick/0.png \(brick\) and .*gravel/9.png \(gravel\); remove one"
+    with pytest.raises(UsageError, match=both):
+        classify(question, shots=shots, model=LITE0)
 
 
 def test_two_random_initialisations_are_two_identities() -> None:

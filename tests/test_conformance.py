@@ -1,21 +1,28 @@
-"""Ten broken plugins, each a good one with one mistake, and each caught by the check that is meant for it."""
+"""Broken plugins, each a good one with one mistake, and each caught by the check that is meant for it."""
 
 import json
+import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from conftest_shared import make_environment
 
+from zoo.errors import StateMismatchError
+from zoo.registry import Registry
 from zoo.scaffold import new_plugin
-from zoo.testing import CHECKS
+from zoo.settings import load_settings
+from zoo.testing import CHECKS, Subject
+from zoo.testing.check import run_check
+from zoo.testing.runner import checks_for
 
 # name -> kind, modality, (file, what stands there, what is put in its place)..., the checks that fail
 MODEL, MANIFEST = "model.py", "zoo.toml"
 BROKEN = {
     "batch-dependent": (
         "encoder", "image", [(MODEL, "tokens_BTD.mean(1))", "tokens_BTD.mean(1) - tokens_BTD.mean((0, 1)))")],
-        {"batch-equals-singles"},
+        {"batch-equals-singles", "padding-changes-nothing"},  # a neighbour is a neighbour, longer or not
     ),
     "padding-leak": (
         "encoder", "text", [(MODEL, "tokens_BTD.sum(1) / mask_BT.sum(1, keepdim=True)", "tokens_BTD.mean(1)")],
@@ -56,6 +63,31 @@ BROKEN = {
         "encoder", "text", [(MODEL, "        self.widen =", "        self.scale = lambda tokens: tokens\n        self.widen =")],
         {"works-after-spawn"},
     ),
+    "misspelt-field": ("encoder", "text", [(MANIFEST, "parameters =", "parametres =")], {"manifest-is-valid"}),
+    "no-manifest": ("encoder", "text", [(MANIFEST, None, None)], {"manifest-is-valid"}),
+    "bad-argument": ("encoder", "image", [(MANIFEST, "{ patch = 16", "{ pach = 16")], {"contract-is-kept"}),
+    "sees-the-future": (
+        "decoder", "text", [(MODEL, "causal=True", "causal=False")],
+        {"future-changes-nothing", "cache-changes-nothing"},  # what is read in pieces cannot see what is still to come
+    ),
+    "forged-control": (
+        "decoder", "text",
+        [(MODEL, "ByteTokenizer()", "Forgeable()"),
+         (MODEL, "\n\ndef build", '\n\nclass Forgeable(ByteTokenizer):\n    def encode(self, text):\n        return [*super().encode(text), *(self.end_ids if "<|im_end|>" in text else ())]\n\n\ndef build')],
+        {"text-controls-nothing"},
+    ),
+    "forgetful-cache": (
+        "decoder", "text",
+        [(MODEL, "return Decoder(", "return Forgetful("),
+         (MODEL, "\n\ndef build", "\n\nclass Forgetful(Decoder):\n    def new_cache(self, batch, capacity):\n        cache = super().new_cache(batch, capacity)\n        begin = cache.begin\n        cache.begin = lambda *new: begin(*new) - (cache.counts_B[:, None] - 1).clamp(min=0)\n        return cache\n\n\ndef build")],
+        {"cache-changes-nothing"},
+    ),
+    "padding-is-read": (
+        "decoder", "text",
+        [(MODEL, "return Decoder(", "return Careless("),
+         (MODEL, "\n\ndef build", "\n\nclass Careless(Decoder):\n    def forward(self, tokens_BT, *, mask_BT=None, **more):\n        return super().forward(tokens_BT, **more)\n\n\ndef build")],
+        {"padding-side-changes-nothing"},
+    ),
 }  # fmt: skip
 SLOW = ("process-stays-as-it-was", "works-after-fork", "works-after-spawn")  # three processes each: tried where they matter
 
@@ -82,7 +114,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """Plugin -> check -> message, of one run in an environment where all ten and a good one are installed."""
+    """Plugin -> check -> message, of one run in an environment where all of them and a good one are installed."""
     folder = tmp_path_factory.mktemp("broken")
     new_plugin("good", kind="encoder", modality="text", folder=folder / "good")
     for name, (kind, modality, edits, _) in BROKEN.items():
@@ -140,6 +172,67 @@ def test_messages_say_what_was_found(failures) -> None:
         in failures["torch-at-listing"]["listing-imports-nothing"]
     )
     assert "lambda" in failures["unpicklable"]["works-after-spawn"]
+    assert re.search(
+        r"zoo.toml:\d+: unknown field 'parametres'; known are .*; mend the manifest, or: zoo uninstall modalzoo-misspelt-field",
+        failures["misspelt-field"]["manifest-is-valid"],
+    )
+    assert "it has neither a zoo.toml beside its module nor a hook" in failures["no-manifest"]["manifest-is-valid"]
+    assert "unexpected keyword argument 'pach'" in failures["bad-argument"]["contract-is-kept"]
+
+
+def test_what_cannot_be_built_fails_once_and_skips_the_rest(tmp_path, monkeypatch) -> None:
+    """With weights too: a builder that fails is not the weights' fault. Those that do not fit are, and cost one check."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    registry = Registry(load_settings())
+    plugin = next(plugin for plugin in registry.plugins if plugin.name == "timm")
+    subject = Subject(registry.find("timm/test_vit"), plugin, registry)
+    real = Subject.open
+
+    def results(error: Exception, when) -> dict[str, tuple[str, str]]:
+        def fail(self, *, weights, **more):
+            if when(weights):
+                raise error
+            return real(self, weights=None, **more)
+
+        monkeypatch.setattr(Subject, "open", fail)
+        ran = [
+            run_check(check, Subject(subject.found, plugin, registry))
+            for check in checks_for("encoder")
+            if check.level in ("manifest", "weights")
+        ]
+        return {result.check: (result.status, result.message) for result in ran}
+
+    found = results(TypeError("no such argument"), lambda _: True)
+    assert found["contract-is-kept"] == ("failed", "it raised TypeError: no such argument")
+    assert found["weights-load"] == ("skipped", "it cannot be built: see contract-is-kept")
+    assert [status for status, _ in found.values()].count("failed") == 1
+    found = results(StateMismatchError("3 of 9 tensors differ"), lambda weights: weights is not None)
+    assert {name: message for name, (status, message) in found.items() if status == "failed"} == (
+        {"weights-load": "it raised StateMismatchError: 3 of 9 tensors differ"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [("api = ", "not valid TOML"), (None, "it has neither a zoo.toml"), ('api = ">=1,<2"\n', "it names no model and no family")],
+)  # fmt: skip
+def test_a_plugin_without_a_valid_manifest_never_passes(zoo, tmp_path, manifest, said) -> None:
+    package, metadata = tmp_path / "site" / "odd_empty", tmp_path / "site" / "odd-1.dist-info"
+    package.mkdir(parents=True)
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Name: odd\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[zoo]\nodd = odd_empty\n")
+    (package / "__init__.py").touch()
+    if manifest is not None:
+        (package / "zoo.toml").write_text(manifest)
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]), "ZOO_PLUGINS": "odd"
+    }  # fmt: skip
+    run = zoo("check", "odd", **environment)
+    assert (run.returncode, run.stdout.rstrip().endswith(": FAILED")) == (1, True), run.stdout
+    assert "failed  manifest-is-valid: " in run.stdout
+    assert said in run.stdout
+    assert "1 FAILED, 3 passed" in zoo("plugins", **environment).stdout
 
 
 def test_every_check_has_a_promise_and_is_listed(zoo) -> None:

@@ -31,6 +31,16 @@ def test_computed_once_and_equal_to_the_bit(calls) -> None:
     assert calls == [1, 1]
 
 
+def test_what_random_weights_give_is_not_kept(calls, main, photos, capsys) -> None:
+    first = derived("test", {"x": 1}, lambda: {"a": torch.ones(2)}, keep=False)
+    assert torch.equal(first["a"], torch.ones(2))
+    words = ("classify", str(photos / "chelsea.jpg"), "--labels", "cat,dog", "--weights", "none")
+    for model in ("clip/tiny", "conse/lite0-minilm"):
+        run = main(*words, "--model", model)
+        assert run.returncode == 0, run.stderr
+    assert not (cache_dir() / "derived").exists()
+
+
 @pytest.mark.parametrize("damage", ["one bit of a number", "the header", "cut off", "empty"])
 def test_a_damaged_file_costs_only_the_computation(calls, damage: str) -> None:
     expected = ask(calls, x=1)

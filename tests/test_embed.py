@@ -1,6 +1,7 @@
 """`zoo embed` and `zoo.embed`: three formats, real vectors, and work that is killed, changed and damaged."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 import zoo as library
-from zoo.errors import UsageError, ZooError
+from zoo.errors import MediaError, UsageError, ZooError
 from zoo.tasks import journal as journals
 from zoo.tasks.tables import read_table, read_vectors
 
@@ -90,7 +91,7 @@ def test_a_plain_encoder_gives_pooled_vectors(photos: Path, tmp_path: Path, tiny
 
 def test_the_command_and_its_document(main, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_text("no image")
-    (tmp_path / "texts.txt").write_text("a horse\n\nchelsea.jpg\n")
+    (tmp_path / "texts.txt").write_text("a horse\nchelsea.jpg\n")
     (tmp_path / "list.txt").write_text(f"{photos / 'chelsea.jpg'}\n{tmp_path / 'absent'}\n")
     arguments = ("embed", "is it a dog?", str(tmp_path / "bad.jpg"), "--list", str(tmp_path / "list.txt"), "--texts",
                  str(tmp_path / "texts.txt"), "--out", str(tmp_path / "e.jsonl"), "--json")  # fmt: skip
@@ -106,9 +107,16 @@ def test_the_command_and_its_document(main, photos: Path, tmp_path: Path) -> Non
         assert [("error" in result) for result in document["results"]] == [False, True, False, True, False, False]
         assert "bad.jpg: not an image that can be read (it holds text)" in run.stderr
         assert "absent: there is no such file" in run.stderr
+        assert "zoo: 3 texts, 3 images\n" in run.stderr
     lines = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
     assert [line["item"] for line in lines] == ["is it a dog?", str(photos / "chelsea.jpg"), "a horse", "chelsea.jpg"]
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_one_is_not_several(main, photos: Path, tmp_path: Path) -> None:
+    run = main("embed", str(photos / "chelsea.jpg"), "--out", str(tmp_path / "e.npz"))
+    assert "  1 unit vector of width 1665  1 computed now" in run.stdout
+    assert run.stderr.startswith("zoo: 0 texts, 1 image\n")
 
 
 def kill_when(path: Path, size_bytes: int, command: list[str]) -> None:
@@ -219,9 +227,13 @@ def test_rows_of_a_finished_file_are_not_lost(photos: Path, tmp_path: Path, tiny
     library.embed([first, photos / "chelsea.jpg"], out=out, model=tiny)
     before = out.read_bytes()
     # Of `other`, four hold what four files of `first` hold, so those rows would live on under new names.
-    with pytest.raises(UsageError, match=r"e.npz: 7 of its 11 rows would be lost, whose inputs are not given or cannot be read now"):
+    with pytest.raises(
+        UsageError, match=r"e.npz: 7 of its 11 rows would be lost, whose inputs are not given or cannot be read now"
+    ):
         library.embed(other, out=out, model=tiny)
-    with pytest.raises(UsageError, match=r"1 of its 11 rows .*\(.*chelsea.jpg\): give them too, or another --out, or --overwrite"):
+    with pytest.raises(
+        UsageError, match=r"1 of its 11 rows .*\(.*chelsea.jpg\): give them too, or another --out, or --overwrite"
+    ):
         library.embed(first, out=out, model=tiny)
     (first / "0005.jpg").write_text("damaged since")
     with pytest.raises(UsageError, match=r"1 of its 11 rows .*0005.jpg\): .*, or --overwrite"):
@@ -299,6 +311,136 @@ def test_pixels_names_and_repeats(photos: Path, tmp_path: Path, tiny: object) ->
     assert outcome.shape[0] == 4
     assert outcome.results[0].sha256 == outcome.results[1].sha256 != outcome.results[2].sha256
     assert outcome.results[2].input.endswith("caf\\udce9.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".jsonl"])
+def test_names_of_any_length_and_with_any_character(tmp_path: Path, suffix: str) -> None:
+    model = library.open_model("text/minilm-tiny", weights=None)
+    texts = ["a\0", "x" * 20_000, "ü\u2028\U0001f600", *(f"text {number}" for number in range(1000))]
+    out = tmp_path / f"e{suffix}"
+    library.embed(texts=texts, out=out, model=model)
+    assert [row.item for row in read_table(out)[1]] == texts
+    assert library.embed(texts=texts, out=out, model=model).up_to_date
+    if suffix == ".npz":
+        arrays = np.load(out)
+        text, at = arrays["items_utf8"].tobytes(), arrays["items_offsets"]
+        assert [text[start:stop].decode() for start, stop in itertools.pairwise(at)] == texts
+        assert sum(arrays[name].nbytes for name in ("items_utf8", "items_offsets")) < 50_000
+        arrays.close()
+
+
+def edit_npz(path: Path, **changes: object) -> None:
+    with np.load(path) as arrays:
+        content = {**arrays, **changes}
+    np.savez(path, **{name: value for name, value in content.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "reason"),
+    [
+        (".npz", "flip", "Bad CRC-32 for file 'embeddings.npy'"),
+        (".npz", "cut", "File is not a zip file"),
+        (".npz", "short", r"2 vectors for 3 rows"),
+        (".npz", "nan", "the vector of row 2 holds NaN or infinity"),
+        (".npz", "double", "embeddings of float64, expected float32 row by row"),
+        (".npz", "old", "an earlier release wrote it, in another form"),
+        (".jsonl", "short", "the vector of row 2 has 3 numbers, expected 32"),
+        (".jsonl", "nan", "the vector of row 2 holds NaN or infinity"),
+        (".jsonl", "word", "could not convert string to float: 'x'"),
+        (".jsonl", "none", "'embedding'"),
+        (".jsonl", "number", "a name, modality or hash is no text"),
+        (".jsonl", "list", "list indices must be integers or slices, not str"),
+        (".jsonl", "cut", "Unterminated string|Expecting|Invalid"),
+        (".parquet", "flip", "."),
+    ],
+)
+def test_a_damaged_output_is_refused(tmp_path: Path, suffix: str, damage: str, reason: str) -> None:
+    model = library.open_model("text/minilm-tiny", weights=None)
+    out, texts = tmp_path / f"e{suffix}", ["a b", "c d", "e f"]
+    library.embed(texts=texts, out=out, model=model)
+    data = bytearray(out.read_bytes())
+    if damage == "flip":
+        place = data.index(b"PAR1" if suffix == ".parquet" else b"\x93NUMPY") + (2000 if suffix == ".parquet" else 200)
+        data[place : place + 60] = bytes(byte ^ 0xFF for byte in data[place : place + 60])
+    if damage in ("flip", "cut"):
+        out.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    elif suffix == ".npz":
+        with np.load(out) as arrays:
+            rows = arrays["embeddings"]
+        holed = rows.copy()
+        holed[1, 3] = np.nan
+        edit_npz(out, **{
+            "short": {"embeddings": rows[:2]}, "nan": {"embeddings": holed}, "double": {"embeddings": rows.astype(float)},
+            "old": {"items": np.array(texts), "items_utf8": None, "items_offsets": None},
+        }[damage])  # fmt: skip
+    else:
+        lines = out.read_text().splitlines()
+        row = json.loads(lines[1])
+        if damage == "none":
+            del row["embedding"]
+        elif damage == "number":
+            row["item"] = 7
+        else:
+            row["embedding"] = {"short": row["embedding"][:3], "nan": [float("nan")] * 32}.get(damage, "x")
+        lines[1] = "[1]" if damage == "list" else json.dumps(row)
+        out.write_text("\n".join(lines) + "\n")
+    before = out.read_bytes()
+    for inputs in (texts, [*texts, "g h"]):
+        with pytest.raises(UsageError, match=rf"e{suffix}: not a whole file of embeddings \(.*({reason})") as error:
+            library.embed(texts=inputs, out=out, model=model)
+        assert str(error.value).endswith("; it is left alone: give another --out, or --overwrite")
+    assert out.read_bytes() == before
+    assert library.embed(texts=texts, out=out, model=model, overwrite=True).shape == (3, 32)
+
+
+def test_what_a_plugin_refuses_costs_the_others_nothing(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    model = library.open_model("clip/tiny", weights=None)
+    preprocess = type(model.module).preprocess
+
+    def picky(self: object, modality: str, items: list) -> torch.Tensor:
+        if "bad words" in items or any(getattr(item, "size", None) == (9, 9) for item in items):
+            raise MediaError("I do not\nlike it")
+        return preprocess(self, modality, items)
+
+    monkeypatch.setattr(type(model.module), "preprocess", picky)
+    Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
+    shutil.copy(photos / "chelsea.jpg", tmp_path)
+    inputs = [tmp_path / "chelsea.jpg", tmp_path / "small.png", "a cat", "bad words"]
+    outcome = library.embed(inputs, out=tmp_path / "e.npz", model=model)
+    assert outcome.shape == (2, 32)
+    errors = [result.error for result in outcome.results]
+    assert errors[::2] == [None, None]
+    for error, name in ((errors[1], f"{tmp_path}/small.png"), (errors[3], "bad words")):
+        assert error.startswith(f"{name}: plugin 'clip' (modalzoo-clip ")
+        assert error.endswith("): clip/tiny refuses it: I do not like it")
+    assert library.embed(inputs, out=tmp_path / "e.npz", model=model).up_to_date
+    found = library.search(tmp_path, "a cat", model=model)
+    assert ([Path(hit.path).name for hit in found.results], found.unreadable[0][0]) == (
+        ["chelsea.jpg"],
+        str(tmp_path / "small.png"),
+    )
+    (tmp_path / "small.txt").write_text("a cat")
+    (tmp_path / "chelsea.txt").write_text("a cat")
+    pairs = library.filter_pairs(tmp_path, dry_run=True, threshold=-1, model=model)
+    assert (pairs.counts["kept"], pairs.counts["dropped"]) == (1, {"no-score": 1})
+    with pytest.raises(MediaError, match="I do not"):
+        library.search(tmp_path, "bad words", model=model)
+
+
+def test_a_file_of_texts_has_one_in_each_line(main, tmp_path: Path) -> None:
+    (tmp_path / "texts").write_bytes("\ufeffone\r\n two \u2028 still\ftwo\x85\nthree\rthree\n".encode())
+    arguments = ("--model", "text/minilm-tiny", "--weights", "none", "--out", str(tmp_path / "e.jsonl"))
+    run = main("embed", "--texts", str(tmp_path / "texts"), *arguments, "--json")
+    assert run.returncode == 0, run.stderr
+    assert [result["input"] for result in json.loads(run.stdout)["results"]] == [
+        "one",
+        " two \u2028 still\ftwo\x85",
+        "three\rthree",
+    ]
+    (tmp_path / "texts").write_text("one\n\ntwo\n")
+    run = main("embed", "--texts", str(tmp_path / "texts"), *arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert f"--texts {tmp_path}/texts: line 2 is empty; each line is a text and a row" in run.stderr
 
 
 def test_nothing_to_read_writes_nothing(main, tmp_path: Path) -> None:

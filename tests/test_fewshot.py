@@ -59,3 +59,21 @@ def test_the_scale_of_the_features_does_not_matter() -> None:
     features, targets = clusters(4)
     one, many = fit_probe(features, targets.tolist(), 4), fit_probe(1000 * features, targets.tolist(), 4)
     assert torch.allclose(one.probabilities(features), many.probabilities(features), atol=1e-5)
+
+
+def test_few_examples_make_no_certainty() -> None:
+    """What is none of the classes must not be taken for one of them at 95 %, as the largest temperature has it."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(24)[:3]
+    confident = []
+    for shots in (4, 400):
+        targets = torch.arange(3).repeat_interleave(shots)
+        features = centres[targets] + 0.02 * torch.randn(len(targets), 24, generator=generator)
+        probe = fit_probe(features, targets.tolist(), 3)
+        assert probe.loo_accuracy == 1
+        assert (probe.probabilities(features).argmax(-1) == targets).all()
+        none_of_them = (torch.eye(24)[10] + 0.2 * centres[0])[None]
+        confident.append((float(probe.probabilities(none_of_them).max()), float(probe.probabilities(centres).max())))
+        assert float(probe.probabilities(features).min()) > 1e-3 / shots
+    assert confident[0][0] < 0.7
+    assert 0.9 < confident[0][1] < 0.99 < confident[1][1]

@@ -1,8 +1,10 @@
 """`zoo filter` and `zoo.filter_pairs`: every form of source, every reason to drop, hostile tars, and work that is killed."""
 
 import gzip
+import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -273,7 +275,9 @@ def test_files_of_others_in_a_result_are_left_alone(folder: Path, photos: Path, 
     (out / "notes").mkdir()
     (out / "notes" / ".diary").write_text("dear")
     (folder / "boats.txt").write_text("boats on the water")
-    refused = r"out: .*/out/notes/.diary was not written by zoo filter, or was changed since, and would be lost: move it away"
+    refused = (
+        r"out: .*/out/notes/.diary was not written by zoo filter, or was changed since, and would be lost: move it away"
+    )
     (shard,) = library.filter_pairs(folder, out, threshold=LIMIT, model=model).shards
     assert (shard.state, bool(re.search(refused, shard.error))) == ("failed", True)
     assert ((out / "notes" / ".diary").read_text(), (out / "boats.txt").exists()) == ("dear", False)
@@ -295,9 +299,139 @@ def test_files_of_others_in_a_result_are_left_alone(folder: Path, photos: Path, 
     assert (tmp_path / "tars" / "s-1.tar").read_text() == "mine"
 
 
+def test_a_part_of_a_tar_is_not_taken_for_the_whole(photos: Path, tmp_path: Path, model: object) -> None:
+    data = pack(tmp_path / "a.tar", members(photos, ["chelsea", "sheep"])).read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        third, last, end = *(member.offset for member in archive.getmembers()[-2:]), archive.offset
+    more = data[:end] + bytes(1024) + pack(tmp_path / "b.tar", members(photos, ["coffee"])).read_bytes()
+    hole = bytearray(data)
+    hole[third : third + 1024] = bytes(1024)
+    for content, error in (
+        (data[:last], f"c.tar: not a whole tar: it stops at byte {last:,} without the blocks that end one"),
+        (data[: end + 512], f"c.tar: not a whole tar: it stops at byte {end + 512:,} without the blocks"),
+        (
+            data + more,
+            f"c.tar: there is more after the end of the tar at byte {end:,}, the members before it are not taken for all",
+        ),
+        (more, "tar --concatenate)"),
+        (bytes(hole), f"there is more after the end of the tar at byte {third:,}"),
+        (data + b"x", "there is more after the end of the tar"),
+    ):
+        (tmp_path / "c.tar").write_bytes(content)
+        (shard,) = library.filter_pairs(tmp_path / "c.tar", tmp_path / "out.tar", threshold=LIMIT, model=model).shards
+        assert (shard.state, shard.samples) == ("failed", 0), error
+        assert error in shard.error
+        assert not (tmp_path / "out.tar").exists()
+        dry = library.filter_pairs(tmp_path / "c.tar", dry_run=True, threshold=LIMIT, model=model)
+        assert (dry.counts, dry.quantiles) == ({"samples": 0, "kept": 0, "dropped": {}}, {})
+    (tmp_path / "c.tar").write_bytes(data[:end] + bytes(1024))
+    assert library.filter_pairs(tmp_path / "c.tar", tmp_path / "out.tar", threshold=LIMIT, model=model).counts["kept"] == 2
+
+
+def test_a_result_that_is_not_as_it_was_written_is_not_skipped(
+    folder: Path, photos: Path, tmp_path: Path, model: object
+) -> None:
+    source, out = pack(tmp_path / "a.tar", members(photos, ["chelsea", "sheep"])), tmp_path / "out.tar"
+
+    def state(source: Path, out: Path) -> tuple[str, str | None]:
+        (shard,) = library.filter_pairs(source, out, threshold=LIMIT, model=model).shards
+        return shard.state, shard.error
+
+    assert [state(source, out)[0] for _ in range(2)] == ["done", "skipped"]
+    whole, times = out.read_bytes(), out.stat()
+    record = json.loads((tmp_path / "out.tar.zoo-filter" / "out.tar.record.json").read_text())
+    assert record["result"] == {"size_bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+    out.write_bytes(whole[:1000] + b"?" + whole[1001:])  # a disk that forgot a byte
+    os.utime(out, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert state(source, out) == ("done", None)
+    assert (out.read_bytes(), state(source, out)[0]) == (whole, "skipped")
+    os.truncate(out, 1024)
+    assert "out.tar was not written by zoo filter, or was changed since, and would be lost" in state(source, out)[1]
+    out.unlink()
+    assert (state(source, out)[0], out.read_bytes()) == ("done", whole)
+    copies = tmp_path / "copies"
+    assert [state(folder, copies)[0] for _ in range(2)] == ["done", "skipped"]
+    (copies / "notes.txt").write_text("mine")  # what is his in the folder asks for nothing
+    assert state(folder, copies)[0] == "skipped"
+    (copies / "notes.txt").unlink()
+    (copies / "sheep.txt").unlink()
+    assert (state(folder, copies)[0], (copies / "sheep.txt").exists()) == ("done", True)
+    os.truncate(copies / "sheep.txt", 2)
+    assert "copies/sheep.txt was not written by zoo filter, or was changed since" in state(folder, copies)[1]
+
+
+def test_a_source_that_was_replaced_with_its_size_and_time_kept_is_seen(
+    folder: Path, photos: Path, tmp_path: Path, model: object
+) -> None:
+    rows = members(photos, ["chelsea", "sheep"])
+    lines = folder / "pairs.jsonl"
+    lines.write_text('{"image": "sheep.jpg", "text": "sheep"}\n')
+    sources = {
+        pack(tmp_path / "a.tar", rows): tmp_path / "out.tar",
+        folder: tmp_path / "out",
+        lines: folder.parent / "out.jsonl",
+    }
+    for source, out in sources.items():
+        library.filter_pairs(source, out, threshold=LIMIT, model=model)
+    for file, old, new in (
+        (tmp_path / "a.tar", b"a cat", b"a pig"),
+        (folder / "chelsea.txt", b"a cat", b"a pig"),
+        (lines, b'"sheep"}', b'"sheeb"}'),
+    ):
+        times = file.stat()
+        other = file.with_name(f".{file.name}")
+        other.write_bytes(file.read_bytes().replace(old, new))
+        os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert other.stat().st_size == times.st_size
+        other.rename(file)
+    for source, out in sources.items():
+        assert library.filter_pairs(source, out, threshold=LIMIT, model=model).shards[0].state == "done"
+
+
+def test_a_report_replaces_nothing_but_a_report(folder: Path, tmp_path: Path, model: object) -> None:
+    lines, out, diary = folder / "pairs.jsonl", tmp_path / "kept.jsonl", tmp_path / "diary.txt"
+    lines.write_text('{"image": "sheep.jpg", "text": "sheep"}\n')
+    (tmp_path / "link").symlink_to(lines)
+    diary.write_text("dear")
+
+    def run(report: Path, source: Path = lines, out: Path = out) -> object:
+        return library.filter_pairs(source, out, threshold=LIMIT, model=model, report=report)
+
+    for report, source, message in (
+        (lines, lines, r"--report .*: it would lie over or in a source, .*pairs.jsonl: give another name"),
+        (tmp_path / "link", lines, r"link: it would lie over or in a source, .*pairs.jsonl"),
+        (out, lines, r"it would lie over or in the result, .*kept.jsonl"),
+        (folder / "r.json", folder, r"it would lie over or in a source, .*pairs"),
+        (diary, lines, r"--report .*diary.txt: it exists and is no report of zoo filter; give another name, or delete it"),
+        (tmp_path, lines, r"it exists and is no report of zoo filter"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(report, source, tmp_path / "kept" if source == folder else out)
+    assert (diary.read_text(), lines.read_text()) == ("dear", '{"image": "sheep.jpg", "text": "sheep"}\n')
+    assert not out.exists()
+    for _ in range(2):
+        assert json.loads(run(tmp_path / "r.json").report.read_text())["counts"]["kept"] == 1
+    with pytest.raises(UsageError, match=r"it would lie over or in the records of what is done, .*kept.jsonl.zoo-filter"):
+        run(tmp_path / "kept.jsonl.zoo-filter" / "rule.json")
+
+
+def test_links_out_of_a_folder_bring_nothing_into_the_result(folder: Path, tmp_path: Path, model: object) -> None:
+    (tmp_path / "secret.txt").write_text("TOP SECRET")
+    (folder / "sheep.json").symlink_to(tmp_path / "secret.txt")
+    (folder / "coffee.txt").rename(folder / ".text")
+    (folder / "coffee.txt").symlink_to(folder / ".text")
+    outcome = library.filter_pairs(folder, tmp_path / "out", threshold=LIMIT, model=model)
+    assert dropped(outcome) == {"boats": "below-threshold", "sheep": "outside-link"}
+    (row,) = (row for row in json.loads(outcome.report.read_text())["dropped"] if row["key"] == "sheep")
+    assert row["error"] == "sheep.json is a link to a file outside the folder"
+    assert not list((tmp_path / "out").glob("sheep*"))
+    assert (tmp_path / "out" / "coffee.txt").read_text() == "espresso"
+    assert not (tmp_path / "out" / "coffee.txt").is_symlink()
+
+
 def test_a_shard_that_fails_leaves_no_rubble(photos: Path, tmp_path: Path, model: object) -> None:
     whole = pack(tmp_path / "a.tar", members(photos, ["chelsea", "coffee"]))
-    whole.write_bytes(whole.read_bytes()[:-9000])
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     outcome = library.filter_pairs(whole, tmp_path / "o.tar", threshold=LIMIT, model=model)
     assert outcome.shards[0].state == "failed"
     assert not list((tmp_path / "o.tar.zoo-filter").glob("*.new"))
@@ -326,11 +460,14 @@ def test_a_dry_run_shows_the_scale(main, folder: Path, model: object) -> None:
     scores = list(outcome.quantiles.values())
     assert scores == sorted(scores)
     assert (min(outcome.quantiles), max(outcome.quantiles)) == (0, 1)
-    assert outcome.counts == {"samples": 5, "kept": 5, "dropped": {}}
+    assert outcome.counts == {"samples": 5, "kept": None, "dropped": {}}
+    assert outcome.shards[0].kept is None
+    plain = main("filter", str(folder), "--dry-run")
+    assert plain.stderr.endswith(": 5 pairs, --threshold X says how many would stay\n")
     assert not list(folder.parent.glob("*.zoo-filter"))
     table = main("filter", str(folder), "--dry-run", "--threshold", str(LIMIT))
     assert table.stdout.splitlines()[0].split() == ["BELOW", "IT", "SCORE"]
-    assert "threshold 0.15: 5 pairs, dropped 1 below-threshold" in table.stderr
+    assert "threshold 0.15: 5 pairs, 4 would stay, would be dropped 1 below-threshold" in table.stderr
 
 
 def test_presets_warn_with_another_model(main, folder: Path, tmp_path: Path, model: object) -> None:
@@ -386,6 +523,10 @@ def test_a_preset_fits_the_weights_whose_row_says_so(folder: Path, model: object
         (["/a/x.tar", "--out", "{new}", "--threshold", "0", "--model", "timm/efficientnet_lite0"], "there is no such file"),
         (["{folder}", "--out", "{new}", "--threshold", "0", "--model", "timm/efficientnet_lite0"], "zoo filter needs a dual encoder"),
         (["{tars}", "--out", "{new}", "--threshold", "0"], "{tars}: the folder holds no pair (a.jpg with a.txt); its tars are named with a pattern: '{tars}/*.tar'"),
+        (["", "--out", "{new}", "--threshold", "0"], "an empty argument '': expected a folder, a .jsonl, a .tar or a pattern of tars"),
+        (["{folder}", "--out", "{new}.jsonl", "--threshold", "0"], "{new}.jsonl: the name of a file, expected that of a folder, the form of"),
+        (["{tars}/*.tar", "--out", "{new}.tar", "--threshold", "0"], "{new}.tar: the name of a file, expected that of a folder for 1 tars, or"),
+        (["{tars}/x.tar", "--out", "{new}.jsonl", "--threshold", "0"], "{new}.jsonl: the name of a file, expected that of one .tar, or of a"),
         (["{empty}", "--out", "{new}", "--threshold", "0"], "{empty}: the folder holds no pair (a.jpg with a.txt)"),
     ],
 )  # fmt: skip

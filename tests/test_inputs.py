@@ -17,6 +17,23 @@ from zoo.tasks.inputs import image_items, load_image
 LABELS = ["cat", "dog"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("classify", "", "--labels", "cat,dog"),
+        ("classify", " ", "--labels", "cat,dog"),
+        ("embed", "", "--out", "e.npz"),
+        ("search", "", "a cat"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(main, photos: Path, monkeypatch, words: tuple[str, ...]) -> None:
+    monkeypatch.chdir(photos)
+    run = main(*words)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"zoo: an empty argument {words[1]!r}: expected ")
+    assert "(the current folder is called .)" in run.stderr
+
+
 @pytest.fixture
 def server(photos: Path) -> Iterator[tuple[str, list[str]]]:
     """Its address, and the paths that were asked for."""

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from conftest_shared import DISTS, PHOTOS, make_environment
 import zoo as library
 from zoo.construct import open_model
 from zoo.records import write_record
-from zoo.registry import Registry
+from zoo.registry import Found, Registry, default_registry
 from zoo.settings import load_settings
 
 CROWD = sorted(path for path in DISTS.iterdir() if (path / "pyproject.toml").exists() and path.name != "zoodist-rival")
@@ -45,6 +46,8 @@ EXPECTED = {
     "modalzoo-clip": ("ok", "", ""),
     "modalzoo-text": ("ok", "", ""),
     "modalzoo-conse": ("ok", "", ""),
+    "modalzoo-lm": ("ok", "", ""),
+    "modalzoo-smollm": ("ok", "", ""),
 }  # fmt: skip
 
 
@@ -241,6 +244,28 @@ def test_a_child_repeats_the_last_words_and_zoo_doctor_tries_again(zoo, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("url", "cure"),
+    [
+        ('{"dir_info": {"editable": true}, "url": "file:///here"}', "mend it, then: zoo check odd"),
+        ('{"dir_info": {}, "url": "file:///here"}', "update it (pip install -U odd-dist), zoo disable odd, or zoo uninstall odd-dist"),
+        ("[", "update it (pip install -U odd-dist), zoo disable odd, or zoo uninstall odd-dist"),
+    ],
+    ids=["editable", "folder", "damaged"],
+)  # fmt: skip
+def test_ones_own_plugin_is_to_be_mended(zoo, tmp_path, url, cure) -> None:
+    folder = tmp_path / "site" / "odd_dist-1.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Name: odd-dist\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text("[zoo]\nodd = odd_broken\n")
+    (folder / "direct_url.json").write_text(url)
+    (tmp_path / "site" / "odd_broken.py").write_text("def build(:\n")
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    plugin = plugins_of(zoo("plugins", "--json", PYTHONPATH=path, ZOO_PLUGINS="odd"))["odd-dist"]
+    assert plugin["error"].startswith("SyntaxError")
+    assert plugin["cure"] == cure
+
+
+@pytest.mark.parametrize(
     "start", [["-m", "zoo"], ["-c", "from zoo.cli import main; import sys; sys.exit(main(sys.argv[1:]))"]]
 )
 def test_what_lies_in_the_current_folder_is_not_imported(crowd, tmp_path, start) -> None:
@@ -414,7 +439,6 @@ def test_a_choice_that_means_nothing_is_refused(zoo) -> None:
             "clip/tiny-image has kind encoder and modality image, without classes",
         ),
         (["default", "search", "timm/efficientnet_lite0"], "zoo list --kind dual_encoder shows those that may fit"),
-        (["default", "classify"], "which model for 'classify'? zoo default TASK NAME, or --remove"),
         (["default", "classify", "--remove"], "'classify' is not in [defaults] of the config file: it holds nothing"),
         (["pin", "timm"], "which distribution wins 'timm'? zoo pin NAME DISTRIBUTION, or --remove"),
         (["pin", "timm", "modalzoo-timm", "--remove"], "--remove takes 'timm' alone, got 'modalzoo-timm' besides"),
@@ -424,6 +448,17 @@ def test_a_choice_that_means_nothing_is_refused(zoo) -> None:
 def test_a_choice_that_cannot_be_made_is_refused(zoo, arguments, message) -> None:
     run = zoo(*arguments)
     assert (run.returncode, message in run.stderr) == (2, True), run.stderr
+
+
+def test_the_current_default_and_where_it_comes_from(zoo, tmp_path) -> None:
+    given = zoo("default", "classify")
+    assert (given.returncode, given.stdout) == (
+        0,
+        "task classify, model modalzoo-conse:conse/lite0-minilm, from the card of modalzoo-conse, which claims the task\n",
+    )
+    assert zoo("default", "classify", "clip/tiny").returncode == 0
+    chosen = json.loads(zoo("default", "classify", "--json").stdout)
+    assert chosen == {"task": "classify", "model": "clip/tiny", "from": f"your choice in {tmp_path / 'config.toml'}"}
 
 
 def test_choices_are_made_and_removed(zoo, tmp_path) -> None:
@@ -517,6 +552,11 @@ def test_a_default_whose_plugin_cannot_be_used_names_it_with_its_cure(zoo, photo
         (["text/nothing*"], "zoo: no model matches 'text/nothing*'; zoo list shows what is installed\n"),
         (["minilm*", "--modality", "audio"], "zoo: no model for audio matches 'minilm*'"),
         (["--kind", "generator"], "zoo: no model of kind generator matches '*'"),
+        (["lite0"], "zoo: no model matches 'lite0'; 2 would: zoo list '*lite0*'; the members of families are listed with their plugin's name: zoo list 'clip/*lite0*', zoo list 'timm/*lite0*'\n"),
+        (["conse"], "zoo: no model matches 'conse'; 1 would: zoo list 'conse/*'\n"),
+        (["text/minilm"], "zoo: no model matches 'text/minilm'; 2 would: zoo list 'text/*minilm*'\n"),
+        (["*lite*", "--kind", "decoder"], "zoo: no model of kind decoder matches '*lite*'; zoo list shows what is installed\n"),
+        (["x*", "--modality", "text"], "zoo: no model for text matches 'x*'; zoo list shows what is installed; the members of families are listed with their plugin's name: zoo list 'clip/x*'\n"),
     ],
 )  # fmt: skip
 def test_a_listing_of_nothing_says_what_to_do(main, arguments, message) -> None:
@@ -525,6 +565,51 @@ def test_a_listing_of_nothing_says_what_to_do(main, arguments, message) -> None:
     assert run.stderr.startswith(message)
     document = main("list", *arguments, "--json")
     assert (document.returncode, json.loads(document.stdout)) == (1, {"cards": [], "families": []})
+
+
+def test_a_listing_says_where_the_members_of_families_are(main) -> None:
+    line = "zoo: the members of families are listed with their plugin's name, and are not among these: "
+    run = main("list", "*lite0*")
+    assert run.returncode == 0
+    assert run.stderr == f"{line}zoo list 'clip/*lite0*', zoo list 'timm/*lite0*'\n"
+    assert main("list", "*lite0*", "--modality", "text", "--json").stderr == f"{line}zoo list 'clip/*lite0*'\n"
+    for arguments in ([], ["text/*"], ["*lite0*", "--modality", "series"]):
+        assert line not in main("list", *arguments).stderr
+
+
+def test_show_says_what_differs_for_a_tag(main) -> None:
+    name = "timm/vit_small_patch16_224"
+    run = main("show", f"{name}.augreg_in21k")
+    lines = [line.split() for line in run.stdout.splitlines()]
+    assert ["classes", "21843"] in lines
+    assert ["modalities", "image"] in lines
+    assert ["variant", "num_classes", "21843"] in lines
+    assert [line[:3] for line in lines if line[0] == "weights"] == [["weights", "*", "augreg_in21k"]]
+    assert f"other weights: augreg_in1k, augreg_in21k_ft_in1k, dino (zoo show {name} shows all)" in run.stdout
+    assert not set("[]{}'") & set(run.stdout)
+    every = main("show", name).stdout
+    assert ["classes", "1000"] in [line.split() for line in every.splitlines()]
+    assert [line.split()[1] for line in every.splitlines() if line.startswith("weights")] == ["*", "augreg_in21k", "augreg_in21k_ft_in1k", "dino"]  # fmt: skip
+    document = json.loads(main("show", f"{name}.augreg_in21k", "--json").stdout)
+    row = next(row for row in document["card"]["weights"] if row["tag"] == document["chosen_weights"])
+    assert (row["classes"], row["variant"], row["keys"]) == (21843, {"num_classes": 21843}, "zoo_timm.keys:from_timm")
+    assert row["preprocess"]["size"] == 224
+    assert document["card"]["code_sha256"] == document["card"]["file_sha256"]
+
+
+def test_show_of_parts_and_of_unknown_licences(main, monkeypatch) -> None:
+    run = main("show", "conse/lite0-minilm")
+    assert "part image: timm/efficientnet_lite0.in1k  18.8 MB  Apache-2.0\n" in run.stdout
+    assert "part text: text/all-minilm-l6-v2.sbert  91.3 MB  Apache-2.0\n" in run.stdout
+    parts = {part["role"]: part for part in json.loads(main("show", "conse/lite0-minilm", "--json").stdout)["parts"]}
+    assert (parts["image"]["weights"]["tag"], parts["text"]["weights"]["tag"]) == ("in1k", "sbert")
+    registry = default_registry()
+    found = registry.find("timm/efficientnet_lite0")
+    nameless = replace(found.card, licence=None, weights=(replace(found.card.weights[0], licence=None),))
+    monkeypatch.setattr(registry, "find", lambda _: Found(nameless, nameless.weights[0]))
+    text = main("show", "timm/efficientnet_lite0").stdout
+    assert ["licence", "unknown"] in [line.split() for line in text.splitlines()]
+    assert "weights * in1k  18.8 MB  licence unknown\n" in text
 
 
 def test_a_listing_has_the_families_that_fit(main) -> None:

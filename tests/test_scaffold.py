@@ -1,8 +1,11 @@
 """`zoo new`: what it writes is a real distribution, installed by pip, that passes every check as it is."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +51,7 @@ def test_the_result_is_a_badge_that_the_list_shows_until_a_file_changes(author, 
     assert run.returncode == 0, run.stdout
     badge = json.loads(run.stdout)
     assert badge == json.loads((tmp_path / "badge.json").read_text())
-    assert (badge["dist"], badge["version"], badge["failed"], badge["passed"]) == (f"modalzoo-{name}", "0.1.0", 0, 18)
+    assert (badge["dist"], badge["version"], badge["failed"], badge["passed"]) == (f"modalzoo-{name}", "0.1.0", 0, 19)
     assert len(badge["files_sha256"]) == 64
     assert badge["results"][f"{name}/small"][0].keys() == {"check", "level", "status", "message", "seconds"}
 
@@ -59,9 +62,11 @@ def test_the_result_is_a_badge_that_the_list_shows_until_a_file_changes(author, 
 
     assert listed()[f"modalzoo-{name}"]["badge"]["files_sha256"] == badge["files_sha256"]
     assert f"modalzoo-{name} 0.1.0" in zoo("plugins", python=str(python)).stdout
-    assert "passed all 18" in zoo("plugins", python=str(python)).stdout
+    assert "19 passed, 2 skipped" in zoo("plugins", python=str(python)).stdout
     assert listed()["modalzoo-text"]["badge"] is None
     (module,) = folder.glob("env/lib/*/site-packages/zoo_my_encoder_text/model.py")
+    os.utime(module, (1, 1))  # touched, with the same bytes, as by a fresh checkout
+    assert listed()[f"modalzoo-{name}"]["badge"]["passed"] == 19
     module.write_text(module.read_text() + "\n# changed\n")
     assert listed()[f"modalzoo-{name}"]["badge"] is None
 
@@ -72,6 +77,54 @@ def test_it_is_small(tmp_path, kind, modality) -> None:
     package = [file for file in files if file.parent.name == "zoo_tiny" and file.suffix == ".py"]
     assert sum(len(file.read_text().splitlines()) for file in package) < 40
     assert {"pyproject.toml", "README.md", "test.yml", "test_model.py", "zoo.toml"} <= {file.name for file in files}
+
+
+def test_a_wheel_brings_every_template(tmp_path) -> None:
+    """setuptools' patterns leave out folders that begin with a dot: what it would put into a wheel is asked of itself."""
+    root = Path(__file__).parent.parent
+    shutil.copytree(root / "zoo", tmp_path / "zoo", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(root / name, tmp_path)
+    script = "import setuptools, sys; sys.argv = ['setup.py', '-q', 'build_py', '--build-lib', 'built']; setuptools.setup()"
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    templates = Path("zoo", "scaffold", "templates")
+    written, built = (
+        {path.relative_to(top) for path in (top / templates).rglob("*") if path.is_file()}
+        for top in (tmp_path, tmp_path / "built")
+    )
+    assert built == written
+    assert templates / "plugin" / ".github" / "workflows" / "test.yml.tmpl" in built
+    assert templates / "decoder-text" / "PACKAGE" / "model.py.tmpl" in built
+
+
+def test_only_what_has_a_template_is_offered(main, tmp_path) -> None:
+    offered = main("new", "--help").stdout
+    assert "--kind {encoder,dual_encoder,decoder}" in offered
+    assert "--modality {image,text}" in offered
+    refused = main("new", "bird", "--kind", "bridge", "--into", str(tmp_path / "new"))
+    assert refused.returncode == 2
+    assert "invalid choice: 'bridge' (choose from" in refused.stderr
+    refused = main("new", "bird", "--kind", "decoder", "--modality", "image", "--into", str(tmp_path / "new"))
+    assert refused.returncode == 2
+    assert "no template for the kind decoder and image yet; for decoder there are for text" in refused.stderr
+
+
+def test_a_name_that_is_installed_already_is_said(main, tmp_path) -> None:
+    said = main("new", "clip", "--into", str(tmp_path / "new")).stderr
+    assert (
+        "zoo: warning: plugin 'clip' is installed already (modalzoo-clip 0.1.0): installing this one would replace it"
+        in said
+    )
+    assert "warning" not in main("new", "bird", "--into", str(tmp_path / "bird")).stderr
+
+
+def test_the_zoo_can_come_from_elsewhere_until_it_is_on_the_index(tmp_path) -> None:
+    files = {file.name: file.read_text() for file in new_plugin("bird", kind="encoder", folder=tmp_path / "new")}
+    assert "ZOO: ${{ vars.ZOO || 'modalzoo' }}" in files["test.yml"]
+    assert files["test.yml"].index('pip install "$ZOO"') < files["test.yml"].index("pip install -e '.[test]'")
+    assert "install it first from a checkout of its repository" in files["README.md"]
 
 
 def test_what_cannot_be_written_says_why(tmp_path) -> None:

@@ -64,7 +64,7 @@ def test_scores_are_the_models_own(folder: Path, model: object) -> None:
 def test_the_command_and_its_document(main, folder: Path, photos: Path) -> None:
     (folder / "bad.jpg").write_text("no image")
     run = main("search", str(folder), "a cat", "--top", "3", "--json")
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 1, run.stderr
     document = json.loads(run.stdout)
     assert (document["model"], document["images"], document["computed"]) == ("conse/lite0-minilm", 5, 5)
     assert [set(result) for result in document["results"]] == [{"path", "score"}] * 3
@@ -73,6 +73,7 @@ def test_the_command_and_its_document(main, folder: Path, photos: Path) -> None:
     assert document["unreadable"][0]["path"] == str(folder / "bad.jpg")
     assert f"zoo: {folder / 'bad.jpg'}: not an image that can be read" in run.stderr
     table = main("search", str(folder), str(photos / "sheep.jpg"))
+    assert table.returncode == 1
     assert table.stdout.splitlines()[0].split() == ["SCORE", "IMAGE"]
     assert table.stdout.splitlines()[1].split() == ["1.000", str(folder / "sheep.jpg")]
     assert "0 computed now" in table.stderr
@@ -181,6 +182,58 @@ def test_a_damaged_index_is_built_anew(folder: Path, model: object, damage: str)
     assert library.search(folder, "a cat", model=model).computed == 0
 
 
+def test_what_is_not_the_indexs_own_is_left_alone(folder: Path, photos: Path, tmp_path: Path, model: object) -> None:
+    """A link in the place of an index is refused, wherever it is; names that no index has are kept."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for name in ("thesis.tex", "vectors-0123456789abcdef.faiss"):
+        (precious / name).write_text("mine")
+    home = folder / ".zoo-index" / "conse" / "lite0-minilm" / model.identity[:16]
+    for link in (home, home.parent, folder / ".zoo-index"):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(precious)
+        with pytest.raises(UsageError, match=r"a symbolic link leads to .*precious.*; remove the link"):
+            library.search(folder, "a cat", model=model)
+        assert sorted(path.name for path in precious.iterdir()) == ["thesis.tex", "vectors-0123456789abcdef.faiss"]
+        shutil.rmtree(folder / ".zoo-index") if link != folder / ".zoo-index" else link.unlink()
+    outcome = library.search(folder, "a cat", model=model)
+    (outcome.index / "notes.txt").write_text("mine")
+    (outcome.index / "x.new").mkdir()
+    (outcome.index / "index.json.new").symlink_to(precious / "thesis.tex")
+    shutil.copy(photos / "boats.jpg", folder)
+    assert library.search(folder, "a cat", model=model).computed == 1
+    assert {"notes.txt", "x.new"} <= {path.name for path in outcome.index.iterdir()}
+    assert (precious / "thesis.tex").read_text() == "mine"
+    (outcome.index / "lock").unlink()
+    (outcome.index / "lock").symlink_to(precious / "thesis.tex")
+    with pytest.raises(UsageError, match=r"lock: a symbolic link leads to .*thesis.tex"):
+        library.search(folder, "a cat", model=model)
+    assert (precious / "thesis.tex").read_text() == "mine"
+
+
+def test_only_the_newest_identities_of_a_model_stay(folder: Path, model: object) -> None:
+    from dataclasses import replace
+
+    from filelock import FileLock
+
+    home = library.search(folder, "a cat", model=model).index
+    for name in ("other", "notes"):
+        (home.parent / name).mkdir()
+    identities = [f"{number:064x}"[::-1] for number in range(1, 6)]
+    for identity in identities[:2]:
+        library.search(folder, "a cat", model=replace(model, identity=identity))
+    with FileLock(home / "lock"):
+        library.search(folder, "a cat", model=replace(model, identity=identities[2]))
+        assert home.exists()  # it is in use
+    (home.parent / identities[0][:16] / "mine.txt").write_text("mine")
+    for identity in identities[3:]:
+        library.search(folder, "a cat", model=replace(model, identity=identity))
+    left = {path.name for path in home.parent.iterdir()}
+    assert left == {"other", "notes", *(identity[:16] for identity in (identities[0], *identities[2:]))}
+    assert [path.name for path in (home.parent / identities[0][:16]).iterdir()] == ["mine.txt"]
+    assert library.search(folder, "a cat", model=model).computed == 5
+
+
 def test_an_interrupted_search_goes_on(folder: Path, model: object, monkeypatch) -> None:
     from zoo.tasks import photo_index
 
@@ -230,7 +283,7 @@ def test_a_folder_that_cannot_be_written(folder: Path, tmp_path: Path, model: ob
     assert library.search(folder, "a cat", model=model).computed == 0
     (folder / ".zoo-index").unlink()
     monkeypatch.setattr(
-        photo_index, "_make_home", lambda home: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        photo_index, "_make_home", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
     )
     with pytest.raises(library.ZooError, match="cannot be written .Permission denied.; ZOO_CACHE moves the cache"):
         library.search(folder, "a cat", model=model)

@@ -153,6 +153,18 @@ def test_a_wheel_with_another_hash_is_refused(registry: Registry) -> None:
         locate(file, found, registry=registry)
 
 
+def test_a_damaged_file_of_a_package_needs_no_network(registry: Registry) -> None:
+    file, found = row("package:modalzoo/zoo/py.typed")
+    with pytest.raises(HashMismatchError) as caught:
+        locate(file, found, registry=registry)
+    assert "package:modalzoo/zoo/py.typed delivered bytes with sha256" in str(caught.value)
+    assert (
+        ". Reinstall the distribution that holds it, or correct sha256 and sources in the zoo.toml of plugin 'p', or put a file"
+        in str(caught.value)
+    )
+    assert "Connect once" not in str(caught.value)
+
+
 def test_every_complaint_and_the_cure_are_named(tmp_path: Path, registry: Registry, server: str) -> None:
     sources = (
         f"file:{tmp_path}/absent.bin",
@@ -204,6 +216,12 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(zoo) -> None:
     assert "the Hugging Face hub cannot be reached (" in run.stderr
     assert "Connect once and run: zoo fetch timm/vit_small_patch16_224.augreg_in21k_ft_in1k" in run.stderr
     assert "Retrying" not in run.stderr
+
+
+def test_what_several_sources_say_alike_is_said_once(zoo) -> None:
+    run = zoo("fetch", "clip/ViT-B-32.openai", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
+    assert run.returncode == 1
+    assert run.stderr.count("the Hugging Face hub cannot be reached (") == 1, run.stderr
 
 
 @pytest.mark.parametrize("variable", [{"ZOO_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "1"}])

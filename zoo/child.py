@@ -17,6 +17,7 @@ from typing import Any
 
 WORDS = 200  # characters of a line that a message repeats
 _MAIN = "from zoo.child import main; main()"
+_SESSION = "ZOO_CHILD_SESSION"  # of the outermost child: one that is called inside it joins it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,9 @@ def call(target: str, argument: Any, *, timeout_s: float, environment: dict[str,
     but for the current folder, which comes last there.
 
     What the function prints goes to the returned stderr. After `timeout_s` seconds the child and everything it started are
-    killed.
+    killed: a child of a child stays in the process group of the outermost one, which ends as a whole.
     """
+    nested = os.environ.get(_SESSION) == _session()
     child = subprocess.Popen(  # noqa: S603 - our own interpreter and code
         [sys.executable, "-P", "-c", _MAIN, target],
         stdin=subprocess.PIPE,
@@ -62,17 +64,17 @@ def call(target: str, argument: Any, *, timeout_s: float, environment: dict[str,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,
+        start_new_session=not nested,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path()), **(environment or {})},
     )
     try:
         stdout, stderr = child.communicate(json.dumps(argument), timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        _kill(child)
+        _kill(child, nested=nested)
         _, stderr = child.communicate()
         return Outcome(None, None, stderr)
     except BaseException:
-        _kill(child)
+        _kill(child, nested=nested)
         raise
     try:
         value = json.loads(stdout) if child.returncode == 0 else None
@@ -89,16 +91,39 @@ def _search_path() -> list[str]:
     return named if len(named) == len(sys.path) else [*named, str(Path.cwd())]
 
 
-def _kill(child: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        if hasattr(os, "killpg"):
+def _session() -> str:
+    """The session of this process, which has one where there is such a thing."""
+    return str(os.getsid(0)) if hasattr(os, "getsid") else ""
+
+
+def _kill(child: subprocess.Popen[str], *, nested: bool) -> None:
+    """A nested child shares our process group, so its descendants are killed one by one (where /proc names them)."""
+    if hasattr(os, "killpg") and not nested:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        else:
-            child.kill()
+        return
+    for process in _descendants(child.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    child.kill()
+
+
+def _descendants(process: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            parent = int(file.read_bytes().rpartition(b")")[2].split()[1])
+            children.setdefault(parent, []).append(int(file.parent.name))
+    found = list(children.get(process, ()))
+    for other in found:  # grows while it is read
+        found += children.get(other, ())
+    return found
 
 
 def main() -> None:
     """The child's side: the answer goes where stdout went at the start, and prints of a plugin to stderr."""
+    if hasattr(os, "getsid") and os.getsid(0) == os.getpid():
+        os.environ[_SESSION] = _session()
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module, _, function = sys.argv[1].partition(":")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from zoo.card import Card
-from zoo.errors import UnknownNameError, UsageError
+from zoo.errors import UnknownNameError, UsageError, WeightsMissingError
 from zoo.registry import Registry, default_registry
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject
 from zoo.testing.numbers import must_be_near
@@ -46,9 +46,11 @@ def can(
     found = registry.find(name)
     plugin = registry.owner(found.card)
     usable = plugin.state in ("ok", "shadowed")
-    answers = [
-        Answer("plugin", usable, "declared", plugin.error or f"{plugin.distribution} {plugin.version} is {plugin.state}")
-    ]
+    words = (
+        f"{plugin.error}; {plugin.cure}" if plugin.error else f"{plugin.distribution} {plugin.version} is {plugin.state}"
+    )
+    missing = plugin.state == "missing-extra"  # whether it would work then, nobody can say
+    answers = [Answer("plugin", None if missing else usable, "unknown" if missing else "declared", words)]
     subject = Subject(found, plugin, registry)
     for kind, wanted in (("adapter", adapter), ("kernel", kernel)):
         if wanted is not None:
@@ -110,11 +112,24 @@ def _tried(question: str, subject: Subject, **changes: Any) -> Answer:
     try:
         moved = subject.open(weights=None, **changes).module
         least = must_be_near(subject, subject.open(weights=None).module, moved, "so", 0.98)
-    except (CheckFailed, CheckSkipped) as reason:
-        return Answer(question, None if isinstance(reason, CheckSkipped) else False, "verified", str(reason))
+    except CheckFailed as reason:
+        return Answer(question, False, "verified", str(reason))
+    except CheckSkipped as reason:
+        return Answer(question, None, "unknown", str(reason))
     except Exception as error:  # noqa: BLE001 - whatever a stranger's model raises is the answer
+        if _lacks_something(error):
+            return Answer(question, None, "unknown", " ".join(str(error).split()))
         return Answer(
             question, False, "verified", f"it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         )
     bound = math.floor(least * 10_000) / 10_000
     return Answer(question, True, "verified", f"run with random weights: cosine at least {bound} to float32 on the CPU")
+
+
+def _lacks_something(error: BaseException | None) -> bool:
+    """Whether it failed for want of a module or a file, which says nothing about the model."""
+    while error is not None:
+        if isinstance(error, (ModuleNotFoundError, FileNotFoundError, WeightsMissingError)):
+            return True
+        error = error.__cause__
+    return False

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def build(
     """Build a model by name, in eval mode.
 
     weights: "card" for the card's own (the tag in the name, or the first), a path to a file of the same architecture, or
-        None for a random initialisation. overrides replace the card's variant arguments.
+        None for a random initialisation. What differs for the weights' row (its variant and classes) holds for the row's own
+        weights, and for others where the name carries its tag. overrides replace the card's variant arguments.
     Raises UnknownNameError, PluginError, WeightsError or UsageError.
     """
     return open_model(name, weights=weights, device=device, dtype=dtype, **overrides).module
@@ -83,6 +84,8 @@ def open_model(
     _refuse_circles(found, registry, ())
     owner = registry.owner(found.card)
     from_card = weights == "card"
+    if not from_card and not found.tagged:
+        found = _without_variant(found)
     untrained = not found.card.weights and not found.card.parts and found.card.parameters != 0
     if from_card and untrained:
         raise WeightsMissingError(
@@ -105,7 +108,8 @@ def open_model(
     if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
         module = cast(module, dtype, found.card.keep_float32)
     files = {role: file.sha256 for role, file in located.items()}
-    identity = _identity(found, code_sha256(owner), files, overrides, parts, dtype, drawn)
+    named = found.name if from_card or found.tagged else found.card.name
+    identity = _identity(named, found, code_sha256(owner), files, overrides, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
     return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
 
@@ -121,6 +125,12 @@ def weight_hashes(built: Built) -> dict[str, dict[str, str]]:
     for part in built.parts.values():
         hashes |= weight_hashes(part)
     return hashes
+
+
+def _without_variant(found: Found) -> Found:
+    """The card as it is: what differs for its first row says nothing about other weights, unless the caller named that row."""
+    row = found.weights
+    return found if row is None else replace(found, weights=replace(row, variant={}, classes=None))
 
 
 def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) -> None:
@@ -217,6 +227,7 @@ def _local_weights(path: Path, found: Found) -> Located:
 
 
 def _identity(
+    named: str,
     found: Found,
     code_sha256: str | None,
     files: Mapping[str, str],
@@ -227,7 +238,7 @@ def _identity(
 ) -> str:
     provider = found.card.provider
     content = {
-        "model": found.name,
+        "model": named,
         "distribution": [provider.distribution, provider.version, code_sha256],
         "files": dict(files),
         "overrides": repr(sorted(overrides.items())),

@@ -28,12 +28,17 @@ PATIENCE_S = 1.0
 
 
 def derived(
-    kind: str, inputs: Mapping[str, Any], compute: Callable[[], dict[str, torch.Tensor]]
+    kind: str, inputs: Mapping[str, Any], compute: Callable[[], dict[str, torch.Tensor]], *, keep: bool = True
 ) -> dict[str, torch.Tensor]:
     """The tensors that `compute` returns, on the CPU; from disk if they were computed before from the same inputs.
 
     kind: what they are, part of the key. inputs: anything JSON can write; models enter by `Built.identity`.
+    keep: False for what comes from random weights (`Built.random`): nobody draws the same ones again, and the file would lie there for
+        good. Then nothing is read or written.
     """
+    if not keep:
+        with _announced(kind):
+            return _in_memory(compute())
     content = json.dumps({"kind": kind, "zoo": __version__, "inputs": inputs}, sort_keys=True, ensure_ascii=False)
     path = cache_dir() / "derived" / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
     kept = _read(path)

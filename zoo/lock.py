@@ -23,7 +23,7 @@ def locked(registry: Registry) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "zoo": __version__,
-        "python": platform.python_version(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": metadata.version("torch"),
         "plugin": [_row(plugin) for plugin in registry.plugins],
         "pins": dict(registry.settings.pins),
@@ -41,25 +41,55 @@ def write_lock(registry: Registry, path: Path) -> None:
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """Raises ManifestError for a file that is missing or that `write_lock` did not write."""
+    """Raises ManifestError, with the key at fault, for a file that is missing or that `write_lock` did not write."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"{path}: there is no lock file; write one with: zoo lock") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: the lock file cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not valid TOML ({error}); write it anew with: zoo lock") from None
-    if document.get("format") != FORMAT or not isinstance(document.get("plugin", []), list):
+    if document.get("format") != FORMAT:
         raise ManifestError(f"{path}: not a lock file of format {FORMAT}; write it anew with: zoo lock")
+    for key, complaint in _complaints(document):
+        raise ManifestError(f"{path}: {key} {complaint}; write it anew with: zoo lock")
     return document
+
+
+def _complaints(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys of a lock file that do not hold what `locked` puts there."""
+    for key in ("zoo", "python", "torch"):
+        yield from _other_than(document, key, key, str)
+    for key in ("pins", "defaults"):
+        yield from _other_than(document, key, key, dict)
+        for name in document[key]:
+            yield from _other_than(document[key], name, f"{key}.{name}", str)
+    yield from _other_than(document, "plugin", "plugin", list)
+    for number, row in enumerate(document["plugin"], 1):
+        yield from _other_than({"": row}, "", f"[[plugin]] {number}", dict)
+        for key, kind in _ROW.items():
+            yield from _other_than(row, key, f"{key} of [[plugin]] {number}", kind)
+
+
+_ROW = {"name": str, "distribution": str, "version": str, "enabled": bool, "files_sha256": str}
+_KINDS = {str: "a string", bool: "true or false", dict: "a table", list: "an array of tables"}
+
+
+def _other_than(row: Mapping[str, Any], key: str, where: str, kind: type) -> Iterator[tuple[str, str]]:
+    if key not in row:
+        yield where, f"is missing, expected {_KINDS[kind]}"
+    elif not isinstance(row[key], kind):
+        yield where, f"must be {_KINDS[kind]}, got {row[key]!r:.80}"
 
 
 def differences(registry: Registry, path: Path) -> list[str]:
     """What is not as the lock file says, each with the command that mends it."""
     then, now = read_lock(path), locked(registry)
     found = [
-        f"{name} is {now[name]}, locked is {then.get(name)}" for name in ("zoo", "torch") if now[name] != then.get(name)
+        f"{name} is {now[name]}, locked is {then[name]}" for name in ("zoo", "python", "torch") if now[name] != then[name]
     ]
-    return [*found, *_plugin_differences(then.get("plugin", []), now["plugin"]), *_choices(then, now)]
+    return [*found, *_plugin_differences(then["plugin"], now["plugin"]), *_choices(then, now)]
 
 
 def _plugin_differences(then: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> Iterator[str]:
@@ -86,7 +116,7 @@ def _plugin_differences(then: list[Mapping[str, Any]], now: list[Mapping[str, An
 
 def _choices(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for table, verb in (("pins", "pin"), ("defaults", "default")):
-        before, after = then.get(table, {}), now[table]
+        before, after = then[table], now[table]
         for name in sorted({*before, *after}):
             if before.get(name) != after.get(name):
                 cure = (

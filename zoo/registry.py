@@ -33,10 +33,14 @@ KNOWN_DISTRIBUTIONS = Path(__file__).with_name("known_distributions.json")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a name means: a card and, if the name carried a tag or the card has any, its weights."""
+    """What a name means: a card and, if the name carried a tag or the card has any, its weights.
+
+    tagged: the name carried the tag; without one, the card's first weights are meant.
+    """
 
     card: Card
     weights: Weights | None
+    tagged: bool = False
 
     @property
     def name(self) -> str:
@@ -209,7 +213,7 @@ class Registry:
                 if model in names and distribution in ("", card.provider.distribution):
                     weights = card.choose_weights(tag)
                     if tag is None or weights is not None:
-                        matches.append(Found(card, weights))
+                        matches.append(Found(card, weights, tag is not None))
         return matches
 
     def _in_families(self, name: str, distribution: str) -> list[Found]:
@@ -222,7 +226,7 @@ class Registry:
                 for card in self.expand(plugin, base):
                     weights = card.choose_weights(tag)
                     if card.name == f"{owner}/{base}" and (tag is None or weights is not None):
-                        matches.append(Found(card, weights))
+                        matches.append(Found(card, weights, tag is not None))
                 if matches:
                     break
         return matches

@@ -6,10 +6,10 @@ import hashlib
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.activation import call_hook
 from zoo.cache import blobs_dir, cache_errors, cached_blobs, locked, prune
@@ -173,8 +173,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"{path} is neither a safetensors file nor a torch checkpoint nor a GGUF file (it begins with {head[:4]!r})"
         )
+    load = _torch_load()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} cannot be read as tensors alone ({reason})") from error
@@ -184,6 +185,23 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if stored_bytes > MAX_INFLATION * path.stat().st_size:
         raise WeightsError(f"{path} declares {stored_bytes:,} bytes of tensors in {path.stat().st_size:,}: refused")
     return dict(state)
+
+
+def _torch_load() -> Callable[..., Any]:
+    """The function of torch itself: what a plugin put in the place of `torch.load` may unpickle more than tensors.
+
+    Raises WeightsError when even the original is out of reach.
+    """
+    from torch import serialization
+
+    load: Callable[..., Any] = serialization.load
+    if getattr(load, "__globals__", None) is not vars(serialization):  # what a wrapper cannot imitate
+        owner = getattr(load, "__globals__", {}).get("__name__", type(load).__name__)
+        raise WeightsError(
+            f"torch.load was replaced by {owner}, so no checkpoint can be read safely: use the weights as safetensors, "
+            "or leave out the plugin that did it (zoo disable)"
+        )
+    return load
 
 
 def _stored_bytes(path: Path, state: Mapping[str, torch.Tensor]) -> int:
@@ -262,7 +280,8 @@ def _first_delivery(file: File, found: Found, registry: Registry) -> Located:
         except OSError as error:
             complaints.append(f"{_label(source)} could not be read or kept ({error})")
     size = f" ({file.size_bytes:,} bytes)" if file.size_bytes else ""
-    message = f"the {file.role} file of {found.name}{size} is not in the cache and no source delivered it: {'; '.join(complaints)}"
+    said = "; ".join(dict.fromkeys(complaints))  # two sources on one hub say the same of it
+    message = f"the {file.role} file of {found.name}{size} is not in the cache and no source delivered it: {said}"
     if not _is_elsewhere(file):
         cure = "Reinstall the distribution that holds it" if "package:" in message else "Put it back"
         message += f". {cure}, or correct sha256 and sources in the zoo.toml of plugin {found.card.provider.plugin!r}"

@@ -73,8 +73,11 @@ def _warn_of_namesakes(name: str) -> None:
             outcome = f"models of the same name will need: zoo pin {name} DISTRIBUTION"
         else:
             continue
-        called = f"{distribution} {metadata.version(distribution)}"
-        print(f"zoo: warning: plugin {name!r} is installed already ({called}): {outcome}", file=sys.stderr)
+        try:
+            version = f" {metadata.version(distribution)}"
+        except Exception:  # noqa: BLE001 - damaged metadata may fail in any way, and has no version worth a word
+            version = ""
+        print(f"zoo: warning: plugin {name!r} is installed already ({distribution}{version}): {outcome}", file=sys.stderr)
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -114,7 +117,9 @@ def run_can(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         verify=not arguments.declared,
     )
-    verdict = all(answer.can for answer in answers)
+    verdict = None if any(answer.can is None for answer in answers) else True
+    if any(answer.can is False for answer in answers):
+        verdict = False
     if arguments.json:
         print_json({"model": arguments.name, "can": verdict, "answers": [asdict(answer) for answer in answers]})
     else:

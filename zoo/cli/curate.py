@@ -114,8 +114,12 @@ def _print_counts(outcome: Any) -> None:
     counts = outcome.counts
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items())
     rule = "" if outcome.threshold is None else f", threshold {outcome.threshold:g}"
-    print(
-        f"{outcome.model} ({outcome.distribution} {outcome.version}){rule}: {counts['samples']} pairs"
-        + (f", dropped {reasons}" if reasons else ""),
-        file=sys.stderr,
-    )
+    words = [f"{counts['samples']} pairs"]
+    if outcome.quantiles is None:
+        words += [f"dropped {reasons}"] if reasons else []
+    elif outcome.threshold is None:
+        words += [f"without a score {reasons}"] if reasons else []
+        words += ["--threshold X says how many would stay"]
+    else:
+        words += [f"{counts['kept']} would stay"] + ([f"would be dropped {reasons}"] if reasons else [])
+    print(f"{outcome.model} ({outcome.distribution} {outcome.version}){rule}: {', '.join(words)}", file=sys.stderr)

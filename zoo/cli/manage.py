@@ -16,7 +16,7 @@ from zoo.errors import PluginError, UsageError
 from zoo.plugin import Plugin
 from zoo.records import read_record
 from zoo.registry import USABLE, Registry, default_registry
-from zoo.settings import change_config, load_settings
+from zoo.settings import change_config, config_file, load_settings
 
 
 def add_commands(commands: Any) -> None:
@@ -40,7 +40,9 @@ def add_commands(commands: Any) -> None:
     pin.add_argument("distribution", nargs="?", help="the distribution that wins")
     pin.add_argument("--remove", action="store_true", help="settle nothing any more")
     pin.set_defaults(run=run_pin)
-    default = commands.add_parser("default", help="choose the model of a task")
+    default = commands.add_parser(
+        "default", help="choose the model of a task", description="Without a name: which model it is now, and who says so."
+    )
     default.add_argument("task", help="e.g. classify")
     default.add_argument("name", nargs="?", help="model name")
     default.add_argument("--remove", action="store_true", help="leave the choice to the plugins again")
@@ -165,7 +167,14 @@ def run_default(arguments: argparse.Namespace) -> int:
     if arguments.task not in known:
         raise UsageError(f"no task is called {arguments.task!r}: known are {', '.join(sorted(known))}")
     if arguments.name is None:
-        raise UsageError(f"which model for {arguments.task!r}? zoo default TASK NAME, or --remove")
+        name = registry.default(arguments.task)
+        card = registry.find(name).card
+        own = arguments.task in load_settings().defaults
+        source = (
+            f"your choice in {config_file()}" if own else f"the card of {card.provider.distribution}, which claims the task"
+        )
+        _done(arguments, {"task": arguments.task, "model": name, "from": source})
+        return 0
     found = registry.find(arguments.name)
     wrong = complaint(arguments.task, found.card, found.classes)
     if wrong:

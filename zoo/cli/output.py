@@ -36,6 +36,11 @@ def warn_of_random_weights(outcome: Any) -> None:
         print(f"zoo: {outcome.model} has random weights: what it answers means nothing", file=sys.stderr)
 
 
+def counted(number: int, what: str) -> str:
+    """`1 text`, `2 texts`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def human_count(number: int | None) -> str:
     """4652008 -> `4.7M`; unknown -> `-`."""
     if number is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import add_model_arguments, check_weights, prepare_torch
-from zoo.cli.output import about_model, print_json, print_table, warn_of_random_weights
+from zoo.cli.output import about_model, counted, print_json, print_table, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.modality import IMAGE
 
@@ -44,8 +44,13 @@ def add_commands(commands: Any) -> None:
 
 def run_embed(arguments: argparse.Namespace) -> int:
     items: list[str | Path] = list(arguments.items)
-    items += [Path(line) for line in read_lines("--list", arguments.list)]
+    items += [Path(line.strip()) for line in read_lines("--list", arguments.list) if line.strip()]
     texts = read_lines("--texts", arguments.texts)
+    if "" in (line.strip() for line in texts):
+        number = [line.strip() for line in texts].index("") + 1
+        raise UsageError(
+            f"--texts {arguments.texts}: line {number} is empty; each line is a text and a row, so that both stay side by side"
+        )
     # Paths first: importing torch takes a second, and a typing error should not.
     from zoo.tasks.inputs import mixed_sources, require_one
     from zoo.tasks.tables import check_out
@@ -55,6 +60,9 @@ def run_embed(arguments: argparse.Namespace) -> int:
     sources = mixed_sources(items, texts)
     if all(source.modality == IMAGE for source in sources):
         require_one([source.item for source in sources])
+    # Before the work: a mistyped folder has become a text, and this is where it shows.
+    texts_taken = sum(source.modality != IMAGE for source in sources)
+    print(f"zoo: {counted(texts_taken, 'text')}, {counted(len(sources) - texts_taken, 'image')}", file=sys.stderr)
     from zoo.tasks.embedding import embed
 
     outcome = embed(
@@ -90,16 +98,17 @@ def run_embed(arguments: argparse.Namespace) -> int:
         print(f"zoo: none of {len(outcome.results)} items can be read: nothing was written", file=sys.stderr)
     else:
         state = "is up to date" if outcome.up_to_date else f"{outcome.computed} computed now"
-        vectors = f"{outcome.shape[0]} {'unit ' if outcome.normalised else ''}vectors of width {outcome.shape[1]}"
-        print(f"{outcome.file}  {vectors}  {state}")
+        vectors = counted(outcome.shape[0], f"{'unit ' if outcome.normalised else ''}vector")
+        print(f"{outcome.file}  {vectors} of width {outcome.shape[1]}  {state}")
         print(f"{outcome.model} ({outcome.distribution} {outcome.version})", file=sys.stderr)
     return 1 if failed else 0
 
 
 def run_search(arguments: argparse.Namespace) -> int:
-    from zoo.tasks.inputs import require_folder, search_query  # paths first, as above
+    from zoo.tasks.inputs import refuse_empty, require_folder, search_query  # paths first, as above
 
     check_weights(arguments)
+    refuse_empty(arguments.folder, "a folder of images")
     search_query(arguments.query, arguments.query_image)
     require_folder(Path(arguments.folder).expanduser())
     from zoo.tasks.search import search
@@ -118,6 +127,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         print(f"zoo: {note}", file=sys.stderr)
     for path, error in outcome.unreadable:
         print(f"zoo: {path}: {error}", file=sys.stderr)
+    code = 1 if outcome.unreadable else 0  # a part of it failed; the others are answered all the same
     if arguments.json:
         print_json(
             {
@@ -131,24 +141,24 @@ def run_search(arguments: argparse.Namespace) -> int:
                 "results": [{"path": hit.path, "score": hit.score} for hit in outcome.results],
             }
         )
-        return 0
+        return code
     print_table(["SCORE", "IMAGE"], [[f"{hit.score:.3f}", hit.path] for hit in outcome.results])
     print(
         f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.images} images, {outcome.computed} computed now",
         file=sys.stderr,
     )
-    return 0
+    return code
 
 
 def read_lines(option: str, path: Path | None) -> list[str]:
-    """The lines of a file that hold something. Raises UsageError."""
+    """The lines of a file, as they are: a line feed ends one, and nothing else does. Raises UsageError."""
     if path is None:
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{option} {path}: cannot be read ({error})") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:

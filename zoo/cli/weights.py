@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.output import human_bytes, print_json, print_table
+from zoo.cli.output import counted, human_bytes, print_json, print_table
 from zoo.errors import PluginError, ResolutionError, UsageError, ZooError
 from zoo.plugin import describe
 from zoo.registry import Registry, default_registry
@@ -139,7 +139,9 @@ def run_cache(arguments: argparse.Namespace) -> int:
     table += [[name[:16], human_bytes(size), f"derived: {kind}"] for name, size, kind in derived]
     table += [[name[:16], human_bytes(size), "wheel, kept until its files are out"] for name, size in wheels]
     print_table(["SHA256", "BYTES", "USED BY"], table)
-    print(f"{len(blobs)} files, {human_bytes(sum(size for _, size, _ in blobs))} in {blobs_dir()}")
+    listed = [*(size for _, size, _ in blobs), *(size for _, size, _ in derived), *(size for _, size in wheels)]
+    print(f"{counted(len(listed), 'file')}, {human_bytes(sum(listed))} in {cache_dir()}")
+    print(f"{len(blobs)} weights, {human_bytes(sum(size for _, size, _ in blobs))} in {blobs_dir()}")
     for what, sizes in (("derived", [size for _, size, _ in derived]), ("wheels", [size for _, size in wheels])):
         if sizes:
             print(f"{len(sizes)} {what}, {human_bytes(sum(sizes))} in {cache_dir() / what}")

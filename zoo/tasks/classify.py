@@ -21,7 +21,7 @@ from zoo.registry import Registry, default_registry
 from zoo.tasks.encoding import checked_rows, plugin_errors, pooled, refuse_nonfinite
 from zoo.tasks.fewshot import Probe, fit_probe
 from zoo.tasks.images import Row, run_images
-from zoo.tasks.inputs import Item, image_items, shot_items, shot_names
+from zoo.tasks.inputs import Item, distinct_shots, image_items, printable, shot_items, shot_names
 
 MANY_LABELS = 20
 
@@ -87,7 +87,8 @@ def classify(
         many times, build it once: `zoo.open_model(name)`; then `weights`, `device` and `dtype` are those it was built with.
     templates: sentences with `{}` where the label goes; the unit text embeddings of all are averaged. Named sets are in
         `zoo.tasks.templates`.
-    shots: a folder with one folder of examples for each class: few-shot on the model's frozen features.
+    shots: a folder with one folder of examples for each class: few-shot on the model's frozen features. Copies of an example and
+        examples that cannot be read are left out, with a warning.
     dtype: bfloat16 or float16 compute faster; close calls (two labels within 0.05) are computed again in float32, unless
         `exact_close_calls` is False.
     top: how many labels to report for each image; all when None and there are at most 20, else 5.
@@ -104,7 +105,12 @@ def classify(
     if shots is not None:
         folder = Path(shots).expanduser()
         names = shot_names(folder, names)
-        examples = shot_items(folder, names)
+        examples, copies = distinct_shots(shot_items(folder, names), names)
+        if copies:
+            warn(
+                f"{len(copies)} of {len(examples) + len(copies)} examples are left out, being copies of another of their class, byte "
+                f"for byte (the first: {printable(copies[0][0].label)} of {printable(copies[0][1].label)})"
+            )
     registry = default_registry()
     closed = names is None and shots is None
     task = "classify:own-labels" if closed else "classify"
@@ -227,7 +233,7 @@ def _label_embeddings(built: Built, labels: list[str], templates: Sequence[str])
         return {"labels": torch.nn.functional.normalize(mean_CE, dim=-1)}
 
     inputs = {"model": built.identity, "labels": labels, "templates": list(templates)}
-    return derived("label embeddings", inputs, compute)["labels"]
+    return derived("label embeddings", inputs, compute, keep=not built.random)["labels"]
 
 
 def _compute(built: Built, probe: Probe | None, text_CE: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -302,12 +308,19 @@ def _with_close_calls(
 def _fit_shots(
     run: Callable[..., Iterator[Row]], built: Built, names: Sequence[str], examples: Sequence[tuple[Item, int]]
 ) -> Probe:
+    """The probe on the examples that can be read. Raises MediaError for classes that none is left of, with all their files."""
     rows = list(run(built, [item for item, _ in examples], _features(built)))
-    for row in rows:
-        if isinstance(row, str):
-            raise MediaError(f"an example cannot be read: {row}")
-    features_ND = torch.stack([row for row in rows if isinstance(row, torch.Tensor)])
-    probe = fit_probe(features_ND, [target for _, target in examples], len(names))
+    fitted = [(row, target) for row, (_, target) in zip(rows, examples, strict=True) if isinstance(row, torch.Tensor)]
+    problems = [(row, target) for row, (_, target) in zip(rows, examples, strict=True) if isinstance(row, str)]
+    left = {target for _, target in fitted}
+    lost = [target for target in range(len(names)) if target not in left]
+    if lost:
+        whys = "; ".join(problem for problem, target in problems if target in lost)
+        raise MediaError(f"no example of {', '.join(names[target] for target in lost)} can be read: {whys}")
+    for problem, target in problems:
+        warn(f"an example of {names[target]} is left out: {problem}")
+    features_ND = torch.stack([row for row, _ in fitted])
+    probe = fit_probe(features_ND, [target for _, target in fitted], len(names))
     device = device_of(built)
     return replace(probe, weight_DC=probe.weight_DC.to(device), bias_C=probe.bias_C.to(device))
 

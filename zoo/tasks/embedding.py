@@ -27,7 +27,7 @@ from zoo.media.image import open_image
 from zoo.modality import TEXT
 from zoo.plugin import describe
 from zoo.tasks import tables
-from zoo.tasks.encoding import not_finite, open_for, unit_vectors, vectors
+from zoo.tasks.encoding import open_for, unit_vectors, vectors_or_reasons
 from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import Source, mixed_sources, printable, read_source, sha256_of_source
 from zoo.tasks.journal import Journal, alone, read_about, replace_durably
@@ -115,8 +115,8 @@ def embed(
 
     items: image files, folders, patterns, `PIL.Image.Image` and arrays; any other string is a text. texts: more texts, whatever
         they look like.
-    out: a name ending in .npz (arrays embeddings float32[N, E], items, modality, sha256, about), .parquet or .jsonl. While the work
-        goes on, `<out>.part` lies beside it; the same call goes on from there.
+    out: a name ending in .npz (arrays embeddings float32[N, E], items_utf8, items_offsets, modality, sha256, about), .parquet or
+        .jsonl. While the work goes on, `<out>.part` lies beside it; the same call goes on from there.
     overwrite: begin anew, whatever `out` and its journal hold. Otherwise the work of another model is refused, and so are inputs
         without which rows of a finished `out` would be lost.
     Raises UsageError for arguments that make no sense, ZooError when the disk refuses, and what building the model raises. An
@@ -156,6 +156,7 @@ def _old_rows(out: Path, about: tables.About) -> list[tables.Row]:
         return []
     try:
         found, rows = tables.read_table(out)
+        tables.check_vectors(out, len(rows))
     except ZooError as error:
         raise UsageError(f"{error}; it is left alone: give another --out, or --overwrite") from error
     _refuse_other(f"--out {out}: it", found.model, found.identity, about)
@@ -352,11 +353,12 @@ def _answer_batch(
         if not isinstance(decoded.get(position, MediaError()), MediaError)
     }
     if good:
-        rows = vectors(built, sources[bound[0]].modality, list(good.values()), device=device)
-        for position, vector in zip(good, rows, strict=True):
-            finite = bool(torch.isfinite(vector).all())
-            problem = None if finite else f"{sources[position].item.label}: {not_finite(built)}"
-            answers[position] = _Answer(hashes[position], vector if finite else None, error=problem)
+        rows = vectors_or_reasons(built, sources[bound[0]].modality, list(good.values()), device=device)
+        for position, row in zip(good, rows, strict=True):
+            if isinstance(row, str):
+                answers[position] = _Answer(hashes[position], error=f"{printable(sources[position].item.label)}: {row}")
+            else:
+                answers[position] = _Answer(hashes[position], row)
     failed = {position: item for position, item in decoded.items() if isinstance(item, MediaError)}
     answers |= {position: _Answer(hashes[position], error=str(error)) for position, error in failed.items()}
     return [answers[position] for position in range(*bound)]

@@ -11,7 +11,7 @@ import torch
 
 from zoo.batch import Encoded
 from zoo.construct import Built, open_model
-from zoo.errors import PluginError, UsageError, ZooError
+from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.modality import IMAGE
 from zoo.plugin import describe, one_line
 from zoo.registry import default_registry
@@ -69,6 +69,41 @@ def vectors(built: Built, modality: str, items: Sequence[Any], *, device: str) -
     with plugin_errors(built):
         prepared = _joined([prepare([item]) for item in items]) if modality == IMAGE else prepare(list(items))
         return checked_rows(compute(_moved(prepared, device)), built, len(items), modality).float().cpu()
+
+
+def vectors_or_reasons(built: Built, modality: str, items: Sequence[Any], *, device: str) -> list[torch.Tensor | str]:
+    """Raw items -> for each its vector float[E] on the CPU, or why it has none. To be called in inference mode.
+
+    An item that the plugin refuses (UsageError or MediaError from preprocess), or answers with NaN, costs the others nothing.
+    """
+    refused: dict[int, str] = {}
+    try:
+        rows = vectors(built, modality, items, device=device)
+    except (UsageError, MediaError):
+        refused = _refused(built, modality, items)
+        if not refused:
+            raise
+        good = [item for number, item in enumerate(items) if number not in refused]
+        rows = vectors(built, modality, good, device=device) if good else torch.empty(0, 0)
+    found = iter(rows)
+    answers: list[torch.Tensor | str] = []
+    for number in range(len(items)):
+        row = refused[number] if number in refused else next(found)
+        answers.append(row if isinstance(row, str) or bool(row.isfinite().all()) else not_finite(built))
+    return answers
+
+
+def _refused(built: Built, modality: str, items: Sequence[Any]) -> dict[int, str]:
+    """Number of each item that the model's preparation refuses by itself -> why."""
+    prepare = _prepare(built, modality)
+    reasons = {}
+    for number, item in enumerate(items):
+        try:
+            with plugin_errors(built):
+                prepare([item])
+        except (UsageError, MediaError) as error:
+            reasons[number] = f"{describe(built.found.card.provider)}: {built.name} refuses it: {one_line(error)}"
+    return reasons
 
 
 @contextmanager

@@ -3,6 +3,11 @@
 Both work on L2-normalised features, and both have an exact leave-one-out in closed form, so choosing costs no refits. With
 fewer than three shots in a class leave-one-out says more about the one left out than about the rule (measured: its choice at
 two shots scored below either rule), so the ridge probe is taken, which was never the worse one.
+
+The temperature is chosen by the leave-one-out likelihood of the examples and of one more, which belongs to every class alike. Few
+examples that the rule separates are likeliest under the largest temperature there is, whatever that may be: every answer would be certain,
+that for an image of none of the classes too. It is the smoothing of targets of Platt (1999, "Probabilistic outputs for support vector
+machines", section 2.2) with a lighter prior, whose weight falls as the examples become more. It changes no label.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ class Probe:
     """A linear rule on unit features: `softmax(temperature * (features @ weight_DC + bias_C))`.
 
     loo_accuracy: share of the shots that the rule gets right when it is fitted without them; None where a class has too
-        few shots for that to mean anything.
+        few shots for that to mean anything. It is the best of the candidates', and so a little optimistic.
     """
 
     method: str
@@ -105,5 +110,16 @@ def _scored(
         temperature: -float(torch.nn.functional.cross_entropy(temperature * left_out_NC, targets))
         for temperature in TEMPERATURES
     }
-    temperature = max(likelihoods, key=lambda key: likelihoods[key])
-    return accuracy, likelihoods[temperature], Probe(method, weight_DC, bias_C, temperature, accuracy)
+    smooth_NC = _with_one_more(one_hot(targets, left_out_NC.shape[1]).float())
+    smoothed = {
+        temperature: -float(torch.nn.functional.cross_entropy(temperature * left_out_NC, smooth_NC))
+        for temperature in TEMPERATURES
+    }
+    temperature = max(smoothed, key=lambda key: smoothed[key])
+    return accuracy, max(likelihoods.values()), Probe(method, weight_DC, bias_C, temperature, accuracy)
+
+
+def _with_one_more(targets_NC: torch.Tensor) -> torch.Tensor:
+    """One-hot targets -> the shares that N examples give when one more, of all classes alike, is spread over them."""
+    count, classes = targets_NC.shape
+    return (count * targets_NC + 1 / classes) / (count + 1)

@@ -101,6 +101,24 @@ def write_written(state: Path, shard: Shard, stamps: Iterable[str]) -> None:
     replace_durably(temporary, record)
 
 
+def describe_result(result: Path) -> dict[str, Any]:
+    """Size and sha256 of a finished file. A folder needs none: the hashes of what was written say them for each of its files."""
+    if result.is_dir():
+        return {}
+    with result.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"size_bytes": result.stat().st_size, "sha256": sha256}
+
+
+def is_intact(state: Path, shard: Shard, result: Path, described: Any) -> bool:
+    """Whether a result is there as it was written: of a file every byte, of a folder every file's name, size and time."""
+    if not isinstance(described, dict) or not result.exists():
+        return False
+    if result.is_dir():
+        return described == {} and written_of(state, shard).exists() and read_written(state, shard) <= set(written(result))
+    return described.get("size_bytes") == result.stat().st_size and described == describe_result(result)
+
+
 def refuse_foreign(state: Path, shard: Shard, out: Path) -> None:
     """Raise UsageError when a result that is to be replaced holds a file that zoo filter did not write, or that was changed since."""
     if not os.path.lexists(out):
@@ -119,10 +137,11 @@ def _stamps(result: Path) -> Iterator[tuple[Path, str]]:
     """(file, hash) of everything but folders in a result, which is a folder or a file; what begins with a dot is somebody's too."""
     if result.is_dir() and not result.is_symlink():
         walked = (Path(parent, name) for parent, folders, names in os.walk(result) for name in sorted([*folders, *names]))
-        files = (path for path in walked if path.is_symlink() or not path.is_dir())
     else:
-        files = iter([result])
-    for file in files:
+        walked = (path for path in [result])
+    for file in walked:
+        if file.is_dir() and not file.is_symlink():
+            continue
         status = file.lstat()
         content = f"{file.relative_to(result)!r} {status.st_mode:o} {status.st_size} {status.st_mtime_ns}"
         yield file, hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

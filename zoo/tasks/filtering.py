@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,9 +25,11 @@ from zoo.construct import Built
 from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.image import open_image
 from zoo.modality import IMAGE, TEXT
-from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors
+from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors_or_reasons
 from zoo.tasks.filter_records import (
+    describe_result,
     discard,
+    is_intact,
     listing_of,
     open_records,
     read_record,
@@ -73,14 +76,14 @@ PRESETS = {
 class ShardResult:
     """One shard. state: done, skipped (it was done before), scored (a dry run) or failed, with `error`.
 
-    dropped: reason -> how many.
+    kept: None where no threshold says what stays (a dry run without one). dropped: reason -> how many.
     """
 
     source: str
     out: str | None
     state: str
     samples: int = 0
-    kept: int = 0
+    kept: int | None = 0
     dropped: dict[str, int]
     error: str | None = None
 
@@ -108,13 +111,13 @@ class Filtered:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """samples, kept, and dropped by reason, of all shards that did not fail."""
+        """samples, kept (None without a threshold), and dropped by reason, of all shards that did not fail."""
         dropped: Counter[str] = Counter()
         for shard in self.shards:
             dropped.update(shard.dropped)
         return {
             "samples": sum(shard.samples for shard in self.shards),
-            "kept": sum(shard.kept for shard in self.shards),
+            "kept": None if self.threshold is None else sum(shard.kept or 0 for shard in self.shards),
             "dropped": dict(sorted(dropped.items())),
         }
 
@@ -165,6 +168,8 @@ def filter_pairs(
         raise UsageError(f"--report {report}: there is no folder {Path(report).parent} (mkdir -p {Path(report).parent})")
     target = None if out is None or dry_run else Path(out).expanduser()
     shards = find_shards(str(source), target)
+    if report is not None and target is not None:
+        _refuse_report(Path(report), target, shards)
     both = (IMAGE, TEXT)
     built = open_for("filter", model, kinds=("dual_encoder",), modalities=both, weights=weights, device=device, dtype=dtype)
     notes = [note for note in (_preset_note(preset, built), _place_note(shards, target)) if note]
@@ -182,7 +187,7 @@ def filter_pairs(
         return Filtered(**about, shards=tuple(results), quantiles=spread)
     if limit is None:
         raise UsageError("a threshold is needed to filter")
-    state = target.with_name(f"{target.name}.zoo-filter")
+    state = _state_of(target)
     with alone(target):
         open_records(state, shards, {"identity": built.identity, "threshold": limit}, built.name, overwrite=overwrite)
         try:
@@ -212,6 +217,34 @@ def _rule(threshold: float | None, preset: str | None, *, dry_run: bool) -> tupl
             f"--dry-run shows the scores of your pairs"
         )
     return None, ""
+
+
+def _refuse_report(report: Path, out: Path, shards: Sequence[Shard]) -> None:
+    """Raise UsageError for a report that would take the place of something else: there is no way back from that."""
+    place = report.resolve()
+    taken = {shard.source.resolve(): "a source" for shard in shards} | {
+        path.resolve(): "the result" for shard in shards for path in (out, shard.out) if path is not None
+    }
+    taken[_state_of(out).resolve()] = "the records of what is done"
+    for path, what in taken.items():
+        if place == path or path in place.parents:
+            raise UsageError(f"--report {report}: it would lie over or in {what}, {path}: give another name")
+    if os.path.lexists(report) and not _is_report(report):
+        raise UsageError(f"--report {report}: it exists and is no report of zoo filter; give another name, or delete it")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file begins as `_write_report` begins one; an empty one has nothing to lose."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    return not head or (head.startswith(b'{\n "model": ') and b'"threshold_from": ' in head)
+
+
+def _state_of(out: Path) -> Path:
+    """The folder of records beside a result."""
+    return out.with_name(f"{out.name}.zoo-filter")
 
 
 def _preset_note(preset: str | None, built: Built) -> str | None:
@@ -258,17 +291,20 @@ class _Scorer:
             except MediaError as error:
                 answers[number] = _Scored(_light(pair), None, "unreadable-image", str(error))
         if images:
-            images_BE = vectors(self.built, IMAGE, list(images.values()), device=self.device)
-            texts_BE = vectors(self.built, TEXT, [pairs[number].text for number in images], device=self.device)
-            with plugin_errors(self.built):  # their widths may differ
-                scores = (images_BE * texts_BE).sum(-1).tolist()
-            for number, score in zip(images, scores, strict=True):
-                known = math.isfinite(score)
-                detail = "" if known else not_finite(self.built)
-                answers[number] = _Scored(
-                    _light(pairs[number]), score if known else None, "" if known else "no-score", detail
-                )
+            image_rows = vectors_or_reasons(self.built, IMAGE, list(images.values()), device=self.device)
+            texts = [pairs[number].text for number in images]
+            text_rows = vectors_or_reasons(self.built, TEXT, texts, device=self.device)
+            for number, image, text in zip(images, image_rows, text_rows, strict=True):
+                answers[number] = self._score(pairs[number], image, text)
         return [answers[number] for number in range(len(pairs))]
+
+    def _score(self, pair: Pair, image: torch.Tensor | str, text: torch.Tensor | str) -> _Scored:
+        if isinstance(image, str) or isinstance(text, str):
+            return _Scored(_light(pair), None, "no-score", str(image if isinstance(image, str) else text))
+        with plugin_errors(self.built):  # their widths may differ
+            score = float((image * text).sum())
+        finite = math.isfinite(score)
+        return _Scored(_light(pair), score) if finite else _Scored(_light(pair), None, "no-score", not_finite(self.built))
 
 
 def _light(pair: Pair) -> Pair:
@@ -296,6 +332,7 @@ def _dry(shard: Shard, scorer: _Scorer, limit: float | None, scores: array[float
     dropped: Counter[str] = Counter()
     kept = samples = 0
     error = None
+    before = len(scores)
     try:
         with progress_bar(None, "pair", progress=progress) as bar:
             for answer in scorer.scored(shard.pairs()):
@@ -308,12 +345,16 @@ def _dry(shard: Shard, scorer: _Scorer, limit: float | None, scores: array[float
                 below = limit is not None and answer.score < limit
                 kept += not below
                 dropped.update(["below-threshold"] if below else [])
-    except (ZooError, OSError) as problem:
+    except (ZooError, OSError) as problem:  # what was read of it counts as little as in a run that writes
         error = str(problem)
+        kept = samples = 0
+        dropped.clear()
+        del scores[before:]
     state = "failed" if error else "scored"
     return ShardResult(
-        source=str(shard.source), out=None, state=state, samples=samples, kept=kept, dropped=dict(dropped), error=error
-    )
+        source=str(shard.source), out=None, state=state, samples=samples, kept=None if limit is None else kept,
+        dropped=dict(dropped), error=error,
+    )  # fmt: skip
 
 
 def _run(shard: Shard, state: Path, scorer: _Scorer, limit: float, *, progress: bool) -> ShardResult:
@@ -322,11 +363,13 @@ def _run(shard: Shard, state: Path, scorer: _Scorer, limit: float, *, progress: 
     try:
         fingerprint = shard.fingerprint()
         old = read_record(record)
-        if old.get("fingerprint") == fingerprint and out.exists() and listing_of(state, shard).exists():
+        done_before = old.get("fingerprint") == fingerprint and listing_of(state, shard).exists()
+        if done_before and is_intact(state, shard, out, old.get("result")):
             return ShardResult(**fields, state="skipped", samples=old["samples"], kept=old["kept"], dropped=old["dropped"])
         refuse_foreign(state, shard, out)
         samples, kept, dropped = _filter(shard, out, state, scorer, limit, progress=progress)
-        write_record(record, {"fingerprint": fingerprint, "samples": samples, "kept": kept, "dropped": dropped})
+        made = {"fingerprint": fingerprint, "result": describe_result(out)}
+        write_record(record, {**made, "samples": samples, "kept": kept, "dropped": dropped})
     except (ZooError, OSError) as error:
         return ShardResult(**fields, state="failed", dropped={}, error=str(error))
     return ShardResult(**fields, state="done", samples=samples, kept=kept, dropped=dropped)

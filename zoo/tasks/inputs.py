@@ -78,6 +78,12 @@ def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Sour
     return sources
 
 
+def refuse_empty(given: object, expected: str) -> None:
+    """Raise UsageError for the empty string, which a path takes for the current folder and a script has for a variable not set."""
+    if isinstance(given, str) and not given.strip():
+        raise UsageError(f"an empty argument {given!r}: expected {expected} (the current folder is called .)")
+
+
 def require_one(items: Sequence[Item]) -> None:
     """Raise MediaError when not one of the items is there: said before anything is loaded for them."""
     if items and all(isinstance(item.source, Path) and not _exists(item.source) for item in items):
@@ -90,7 +96,7 @@ def require_folder(folder: Path) -> None:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "there is no such folder"
         raise UsageError(f"{folder}: {what}, expected a folder of images (zoo search DIR QUERY)")
-    if not any(file.suffix.lower() in SUFFIXES and file.is_file() for file in folder.rglob("*")):
+    if not _holds_image(folder):
         raise UsageError(f"{folder}: the folder holds no image ({', '.join(SUFFIXES)})")
 
 
@@ -129,8 +135,45 @@ def shot_names(folder: Path, labels: Sequence[str] | None) -> list[str]:
 
 
 def shot_items(folder: Path, names: Sequence[str]) -> list[tuple[Item, int]]:
-    """Each example with the number of its class. Raises UsageError for a class without any."""
+    """Each example with the number of its class. Raises UsageError that names every class without any."""
+    empty = [name for name in names if not _holds_image(folder / name)]
+    if empty:
+        raise UsageError(
+            f"--shots {folder}: no example in {', '.join(empty)}: the folder holds no image ({', '.join(SUFFIXES)}); put some in, or "
+            f"leave the class out (remove the folder, or name the others with --labels)"
+        )
     return [(item, target) for target, name in enumerate(names) for item in image_items(folder / name)]
+
+
+def distinct_shots(
+    examples: Sequence[tuple[Item, int]], names: Sequence[str]
+) -> tuple[list[tuple[Item, int]], list[tuple[Item, Item]]]:
+    """The examples without copies of one another, byte for byte, and (copy, of which) for those left out.
+
+    A copy that stays in while its twin is left out answers for it, and leave-one-out counts that as skill. What cannot be read stays,
+    to be reported where it is used. Raises UsageError for an image that two classes have: one of them is wrong.
+    """
+    first: dict[str, tuple[Item, int]] = {}
+    kept, copies, contradictions = [], [], []
+    for item, target in examples:
+        try:
+            digest = sha256_of_source(read_source(item, allow_urls=False))
+        except MediaError:
+            kept.append((item, target))
+            continue
+        twin, its_target = first.setdefault(digest, (item, target))
+        if twin is item:
+            kept.append((item, target))
+        elif its_target == target:
+            copies.append((item, twin))
+        else:
+            contradictions.append(
+                f"{printable(twin.label)} ({names[its_target]}) and {printable(item.label)} ({names[target]})"
+            )
+    if contradictions:
+        more = f", and {len(contradictions) - 1} more such pairs" if len(contradictions) > 1 else ""
+        raise UsageError(f"the same image is an example of two classes: {contradictions[0]}{more}; remove one of the two")
+    return kept, copies
 
 
 def load_image(item: Item, *, allow_urls: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -167,6 +210,10 @@ def is_url(given: object) -> bool:
 def printable(text: str) -> str:
     """A name that any output can hold: bytes of file names that are not UTF-8 are written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _holds_image(folder: Path) -> bool:
+    return any(file.suffix.lower() in SUFFIXES and file.is_file() for file in folder.rglob("*"))
 
 
 def _exists(path: Path) -> bool:
@@ -212,6 +259,7 @@ def _expand(given: Any) -> list[Item]:
     if not isinstance(given, (str, Path)):
         raise UsageError(f"an image is a path, a PIL image or an array, got {type(given).__name__}")
     text = str(given)
+    refuse_empty(given, "an image file, a folder or a pattern")
     if is_url(text):
         return [Item(text, text)]
     path = Path(given).expanduser()

@@ -65,7 +65,10 @@ class Shard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FolderShard:
-    """Images and the texts beside them: `a.jpg` with `a.txt`; other files of the same stem go where the image goes."""
+    """Images and the texts beside them: `a.jpg` with `a.txt`; other files of the same stem go where the image goes.
+
+    A link inside the folder is copied as the file it leads to; a sample with one that leads out of it has a problem.
+    """
 
     source: Path
     out: Path | None
@@ -113,6 +116,11 @@ class FolderShard:
         shown = printable(key)
         if not images and not texts:
             return
+        outside = next((file for file in files if self._leads_out(file)), None)
+        if outside is not None:
+            detail = f"{printable(outside.name)} is a link to a file outside the folder"
+            yield Pair(shown, None, "", [], ("outside-link", detail))
+            return
         payload = [file for file in files if file not in images[1:]]
         if not images:
             yield Pair(shown, None, "", payload, ("missing-image", f"{texts[0].name} has no image beside it"))
@@ -123,6 +131,10 @@ class FolderShard:
             yield Pair(shown, images[0], text, payload, problem)
         for other in images[1:]:
             yield Pair(shown, None, "", [], ("duplicate-key", f"{other.name} has the stem of {images[0].name}"))
+
+    def _leads_out(self, file: Path) -> bool:
+        """Whether a link would bring something into the result that does not lie in the source."""
+        return file.is_symlink() and not file.resolve().is_relative_to(self.source.resolve())
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +192,11 @@ class JsonlShard:
         return Pair(key, path, text, line, empty_text(text), unique)
 
 
+def stamp(status: os.stat_result) -> str:
+    """What differs when a file was written, or another took its place, even if its size and time were put back."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
 def read_text(data: bytes) -> tuple[str, tuple[str, str] | None]:
     """The bytes of a caption -> the text, and the problem with it if there is one."""
     if len(data) > MAX_TEXT_BYTES:
@@ -208,7 +225,7 @@ def _stamp(path: Path) -> str:
         status = path.stat()
     except OSError:
         return f"{path!r} absent\n"
-    return f"{path!r} {status.st_size} {status.st_mtime_ns}\n"
+    return f"{path!r} {stamp(status)}\n"
 
 
 def _head(path: Path) -> bytes:

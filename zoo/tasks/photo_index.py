@@ -12,10 +12,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from zoo.media.image import SUFFIXES, open_image, read_file
 from zoo.modality import IMAGE
 from zoo.plugin import describe
 from zoo.settings import cache_dir
-from zoo.tasks.encoding import not_finite, vectors
+from zoo.tasks.encoding import vectors_or_reasons
 from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import printable
 from zoo.tasks.journal import replace_durably
@@ -40,6 +41,9 @@ FORMAT = 1
 FLAT_INNER_PRODUCT = b"IxFI"  # how faiss begins the file of such an index; no other kind is ever read
 RACY_NS = 2_000_000_000  # two writes within one tick of a file system's clock (2 s on FAT) leave the same times
 SAVE_EVERY_S = 30.0
+KEPT_IDENTITIES = 3  # of one model: random weights and every change of code or settings make another
+OURS = re.compile(r"vectors-[0-9a-f]{16}\.faiss|index\.json|lock|(vectors-[0-9a-f]+\.faiss|index\.json)\.new")
+IDENTITY = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +81,27 @@ def faiss_library() -> Any:
 
 
 def index_home(folder: Path, built: Built) -> tuple[Path, str | None]:
-    """Where the index of a folder lies, made if need be; and a note when that had to be the cache. Raises ZooError."""
+    """Where the index of a folder lies, made if need be; and a note when that had to be the cache. Raises ZooError.
+
+    Only the indexes of the few identities of the model that were used last stay beside it.
+    """
     name = Path(built.name) / built.identity[:16]
     home = folder / FOLDER / name
     try:
-        _make_home(home)
+        _make_home(home, folder)
     except OSError as error:
         digest = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
         fallback = cache_dir() / "search" / digest[:16] / name
         try:
-            _make_home(fallback)
+            _make_home(fallback, cache_dir())
         except OSError as second:
             raise ZooError(
                 f"{fallback}: cannot be written ({second.strerror or second}); ZOO_CACHE moves the cache"
             ) from second
         why = error.strerror or error
+        _remove_old_identities(fallback)
         return fallback, f"{folder / FOLDER} cannot be written ({why}): the index is kept in {fallback}"
+    _remove_old_identities(home)
     return home, None
 
 
@@ -106,6 +115,7 @@ def locked(home: Path) -> Iterator[None]:
         logging.getLogger("zoo").warning("another search updates this index; waiting for it")
         lock.acquire()
     try:
+        home.mkdir(parents=True, exist_ok=True)  # another process may have taken it for an old one while this one waited
         yield
     finally:
         lock.release()
@@ -201,11 +211,10 @@ def save_index(index: Index, home: Path) -> None:
     try:
         for file, written in ((name, data), ("index.json", hashlib.sha256(text).hexdigest().encode() + b"\n" + text)):
             temporary = home / f"{file}.new"
+            temporary.unlink(missing_ok=True)  # it may be a link, which is not to be written through
             temporary.write_bytes(written)
             replace_durably(temporary, home / file)
-        for path in home.iterdir():
-            if path.name not in (name, "index.json", "lock"):
-                path.unlink(missing_ok=True)
+        _remove_ours(home, but=(name, "index.json", "lock"))
     except OSError as error:
         raise ZooError(f"{home}: the index cannot be written ({error.strerror or error})") from error
 
@@ -228,10 +237,42 @@ def unreadable_files(index: Index, folder: Path) -> list[tuple[str, str]]:
     return complaints
 
 
-def _make_home(home: Path) -> None:
+def _make_home(home: Path, top: Path) -> None:
+    """Make the folder, and note that it is used now. Raises UsageError where a link leads out of the place it belongs in."""
+    lock = home / "lock"
+    for path, place in ((home, top.resolve() / home.relative_to(top)), (lock, home.resolve() / "lock")):
+        if path.resolve() != place:
+            raise UsageError(
+                f"{path}: a symbolic link leads to {path.resolve()}, and files there would be written and deleted as the index; "
+                f"remove the link"
+            )
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("ab"):
+    with lock.open("ab"):
         pass
+    os.utime(lock)
+
+
+def _remove_ours(home: Path, but: Sequence[str] = ()) -> None:
+    """Delete the files of an index; what else lies beside them is somebody's."""
+    for path in home.iterdir():
+        if OURS.fullmatch(path.name) and path.name not in but and (path.is_symlink() or path.is_file()):
+            path.unlink(missing_ok=True)
+
+
+def _remove_old_identities(home: Path) -> None:
+    """Delete the indexes of the model's other identities, but for those that were used last; one that is in use stays."""
+    with suppress(OSError):
+        others = [
+            path
+            for path in home.parent.iterdir()
+            if path != home and IDENTITY.fullmatch(path.name) and not path.is_symlink() and (path / "lock").is_file()
+        ]
+        others.sort(key=lambda path: (path / "lock").stat().st_mtime_ns, reverse=True)
+        for old in others[KEPT_IDENTITIES - 1 :]:
+            lock = FileLock(old / "lock")
+            with suppress(Timeout, OSError), lock.acquire(timeout=0):
+                _remove_ours(old)
+                old.rmdir()  # refused where it holds something else
 
 
 def _scan(folder: Path) -> Iterator[tuple[str, Seen]]:
@@ -270,9 +311,8 @@ def _read_and_compute(
         except MediaError as error:
             results[name] = (sha256, str(error).removeprefix(f"{folder / name}: "))
     if images:
-        for name, vector in zip(images, vectors(built, IMAGE, list(images.values()), device=device), strict=True):
-            finite = bool(torch.isfinite(vector).all())
-            results[name] = (results[name][0], vector.numpy() if finite else not_finite(built))
+        for name, row in zip(images, vectors_or_reasons(built, IMAGE, list(images.values()), device=device), strict=True):
+            results[name] = (results[name][0], row if isinstance(row, str) else row.numpy())
     return [results[name] for name in names]
 
 

@@ -14,7 +14,7 @@ from zoo.construct import Built
 from zoo.errors import MediaError, UsageError
 from zoo.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for, refuse_nonfinite, vectors
-from zoo.tasks.inputs import printable, require_folder, search_query
+from zoo.tasks.inputs import printable, refuse_empty, require_folder, search_query
 from zoo.tasks.photo_index import (
     Index,
     faiss_library,
@@ -73,11 +73,12 @@ def search(
 ) -> Search:
     """The `top` images of a folder (with its subfolders) that fit a query best.
 
-    query: a text, or an image: a path (as `Path`, or as a string that names an existing image file) or a PIL image.
+    query: a text, or an image: a path (as `Path`, or as a string that ends like the name of an image file) or a PIL image.
     query_image: an image, whatever it is called. model: any dual encoder; the installed default when None.
     The index is kept in `<folder>/.zoo-index`, or in the cache where that cannot be written, one for each identity of a model.
     Raises UsageError for arguments that make no sense, MediaError when the query or every image is unreadable.
     """
+    refuse_empty(folder, "a folder of images")
     folder = Path(folder).expanduser()
     if top < 1:
         raise UsageError(f"top is at least 1, got {top}")

@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.errors import UsageError
+from zoo.tasks.inputs import refuse_empty
 from zoo.tasks.pairs import FolderShard, JsonlShard, Shard
 from zoo.tasks.tar_pairs import TarShard, expand_pattern
+
+FILES = (".jsonl", ".tar")
 
 
 def find_shards(source: str, out: Path | None) -> list[Shard]:
     """What is to be filtered, each with its place in `out`. Raises UsageError."""
+    refuse_empty(source, "a folder, a .jsonl, a .tar or a pattern of tars")
     path = Path(source).expanduser()
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent} (mkdir -p {out.parent})")
     if path.is_dir():
+        if out is not None and out.suffix.lower() in FILES:
+            raise UsageError(f"--out {out}: the name of a file, expected that of a folder, the form of {source}")
         if out is not None and out.resolve().is_relative_to(path.resolve()):
             raise UsageError(f"--out {out}: it lies inside {path}, and would be filtered itself next time")
         if next(FolderShard(path, out).pairs(), None) is None:
@@ -47,6 +53,9 @@ def _tar_shards(names: Sequence[str], out: Path | None, *, single: bool) -> list
         if out.resolve() == Path(names[0]).resolve():
             raise UsageError(f"--out {out}: the source itself; give another name")
         return [TarShard(Path(names[0]), out)]
+    if out.suffix.lower() in FILES and not out.is_dir():
+        several = "one .tar" if single else f"a folder for {len(names)} tars"
+        raise UsageError(f"--out {out}: the name of a file, expected that of {several}, or of a folder")
     if out.is_file():
         raise UsageError(f"--out {out}: a file, expected a folder for {len(names)} tars")
     files = [Path(name).name for name in names]

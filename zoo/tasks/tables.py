@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,10 +18,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.errors import UsageError, ZooError
+from zoo.plugin import one_line
 
 SUFFIXES = (".npz", ".parquet", ".jsonl")
 ROWS_AT_ONCE = 512
 PARQUET_KEY = b"modalzoo"
+# What the readers of the three formats raise.
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 TIME = (1980, 1, 1, 0, 0, 0)  # of the members of an npz: the same rows make the same bytes
 
 
@@ -60,17 +74,44 @@ def write_table(path: Path, suffix: str, about: About, width: int, rows: Sequenc
 
 def read_table(path: Path) -> tuple[About, list[Row]]:
     """What a file holds, without its vectors. Raises ZooError when it is not one that this module wrote."""
-    try:
-        content = {".npz": _read_npz, ".parquet": _read_parquet, ".jsonl": _read_jsonl}[path.suffix.lower()](path)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ZooError(f"{path}: not a whole file of embeddings ({error})") from error
-    return content
+    with _damage(path):
+        about, rows = {".npz": _read_npz, ".parquet": _read_parquet, ".jsonl": _read_jsonl}[path.suffix.lower()](path)
+        if not all(isinstance(value, str) for row in rows for value in row):
+            raise ValueError("a name, modality or hash is no text")
+    return about, rows
 
 
 def read_vectors(path: Path) -> Iterator[bytes]:
-    """The vectors of a file, float32[E] as bytes, in the order of its rows."""
+    """The vectors of a file, float32[E] as bytes, in the order of its rows. Raises ZooError where they are damaged."""
     kinds = {".npz": _npz_vectors, ".parquet": _parquet_vectors, ".jsonl": _jsonl_vectors}
-    return kinds[path.suffix.lower()](path)
+    width = None
+    with _damage(path):
+        for number, vector in enumerate(kinds[path.suffix.lower()](path), 1):
+            values = np.frombuffer(vector, "<f4")
+            width = len(values) if width is None else width
+            if len(values) != width or not width:
+                raise ValueError(f"the vector of row {number:,} has {len(values):,} numbers, expected {width or 'some'}")
+            if not np.isfinite(values).all():
+                raise ValueError(f"the vector of row {number:,} holds NaN or infinity")
+            yield vector
+
+
+def check_vectors(path: Path, count: int) -> None:
+    """Read a file through. Raises ZooError unless it has a whole vector for each of its rows."""
+    found = sum(1 for _ in read_vectors(path))
+    if found != count:
+        raise ZooError(f"{path}: not a whole file of embeddings ({found:,} vectors for {count:,} rows)")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes its readers raise becomes a ZooError that names it."""
+    try:
+        yield
+    except ZooError:
+        raise
+    except DAMAGE as error:
+        raise ZooError(f"{path}: not a whole file of embeddings ({one_line(error)})") from error
 
 
 def _write_npz(path: Path, about: About, width: int, rows: Sequence[Row], vectors: Iterable[bytes]) -> None:
@@ -86,9 +127,16 @@ def _write_npz(path: Path, about: About, width: int, rows: Sequence[Row], vector
         with open_member("embeddings", np.dtype("<f4"), (len(rows), width), zipfile.ZIP_STORED) as stream:
             for vector in vectors:
                 stream.write(vector)
-        for position, name in enumerate(("items", "modality", "sha256")):
+        # One text after the other, and where each begins: an array of texts makes each as wide as the longest.
+        ends = np.cumsum([0, *(len(row.item.encode()) for row in rows)], dtype=np.int64)
+        with open_member("items_utf8", np.dtype(np.uint8), (int(ends[-1]),), zipfile.ZIP_DEFLATED) as stream:
+            for row in rows:
+                stream.write(row.item.encode())
+        with open_member("items_offsets", np.dtype("<i8"), ends.shape, zipfile.ZIP_DEFLATED) as stream:
+            stream.write(ends.astype("<i8").tobytes())
+        for position, name in ((1, "modality"), (2, "sha256")):
             longest = max((len(row[position]) for row in rows), default=0)
-            dtype = np.dtype(f"<U{max(1, longest)}")  # every text as wide as the longest: deflate takes the padding out
+            dtype = np.dtype(f"<U{max(1, longest)}")
             with open_member(name, dtype, (len(rows),), zipfile.ZIP_DEFLATED) as stream:
                 for row in rows:
                     stream.write(np.array(row[position], dtype).tobytes())
@@ -98,18 +146,27 @@ def _write_npz(path: Path, about: About, width: int, rows: Sequence[Row], vector
 
 
 def _read_npz(path: Path) -> tuple[About, list[Row]]:
-    with np.load(path, allow_pickle=False) as arrays:
+    # Opened here, since numpy leaves a file open that it cannot read.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         about = About(**json.loads(str(arrays["about"])))
-        columns = [arrays[name].tolist() for name in ("items", "modality", "sha256")]
+        if "items" in arrays:
+            raise ValueError("an earlier release wrote it, in another form")
+        text, offsets = arrays["items_utf8"].tobytes(), arrays["items_offsets"].tolist()
+        items = [text[start:stop].decode() for start, stop in itertools.pairwise(offsets)]
+        columns = [items, *(arrays[name].tolist() for name in ("modality", "sha256"))]
     return about, [Row(*values) for values in zip(*columns, strict=True)]
 
 
 def _npz_vectors(path: Path) -> Iterator[bytes]:
     with zipfile.ZipFile(path) as archive, archive.open("embeddings.npy") as stream:
         np.lib.format.read_magic(stream)
-        (count, width), _, _ = np.lib.format.read_array_header_1_0(stream)
+        (count, width), by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+        if by_column or dtype != np.dtype("<f4"):
+            raise ValueError(f"embeddings of {dtype}, expected float32 row by row")
         for _ in range(count):
             yield stream.read(4 * width)
+        if stream.read(1):  # also has the whole's checksum compared
+            raise ValueError("more numbers than its shape says")
 
 
 def _write_parquet(path: Path, about: About, width: int, rows: Sequence[Row], vectors: Iterable[bytes]) -> None:

@@ -20,10 +20,11 @@ from zoo.errors import UsageError, ZooError
 from zoo.media.image import MAX_BYTES, SUFFIXES
 from zoo.tasks.inputs import printable
 from zoo.tasks.journal import replace_durably
-from zoo.tasks.pairs import MAX_TEXT_BYTES, Pair, Write, read_text
+from zoo.tasks.pairs import MAX_TEXT_BYTES, Pair, Write, read_text, stamp
 
 CHUNK_BYTES = 1 << 20
 RECORD_BYTES = 20 * tarfile.BLOCKSIZE
+END_BYTES = 2 * tarfile.BLOCKSIZE
 MAX_SHARDS = 1_000_000
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -47,8 +48,7 @@ class TarShard:
     out: Path | None
 
     def fingerprint(self) -> str:
-        status = self.source.stat()
-        return f"{self.source.resolve()} {status.st_size} {status.st_mtime_ns}"
+        return f"{self.source.resolve()} {stamp(self.source.stat())}"
 
     def pairs(self) -> Iterator[Pair]:
         for key, members in itertools.groupby(self._members(), key=lambda keyed: keyed[0]):
@@ -68,7 +68,7 @@ class TarShard:
                         stream.write(chunk)
 
             yield write
-            stream.write(bytes(2 * tarfile.BLOCKSIZE))
+            stream.write(bytes(END_BYTES))
             stream.write(bytes(-stream.tell() % RECORD_BYTES))
 
     def publish(self, staging: Path, out: Path) -> None:
@@ -87,17 +87,32 @@ class TarShard:
                         stem, _, extension = name.partition(".")
                         data, problem = _content(archive, info, extension.lower())
                         yield f"{parent}{slash}{stem}", _Member(extension.lower(), data, problem, start, end)
-                stream: Any = archive.fileobj
-                stream.seek(archive.offset)
-                if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                    raise ZooError(
-                        f"{self.source}: damaged at byte {archive.offset:,}, the members before it are not taken for all"
-                    )
+                self._require_end(archive.fileobj, archive.offset)
         except FileNotFoundError:
             raise ZooError(f"{self.source}: there is no such file") from None
         except (tarfile.TarError, OSError, EOFError) as error:
             hint = " (compressed? unpack it first: gunzip)" if _is_gzip(self.source) else ""
             raise ZooError(f"{self.source}: not a whole tar{hint} ({error})") from error
+
+    def _require_end(self, stream: Any, offset: int) -> None:
+        """Raise ZooError unless a tar's end, two blocks of zeros and nothing but zeros after them, is at this byte."""
+        stream.seek(offset)
+        first = stream.read(END_BYTES)
+        if first[: tarfile.BLOCKSIZE].strip(b"\0"):
+            raise ZooError(f"{self.source}: damaged at byte {offset:,}, the members before it are not taken for all")
+        if len(first) < END_BYTES:
+            raise ZooError(
+                f"{self.source}: not a whole tar: it stops at byte {offset + len(first):,} without the blocks that end one, the members "
+                f"before it are not taken for all"
+            )
+        chunk = first
+        while chunk:
+            if chunk.strip(b"\0"):
+                raise ZooError(
+                    f"{self.source}: there is more after the end of the tar at byte {offset:,}, the members before it are not taken for "
+                    f"all (several tars in one file? join them with tar --concatenate)"
+                )
+            chunk = stream.read(CHUNK_BYTES)
 
 
 def expand_pattern(pattern: str) -> list[str]:

@@ -125,7 +125,12 @@ def context_is_kept(subject: Subject) -> None:
 
 
 def token_rows(module: Any, items: Sequence[str]) -> list[list[int]]:
-    """Texts as ids; the empty text is the start token. Raises UsageError for a text that the decoder cannot read."""
+    """Texts as ids; the empty text is the start token. Raises UsageError for a text that the decoder cannot read.
+
+    Of a decoder that was built without a tokenizer: any ids, as many as the text has bytes.
+    """
+    if module.tokenizer is None:
+        return [[byte % module.vocabulary for byte in text.encode()] or [0] for text in items]
     rows = [module.tokenizer.encode(text) for text in items]
     if not all(rows) and module.tokenizer.start_id is None:
         raise UsageError("an empty text, and no start token")

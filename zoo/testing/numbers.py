@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from zoo.batch import Encoded
-from zoo.construct import Built
+from zoo.construct import DTYPES, Built
 from zoo.errors import MediaError, UsageError, WeightsMissingError
 from zoo.testing.check import SEED, CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.language import next_logits, token_rows
@@ -19,7 +22,8 @@ from zoo.testing.samples import extreme, ordinary, uneven
 from zoo.testing.truth import ENCODERS, MODELS, encode
 
 TOLERANCE = 1e-4  # of the largest value: float32 sums differ in their last digits with the shape of the batch
-BFLOAT16_COSINE = 0.99
+HALF_COSINE = 0.99  # of 16 bits to float32
+MOST_OBJECTS = 100_000  # that are searched for what is not registered: the merges of a tokenizer are many, and no tensors
 
 Output = dict[str, torch.Tensor]
 
@@ -31,7 +35,7 @@ def same_seed_same_output(subject: Subject) -> None:
         if not torch.equal(one, other):
             raise CheckFailed(f"two models from one seed differ in {name}")
     for modality in subject.found.card.modalities:
-        _must_equal(outputs(subject, modality), outputs(subject, modality), "the same input a second time", exact=True)
+        must_equal(outputs(subject, modality), outputs(subject, modality), "the same input a second time", exact=True)
 
 
 @check("numbers", "A batch of n gives what n singles give.", kinds=MODELS)
@@ -42,7 +46,7 @@ def batch_equals_singles(subject: Subject) -> None:
         for row, item in enumerate(items):
             single = outputs(subject, modality, [item])
             expected = {name: value[row : row + 1] for name, value in batch.items()}
-            _must_equal(single, expected, f"{modality} item {row} alone and in a batch of {len(items)}")
+            must_equal(single, expected, f"{modality} item {row} alone and in a batch of {len(items)}")
 
 
 @check("numbers", "Padding changes nothing: an item beside a longer one gives what it gives alone.", kinds=ENCODERS)
@@ -53,21 +57,29 @@ def padding_changes_nothing(subject: Subject) -> None:
             batch = outputs(subject, modality, items)
             for row, item in enumerate(items):
                 expected = {name: value[row : row + 1] for name, value in batch.items()}
-                _must_equal(
+                must_equal(
                     outputs(subject, modality, [item]), expected, f"{modality} item {row} alone and beside longer ones"
                 )
             continue
-        padded = encode(subject, items)
-        if bool(padded.mask_BT.all()):
-            raise CheckSkipped(f"nothing is padded: {modality} items of every size give as many tokens")
+        padded, counts = encode(subject, items), set()
         for row, item in enumerate(items):
-            alone = encode(subject, [item])
-            _must_equal(_real(alone, 0), _real(padded, row), f"{modality} item {row} alone and beside longer ones")
+            alone, when = encode(subject, [item]), f"{modality} item {row} alone and beside longer ones"
+            count, beside = int(alone.mask_BT.sum()), int(padded.mask_BT[row].sum())
+            if count != beside:
+                raise CheckFailed(
+                    f"{when}: {count} and {beside} of its tokens are real (mask_BT is False where one is padding)"
+                )
+            must_equal(_real(alone, 0), _real(padded, row), when)
+            counts.add(count)
+        if len(counts) == 1:
+            raise CheckSkipped(f"nothing is padded: {modality} items of every size give as many tokens")
 
 
 @check("numbers", "A gradient reaches every parameter that can be trained.", kinds=MODELS)
 def gradient_reaches_every_parameter(subject: Subject) -> None:
     module = subject.module
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise CheckSkipped("it has no parameter that can be trained")
     module.zero_grad(set_to_none=True)
     generator = torch.Generator().manual_seed(SEED)
     with torch.enable_grad():
@@ -107,45 +119,89 @@ def state_survives_saving(subject: Subject) -> None:
     original = subject.built
     other = _reloaded(subject, original)
     for modality in subject.found.card.modalities:
-        _must_equal(
+        must_equal(
             outputs(subject, modality), outputs(subject, modality, module=other), "after saving and loading", exact=True
         )
 
 
 @check("numbers", "Every tensor and submodule is registered, so that it is saved, moved and cast.", kinds=MODELS)
 def everything_is_registered(subject: Subject) -> None:
-    known = {id(module) for module in subject.module.modules()}
-    for name, module in subject.module.named_modules():
-        for attribute, value in _attributes(module):
-            where = f"{name}.{attribute}".lstrip(".")
-            if isinstance(value, torch.Tensor):
-                raise CheckFailed(f"{where} is a tensor that is neither a parameter nor a buffer (register_buffer)")
-            if isinstance(value, torch.nn.Module) and id(value) not in known:
-                raise CheckFailed(f"{where} is a module that is not registered (use nn.ModuleList or nn.ModuleDict)")
+    known = {id(item) for item in (*subject.module.modules(), *subject.module.parameters())}
+    for where, value, in_object in _attributes(subject.module):
+        if id(value) in known:
+            continue
+        if isinstance(value, torch.Tensor):
+            raise CheckFailed(f"{where} is a tensor that is neither a parameter nor a buffer (register_buffer)")
+        if not in_object or value.state_dict():  # a transform without state loses nothing where an object holds it
+            raise CheckFailed(f"{where} is a module that is not registered (use nn.ModuleList or nn.ModuleDict)")
 
 
-@check("numbers", "Cast to bfloat16, and moved to a GPU where there is one, it gives nearly the same.", kinds=MODELS)
+@check(
+    "numbers",
+    "In each dtype and on each device of the card (bfloat16 and any GPU, if it names none) it gives nearly the same.",
+    kinds=MODELS,
+)
 def dtype_and_device_can_change(subject: Subject) -> None:
     weights = "card" if subject.trained else None
-    moved = subject.open(weights=weights, dtype=torch.bfloat16).module
-    must_be_near(subject, subject.module, moved, "in bfloat16", BFLOAT16_COSINE)
-    if torch.cuda.is_available():
-        moved = subject.open(weights=weights, device="cuda").module
-        must_be_near(subject, subject.module, moved, "on the GPU", 0.9999)
+    card = subject.found.card
+    devices = [device for device in card.devices or ("cpu", "cuda") if _is_here(device)]
+    tried = False
+    for name in card.dtypes or ("bfloat16",):
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+            raise CheckFailed(f"the card names the dtype {name!r}, a model can be cast to float32, bfloat16 or float16")
+        for device in devices[:1]:
+            where = "" if device == "cpu" else f" on {device}"
+            moved = subject.open(weights=weights, dtype=dtype, device=device).module
+            must_be_near(subject, subject.module, moved, f"in {name}{where}", HALF_COSINE)
+            tried = True
+    for device in devices:
+        if torch.device(device).type != "cpu":
+            moved = subject.open(weights=weights, device=device).module
+            must_be_near(subject, subject.module, moved, f"on {device}", 0.9999)
+            tried = True
+    if not tried:
+        raise CheckSkipped(f"the card names the devices {', '.join(card.devices)}, and none of them is here")
+
+
+def _is_here(device: str) -> bool:
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise CheckFailed(f"the card names the device {device!r}, which torch does not know") from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch without CUDA asserts; meta devices hold no numbers
+        return False
+    return torch.device(device).type != "meta"
 
 
 def outputs(subject: Subject, modality: str, items: list[Any] | None = None, *, module: Any = None) -> Output:
     """What a model says about items of one modality, by name; float32 on the CPU."""
     module = subject.module if module is None else module
     items = ordinary(modality) if items is None else items
+    return run_prepared(subject, modality, prepare(subject, modality, items, module), module)
+
+
+def prepare(subject: Subject, modality: str, items: list[Any], module: Any) -> Any:
+    """What a model's forward takes, of raw items; the rows of ids for a decoder."""
     with torch.inference_mode():
         if subject.found.card.kind == "dual_encoder":
-            inputs = _to(module, module.preprocess(modality, items))
+            return _to(module, module.preprocess(modality, items))
+        if subject.found.card.kind == "decoder":
+            return token_rows(module, items)
+        return _to(module, module.preprocess(items))
+
+
+def run_prepared(subject: Subject, modality: str, inputs: Any, module: Any) -> Output:
+    """What a model says about what `prepare` made, by name; float32 on the CPU."""
+    with torch.inference_mode():
+        if subject.found.card.kind == "dual_encoder":
             found = {"embedding": module.encode(modality, inputs), "features": module.features(modality, inputs)}
         elif subject.found.card.kind == "decoder":
-            found = {"logits": next_logits(module, token_rows(module, items))}
+            found = {"logits": next_logits(module, inputs)}
         else:
-            encoded = module(_to(module, module.preprocess(items)))
+            encoded = module(inputs)
             found = {"tokens": encoded.tokens_BTD, "pooled vector": encoded.pooled_BD}
     return {name: value.float().cpu() for name, value in found.items()}
 
@@ -197,7 +253,8 @@ def _real(encoded: Encoded, row: int) -> Output:
     return {"tokens": encoded.tokens_BTD[row][mask_T].float(), "pooled vector": encoded.pooled_BD[row].float()}
 
 
-def _must_equal(one: Output, other: Output, when: str, *, exact: bool = False) -> None:
+def must_equal(one: Output, other: Output, when: str, *, exact: bool = False) -> None:
+    """Raises CheckFailed, with `when` and the difference, unless the two are equal: within TOLERANCE, or to the bit."""
     for name, value in one.items():
         expected = other[name]
         if value.shape != expected.shape:
@@ -238,14 +295,52 @@ def _to(module: Any, inputs: Any) -> Any:
     return tuple(move(value) for value in inputs) if isinstance(inputs, tuple) else move(inputs)
 
 
-def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """What hangs on a module beside what it registered, with the items of lists, tuples and dicts."""
-    for name, value in vars(module).items():
-        if name in ("_parameters", "_buffers", "_modules") or name.endswith(("_hooks", "_hooks_with_kwargs")):
+def _attributes(root: torch.nn.Module) -> Iterator[tuple[str, Any, bool]]:
+    """Tensors and modules that hang on modules beside what these registered, in containers and objects of any depth: where,
+    the value, and whether an object that is neither a module nor a container holds it. The nearest come first.
+    """
+    waiting = deque((name, value, False) for path, module in root.named_modules() for name, value in _own(path, module))
+    seen: set[int] = set()
+    while waiting and len(seen) < MOST_OBJECTS:
+        where, value, in_object = waiting.popleft()
+        if isinstance(value, (torch.Tensor, torch.nn.Module)):
+            yield where, value, in_object
             continue
-        if isinstance(value, dict):
-            yield from ((f"{name}[{key!r}]", item) for key, item in value.items())
-        elif isinstance(value, (list, tuple)):
-            yield from ((f"{name}[{number}]", item) for number, item in enumerate(value))
-        else:
-            yield name, value
+        if isinstance(value, _LEAVES) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        held = _held(where, value)
+        in_object = in_object or not isinstance(value, _CONTAINERS)
+        waiting.extend((name, item, in_object) for name, item in held if not isinstance(item, _LEAVES))
+
+
+_CONTAINERS = (Mapping, list, tuple, set, frozenset, deque)
+_LEAVES = (str, bytes, bytearray, int, float, complex, type(None), type, ModuleType, FunctionType, BuiltinFunctionType)
+
+
+def _own(path: str, module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if name not in ("_parameters", "_buffers", "_modules") and not name.endswith(("_hooks", "_hooks_with_kwargs")):
+            yield f"{path}.{name}".lstrip("."), value
+
+
+def _held(where: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a container or an object holds, each with its place."""
+    if isinstance(value, Mapping):
+        yield from ((f"{where}[{key!r:.40}]", item) for key, item in value.items())
+    elif isinstance(value, _CONTAINERS):
+        yield from ((f"{where}[{number}]", item) for number, item in enumerate(value))
+    elif isinstance(value, partial):
+        yield from _held(f"{where}.args", value.args)
+        yield from _held(f"{where}.keywords", value.keywords)
+    elif isinstance(value, MethodType):
+        yield f"{where}.__self__", value.__self__
+    else:
+        yield from ((f"{where}.{name}", item) for name, item in getattr(value, "__dict__", {}).items())
+        slots = {name for kind in type(value).__mro__ for name in _slots(kind)}
+        yield from ((f"{where}.{name}", getattr(value, name)) for name in sorted(slots) if hasattr(value, name))
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)

@@ -9,13 +9,16 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import metadata
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from packaging.requirements import Requirement
@@ -25,10 +28,14 @@ from zoo.construct import open_model
 from zoo.registry import default_registry
 from zoo.surroundings import changes, snapshot
 from zoo.testing.check import SEED, CheckFailed, CheckSkipped, Subject, check
-from zoo.testing.numbers import outputs
+from zoo.testing.numbers import Output, must_equal, outputs, prepare, run_prepared
+from zoo.testing.samples import uneven
 from zoo.testing.truth import MODELS
 
 TIMEOUT_S = 120.0
+THREADS = 4
+THREADS_S = 0.3  # that a small model may take for its rounds
+MOST_ROUNDS = 8
 
 
 @check(
@@ -46,7 +53,9 @@ def process_stays_as_it_was(subject: Subject) -> None:
 def works_after_fork(subject: Subject) -> None:
     if not hasattr(os, "fork"):
         raise CheckSkipped("this system does not fork")
-    digests = _in_child("_fork_here", subject)
+    problem, *digests = _in_child("_fork_here", subject)
+    if problem:
+        raise CheckFailed(problem)
     if digests[0] != digests[1]:
         raise CheckFailed("its output in a forked process differs from its parent's")
 
@@ -56,6 +65,49 @@ def works_after_spawn(subject: Subject) -> None:
     digests = _in_child("_spawn_here", subject)
     if digests[0] != digests[1]:
         raise CheckFailed("its output in a spawned process differs from its parent's")
+
+
+@check("process", "Preparing and running in several threads at once gives what one gives.", kinds=MODELS)
+def works_in_threads(subject: Subject) -> None:
+    interval = sys.getswitchinterval()
+    for modality in subject.found.card.modalities:
+        items = uneven(modality)
+        start = time.perf_counter()
+        alone = [outputs(subject, modality, [item]) for item in items]
+        round_s = THREADS * (time.perf_counter() - start) / len(items)
+        sys.setswitchinterval(1e-5)  # another thread goes on at every operation of torch
+        try:
+            for first in range(max(1, min(MOST_ROUNDS, int(THREADS_S / round_s)))):
+                _run_in_threads(subject, modality, items, alone, first)
+        finally:
+            sys.setswitchinterval(interval)
+
+
+def _run_in_threads(subject: Subject, modality: str, items: list[Any], alone: list[Output], first: int) -> None:
+    """Each thread prepares one item, waits until all have, and runs it. Raises CheckFailed for what differs from `alone`."""
+    barrier = threading.Barrier(THREADS, timeout=TIMEOUT_S)
+
+    def work(row: int) -> Output:
+        try:
+            barrier.wait()
+            inputs = prepare(subject, modality, [items[row]], subject.module)
+            barrier.wait()  # what one parked on the module for its forward is overwritten by now
+            return run_prepared(subject, modality, inputs, subject.module)
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        rows = [(first + number) % len(items) for number in range(THREADS)]
+        answers = [pool.submit(work, row) for row in rows]
+    errors = [error for error in (answer.exception() for answer in answers) if error is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        if isinstance(error, (CheckFailed, CheckSkipped)):
+            raise error
+        words = " ".join(str(error).split())[:300]
+        raise CheckFailed(f"in {THREADS} threads at once it raised {type(error).__name__}: {words}")
+    for row, answer in zip(rows, answers, strict=True):
+        must_equal(answer.result(), alone[row], f"{modality} item {row} in {THREADS} threads at once and alone")
 
 
 def _in_child(function: str, subject: Subject) -> list[str]:
@@ -121,27 +173,40 @@ def _canonical(name: str) -> str:
 
 
 def _fork_here(fields: Mapping[str, Any]) -> list[str]:
-    """In a child: the digests of the outputs in a forked process and here."""
+    """In a child: what went wrong in a forked process, the digests of the outputs there and of those here."""
     torch.set_num_threads(1)  # the threads of the parent do not exist in a forked process
     subject = subject_here(fields)
-    _ = subject.built
+    here = _digest(subject)  # before the fork: what a process gets is what was used before
     reader, writer = os.pipe()
     process = os.fork()
     if process == 0:
-        code = 1
-        try:
-            os.write(writer, _digest(subject).encode())
-            code = 0
-        finally:
-            os._exit(code)
+        _answer_and_end(writer, subject)
     os.close(writer)
     deadline = time.monotonic() + TIMEOUT_S / 2
-    while os.waitpid(process, os.WNOHANG) == (0, 0):
+    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0):
         if time.monotonic() > deadline:
             os.kill(process, signal.SIGKILL)
-            raise TimeoutError(f"the forked process did not end in {TIMEOUT_S / 2:.0f} s")
+            os.waitpid(process, 0)
+            return [f"the forked process did not end in {TIMEOUT_S / 2:.0f} s", "", here]
         time.sleep(0.02)
-    return [os.read(reader, 64).decode(), _digest(subject)]
+    with os.fdopen(reader, encoding="utf-8") as answer:
+        kind, _, words = answer.read().partition(" ")
+    if kind == "digest":
+        return ["", words, here]
+    if kind == "error":
+        return [f"in a forked process it raised {words}", "", here]
+    code = os.waitstatus_to_exitcode(ended[1])
+    return [f"the forked process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}", "", here]
+
+
+def _answer_and_end(writer: int, subject: Subject) -> NoReturn:
+    """In a forked process: `digest HEX`, or `error TYPE: TEXT` of what it raised."""
+    try:
+        answer = f"digest {_digest(subject)}"
+    except BaseException as error:  # noqa: BLE001 - a stranger's model may raise anything, and nothing may go on here
+        answer = f"error {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    os.write(writer, answer.encode())
+    os._exit(0)
 
 
 def _spawn_here(fields: Mapping[str, Any]) -> list[str]:
@@ -150,13 +215,14 @@ def _spawn_here(fields: Mapping[str, Any]) -> list[str]:
     subject = subject_here(fields)
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
+    here = _digest(subject)  # before it is sent: what was made at the first run must survive the way too
     process = context.Process(target=_spawned, args=(fields, subject.module, answers))
     process.start()
     process.join(TIMEOUT_S / 2)
     if process.exitcode != 0:
         process.kill()
         raise RuntimeError(f"the spawned process ended with {process.exitcode}")
-    return [answers.get(), _digest(subject)]
+    return [answers.get(), here]
 
 
 def _spawned(fields: Mapping[str, Any], module: torch.nn.Module, answers: Any) -> None:

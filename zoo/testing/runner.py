@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from zoo.testing import language, listing, numbers, pairs, process, truth
 from zoo.testing.check import CHECKS, LEVELS, Check, Result, Subject, run_check
 
 TIMEOUT_S = 600.0
+SINGLE_TIMEOUT_S = 60.0  # of one check by itself, after all together did not survive
 MODULES = (listing, truth, numbers, process, pairs, language)  # importing them registers their checks
 
 
@@ -64,7 +65,7 @@ def checks_for(kind: str | None) -> list[Check]:
 def check_plugin(plugin: Plugin, *, registry: Registry | None = None, say: Callable[[str], None] | None = None) -> Report:
     """Check a plugin and every card of its manifest; the result is kept and shown by `zoo plugins` until its files change.
 
-    say: called with each name before it is checked.
+    say: called with each name before it is checked, and with each check where those must be run one by one.
     """
     registry = registry or default_registry()
     results = {"plugin": _plugin_results(plugin, say)}
@@ -118,18 +119,30 @@ def _model_results(
     if not checks:
         return (Result("any", "manifest", "skipped", f"the kit has no checks for the kind {found.card.kind} yet"),)
     name = Subject(found, plugin, registry).name_to_open
-    together = _in_child(name, [check.name for check in checks])
-    if together is not None:
-        return together
-    return tuple(
-        (_in_child(name, [check.name]) or (Result(check.name, check.level, "failed", "it did not survive this check"),))[0]
-        for check in checks
-    )
+    outcome = _in_child(name, checks, TIMEOUT_S)
+    if outcome.finished:
+        return tuple(Result(**fields) for fields in outcome.value)
+    results = []
+    for check in checks:
+        results.append(_alone(name, check))
+        if say:
+            say(f"{found.name} again, each check by itself: {check.name} {results[-1].status}")
+    return tuple(results)
 
 
-def _in_child(name: str, checks: list[str]) -> tuple[Result, ...] | None:
-    outcome = child.call("zoo.testing.runner:_check_here", {"name": name, "checks": checks}, timeout_s=TIMEOUT_S)
-    return tuple(Result(**fields) for fields in outcome.value) if outcome.finished else None
+def _alone(name: str, check: Check) -> Result:
+    timeout_s = SINGLE_TIMEOUT_S + (process.TIMEOUT_S if check.level == "process" else 0)  # those have a limit of their own
+    outcome = _in_child(name, [check], timeout_s)
+    if outcome.finished:
+        return Result(**outcome.value[0])
+    end = f"{outcome.end} ({timeout_s:g} s)" if outcome.exit_code is None else outcome.end
+    words = f": {outcome.last_words}" if outcome.last_words else ""
+    return Result(check.name, check.level, "failed", f"it did not survive this check, which {end}{words}")
+
+
+def _in_child(name: str, checks: Sequence[Check], timeout_s: float) -> child.Outcome:
+    fields = {"name": name, "checks": [check.name for check in checks]}
+    return child.call("zoo.testing.runner:_check_here", fields, timeout_s=timeout_s)
 
 
 def _check_here(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -78,6 +78,11 @@ def shapes_as_declared(subject: Subject) -> None:
             raise CheckFailed(
                 f"tokens are {shape}, the card says count = {count} and width = {width} of {len(items)} items"
             )
+        pooled = list(encoded.pooled_BD.shape)
+        if pooled != [len(items), card.embedding_width or pooled[1]]:
+            raise CheckFailed(
+                f"pooled vectors are {pooled}, the card says embedding_width = {card.embedding_width} of {len(items)} items"
+            )
         classes = subject.found.classes
         if classes:
             with torch.inference_mode():

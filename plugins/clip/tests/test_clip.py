@@ -209,6 +209,25 @@ def test_the_wrong_activation_is_refused() -> None:
             zoo.build(f"clip/ViT-B-32{tower}.laion2b_s34b_b79k", weights=None, quick_gelu=True)
 
 
+def test_a_rows_activation_is_for_its_own_weights() -> None:
+    """Random weights, and files of the user's own, get the architecture's activation, even where no row was trained with it."""
+    own = {
+        card["name"]: bool(open_clip.get_model_config(card["name"]).get("quick_gelu", False))
+        for card in family("*")
+        if card["kind"] == "dual_encoder" and card["weights"]
+    }
+    without = [name for name in own if zoo.find(f"clip/{name}").weights.variant["trained_quick_gelu"] != own[name]]
+    assert {"RN50", "RN101", "ViT-H-14-378", "ViT-L-14-336"} <= set(without)
+    numbers = {"text": {**SMALL_TEXT, "vocab_size": 49408}, "embedding_width": 32, "tokenizer": "clip", "weights": None}
+    for name in without:
+        (kind,) = {type(block.mlp.gelu) for block in zoo.build(f"clip/{name}-text", **numbers).tower.transformer.resblocks}
+        assert (kind is open_clip.transformer.QuickGELU) == own[name], name
+    torch.manual_seed(0)
+    identities = {zoo.open_model(f"clip/RN50-text{tag}", **numbers).identity for tag in ("", ".openai")}
+    assert len(identities) == 2
+    assert isinstance(zoo.build("clip/RN50-text", quick_gelu=False, **numbers), torch.nn.Module)
+
+
 def test_weights_that_are_not_here(unplugged: None) -> None:
     with pytest.raises(WeightsMissingError, match=r"Connect once and run: zoo fetch clip/ViT-B-32.openai"):
         zoo.build("clip/ViT-B-32.openai")

@@ -57,7 +57,8 @@ def photo_text_encoder(
     def embed_names() -> dict[str, torch.Tensor]:
         return {"names": _sentence_embeddings(text.module, names)}
 
-    names_KD = derived("ImageNet names", {"text": text.identity, "names": names}, embed_names)["names"]
+    inputs = {"text": text.identity, "names": names}
+    names_KD = derived("ImageNet names", inputs, embed_names, keep=not text.random)["names"]
     return PhotoTextEncoder(
         image.module,
         text.module,

@@ -16,7 +16,28 @@ SCRIPTS = [
     (0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x17F), (0x370, 0x3FF), (0x410, 0x44F), (0x5D0, 0x5EA), (0x620, 0x64A), (0x905, 0x939),
     (0xE01, 0xE30), (0x3041, 0x3096), (0x30A1, 0x30FA), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1F5FF), (0x1F600, 0x1F64F),
 ]  # fmt: skip
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "It's", "don't", "we'll", "I'd", "HTTPServer", "naïve", "coöperate", "straße", "Здравствуй", "你好", "こんにちは", "مرحبا", "שלום"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "It's",
+    "don't",
+    "we'll",
+    "I'd",
+    "HTTPServer",
+    "naïve",
+    "coöperate",
+    "straße",
+    "Здравствуй",
+    "你好",
+    "こんにちは",
+    "مرحبا",
+    "שלום",
+]
 CODE = ["def f(x):\n    return x ** 2\n", "for (int i = 0; i < 10; ++i) {\n\tsum += a[i];\n}", "SELECT * FROM t WHERE a >= 3.14;",
         '<div class="x">&nbsp;</div>', "x = {'a': [1, 2, 3], \"b\": None}  # note", 'fn main() { println!("{}", 0xFF); }']  # fmt: skip
 SPACES = [" ", "  ", "    ", "\t", "\n", "\n\n", " \n ", "\r\n", "\u00a0", "\u3000"]
