@@ -226,7 +226,7 @@ def score(
                 prefixes=language.prefixes,
             )
         logprobs = {name: one.score(normalise) for name, one in zip(names, scored, strict=True)}
-        results.append(_choice(text, logprobs))
+        results.append(ranked(text, logprobs))
     return _outcome(language, tuple(results))
 
 
@@ -236,7 +236,8 @@ def joined(prompt: str, choice: str) -> str:
     return f" {choice}" if needs else choice
 
 
-def _choice(prompt: str, logprobs: Mapping[str, float]) -> Choice:
+def ranked(prompt: str, logprobs: Mapping[str, float]) -> Choice:
+    """Choices in the order of their log-probabilities, with the softmax over them."""
     order = sorted(logprobs, key=lambda name: -logprobs[name])
     shares = torch.tensor([logprobs[name] for name in order], dtype=torch.float64).softmax(0).tolist()
     return Choice(prompt, order[0], dict(zip(order, shares, strict=True)), {name: logprobs[name] for name in order})

@@ -12,10 +12,11 @@ import torch
 from zoo.construct import Built, weight_hashes
 from zoo.errors import MediaError, UsageError
 from zoo.tasks.classify import MANY_LABELS, Answer, Classification, check_labels
-from zoo.tasks.generation import LanguageModel, open_language_model, score
+from zoo.tasks.generation import Choice, LanguageModel, open_language_model, ranked, score
 
 TEMPLATE = "Text: {text}\nLabel:"
 BETWEEN = "\n\n"
+NOTHING = "N/A"
 
 
 def classify_texts(
@@ -37,7 +38,9 @@ def classify_texts(
     labels: two or more different names; those of the shots when None. shots: (text, label) pairs, or a `.jsonl` or `.csv` file
         of them (see `read_shots`), put before each text in the order given.
     template: the prompt of one text, with `{text}`; the label follows after a blank.
-    normalise and what comes after `top`: as for `zoo.score`. top: how many labels to report; all when None, up to 20.
+    normalise: as for `zoo.score`; but "calibrated" compares with the same prompt for a text that says nothing, examples and
+        all, so that no label wins by its place among them (Zhao et al. 2021, arXiv:2102.09690).
+    top: how many labels to report; all when None, up to 20. What comes after it: as for `zoo.score`.
     Raises UsageError for arguments that make no sense and for a prompt that the model's context does not hold, MediaError for
     a file of shots that cannot be read.
     """
@@ -56,10 +59,13 @@ def classify_texts(
         language = open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)  # type: ignore[arg-type]  # it is no LanguageModel
     before = "".join(f"{template.replace('{text}', text)} {label}{BETWEEN}" for text, label in examples)
     prompts = [before + template.replace("{text}", text) for text in items]
-    scored = score(prompts, names, normalise=normalise, model=language)
+    if normalise == "calibrated":
+        choices = _calibrated(language, prompts, before + template.replace("{text}", NOTHING), names)
+    else:
+        choices = score(prompts, names, normalise=normalise, model=language).results
     limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
     results = []
-    for text, choice in zip(items, scored.results, strict=True):
+    for text, choice in zip(items, choices, strict=True):
         best = dict(list(choice.scores.items())[:limit])
         results.append(Answer(text, choice.choice, choice.scores[choice.choice], best))
     provider = language.built.found.card.provider
@@ -72,6 +78,14 @@ def classify_texts(
         results=tuple(results),
         random_weights=language.built.random,
     )
+
+
+def _calibrated(language: LanguageModel, prompts: Sequence[str], nothing: str, names: Sequence[str]) -> list[Choice]:
+    """The choices for prompts, by log-probabilities less those after a prompt whose text says nothing."""
+    base, *scored = score([nothing, *prompts], names, model=language).results
+    return [
+        ranked(one.prompt, {name: value - base.logprobs[name] for name, value in one.logprobs.items()}) for one in scored
+    ]
 
 
 def read_shots(path: Path) -> list[tuple[str, str]]:
