@@ -188,7 +188,7 @@ def test_scores_are_the_sums_of_the_full_forward(prompt, choices) -> None:
 )
 def test_a_prefix_cache_changes_nothing(shared, tails, together) -> None:
     decoder = tiny_decoder(sharpness=3.0)
-    prefixes = PrefixCache("tiny")
+    prefixes = PrefixCache()
     rows = [shared + tail for tail in tails]
     expected = generate(decoder, rows, max_tokens=5)
     for _ in range(2):
@@ -202,14 +202,14 @@ def test_a_prefix_cache_changes_nothing(shared, tails, together) -> None:
 
 def test_a_prefix_cache_is_used_and_bounded() -> None:
     decoder = tiny_decoder()
-    prefixes = PrefixCache("tiny")
+    prefixes = PrefixCache()
     shots = list(range(40))
     for question in range(5):
         generate(decoder, [[*shots, 100 + question]], max_tokens=1, prefixes=prefixes)
     assert prefixes.hits == 4
     one = prefixes.size_bytes
     assert one == 2 * 2 * 2 * 6 * 41 * 4  # layers, keys and values, key/value heads, width of a head, tokens, bytes
-    small = PrefixCache("tiny", limit_bytes=one)
+    small = PrefixCache(limit_bytes=one)
     for start in range(4):
         generate(decoder, [[start, *shots]], max_tokens=1, prefixes=small)
     assert small.size_bytes == one
@@ -223,9 +223,9 @@ def test_perplexity_counts_each_token_once() -> None:
     logprobs = token_logprobs(whole(decoder, row[:16])[None, :-1], torch.tensor([row[1:16]]))
     assert short.nll_nats == pytest.approx(-float(logprobs.sum()), abs=1e-4)
     for window, stride in ((16, 8), (16, 15), (5, 1), (2, 1)):
-        found = perplexity(decoder, row, window=window, stride=stride, size_bytes=50)
+        found = perplexity(decoder, row, window=window, stride=stride)
         assert found.tokens == 49
-        assert found.bits_per_byte == pytest.approx(found.nll_nats / math.log(2) / 50)
+        assert found.bits_per_byte == pytest.approx(found.nll_nats / math.log(2) / 49)
     one_by_one = perplexity(decoder, row, window=2, stride=1)
     pairs = sum(
         -float(token_logprobs(whole(decoder, row[n : n + 2])[None, :1], torch.tensor([[row[n + 1]]])).sum())
@@ -254,7 +254,7 @@ def test_wrong_numbers_and_prompts_are_named() -> None:
     for arguments, message in (
         ({"temperature": -1}, r"temperature must be from 0 \(greedy\) up, got -1"),
         ({"temperature": float("nan")}, "temperature must be from 0"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_k": 0}, "top_k must be a whole number of at least 1, got 0"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
         ({"min_p": 2}, "min_p must be from 0 to 1, got 2"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
@@ -263,7 +263,7 @@ def test_wrong_numbers_and_prompts_are_named() -> None:
             Sampling(**arguments)
     with pytest.raises(UsageError, match=r"prompt 1 has 8 tokens, and the model reads and writes at most 8 together"):
         generate(decoder, [[1], [1] * 8], max_tokens=1)
-    with pytest.raises(UsageError, match="max_tokens must be at least 0, got -1"):
+    with pytest.raises(UsageError, match="max_tokens must be a whole number of at least 0, got -1"):
         generate(decoder, [[1]], max_tokens=-1)
     with pytest.raises(UsageError, match="stop is a list of strings that are not empty"):
         generate(decoder, [[1]], stop=("",))

@@ -27,6 +27,7 @@ MEDIA_SUFFIXES = {
     ".mp4",
     ".webm",
 }
+MAX_TOKENS = 256
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -38,12 +39,10 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("parts", nargs="+", metavar="PART", help="a text, or - for standard input")
     command.add_argument("--choices", help="comma-separated answers: rank them by likelihood instead of generating")
-    command.add_argument(
-        "--normalise", choices=("sum", "token", "byte", "calibrated"), default="sum", help="how choices are ranked (sum)"
-    )
+    command.add_argument("--normalise", choices=("sum", "token", "byte", "calibrated"), help="how choices are ranked (sum)")
     command.add_argument("--chat", action="store_true", help="the prompt is a message to a model trained to answer")
     command.add_argument("--system", metavar="TEXT", help="what stands before the message, with --chat")
-    command.add_argument("--max-tokens", type=int, default=256, help="the most tokens of an answer (256)")
+    command.add_argument("--max-tokens", type=int, help="the most tokens of an answer (256)")
     command.add_argument("--stream", action="store_true", help="print the text while it comes")
     command.add_argument("--stop", action="append", metavar="TEXT", default=[], help="end the answer here; may be repeated")
     command.add_argument(
@@ -68,8 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_parts(arguments.parts)
     choices = read_choices(arguments)
     check_weights(arguments)
-    if arguments.stream and (arguments.json or choices or arguments.beams or arguments.samples != 1):
-        raise UsageError("--stream shows one answer while it comes: leave out --json, --choices, --beams and --samples")
+    check_together(arguments)
     import torch
 
     from zoo.decoding.sampling import Sampling
@@ -77,10 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     prepare_torch(arguments)
     numbers = {name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None}
-    if numbers and (choices or arguments.beams):
-        raise UsageError(
-            f"--{next(iter(numbers)).replace('_', '-')} is about drawing tokens: leave it out with --choices and --beams"
-        )
     language = open_language_model(
         arguments.model,
         weights=None if arguments.weights == "none" else arguments.weights,
@@ -92,12 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
     common: dict[str, Any] = {"model": language, "chat": arguments.chat, "system": arguments.system}
     if arguments.stream:
         return _stream(prompt, language, sampling, arguments)
-    if choices:
-        outcome = score(prompt, choices, normalise=arguments.normalise, **common)
+    if choices is not None:
+        outcome = score(prompt, choices, normalise=arguments.normalise or "sum", **common)
     else:
         outcome = generate(
             prompt,
-            max_tokens=arguments.max_tokens,
+            max_tokens=MAX_TOKENS if arguments.max_tokens is None else arguments.max_tokens,
             sampling=sampling,
             stop=arguments.stop,
             beams=arguments.beams,
@@ -109,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(document(outcome))
         return 0
     for result in outcome.results:
-        print(result.text if not choices else _shares(result))
+        print(result.text if choices is None else _shares(result))
     _say_model(outcome.model, outcome.distribution, outcome.version, outcome.kernel)
     return 0
 
@@ -135,6 +129,26 @@ def _is_file(part: str) -> bool:
         return Path(part).is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def check_together(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for options that do not go together, or that the others leave without effect."""
+    chosen = arguments.choices is not None
+    drawing = [name for name in SAMPLING if getattr(arguments, name) is not None]
+    if arguments.stream and (arguments.json or chosen or arguments.beams is not None or arguments.samples != 1):
+        raise UsageError("--stream shows one answer while it comes: leave out --json, --choices, --beams and --samples")
+    if drawing and (chosen or arguments.beams is not None):
+        raise UsageError(
+            f"--{drawing[0].replace('_', '-')} is about drawing tokens: leave it out with --choices and --beams"
+        )
+    if chosen and (
+        arguments.stop or arguments.max_tokens is not None or arguments.samples != 1 or arguments.beams is not None
+    ):
+        raise UsageError("--choices ranks given answers: leave out --stop, --max-tokens, --samples and --beams")
+    if arguments.normalise is not None and not chosen:
+        raise UsageError("--normalise is about --choices: give some, or leave it out")
+    if arguments.samples != 1 and not drawing:
+        raise UsageError("--samples are drawn, and greedy answers are all the same: add --temperature 1, say")
 
 
 def read_choices(arguments: argparse.Namespace) -> list[str] | None:
@@ -170,7 +184,7 @@ def _stream(prompt: str, language: Any, sampling: Any, arguments: argparse.Names
         language,
         chat=arguments.chat,
         system=arguments.system,
-        max_tokens=arguments.max_tokens,
+        max_tokens=MAX_TOKENS if arguments.max_tokens is None else arguments.max_tokens,
         sampling=sampling,
         stop=arguments.stop,
     )

@@ -10,9 +10,11 @@ import torch
 from zoo.contracts import Decoder
 from zoo.decoding.generation import Generated, check_prompts
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
-from zoo.decoding.reading import step
+from zoo.decoding.reading import ends_of, step
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
+
+ROOM = 256  # slots that a search begins with: it copies them at each step, and the cache grows where they do not suffice
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,12 @@ def beam_search(
         raise UsageError(f"beams must be at least 1 and length_penalty at least 0, got {beams} and {length_penalty}")
     (ids,) = check_prompts(decoder, [prompt], max_tokens=max_tokens)
     room = min(max_tokens, decoder.context - len(ids))
-    ends = sorted(decoder.tokenizer.end_ids) if decoder.tokenizer is not None else []
+    ends = sorted(ends_of(decoder))
     live = [Hypothesis((), 0.0, ended=False)]
     done: list[Hypothesis] = []
     if room == 0:
         return live
-    logits_BV, cache = read_prompts(decoder, [ids], room=room, prefixes=prefixes)
+    logits_BV, cache = read_prompts(decoder, [ids], room=min(room, ROOM), prefixes=prefixes)
     for length in range(1, room + 1):
         logprobs_BV = logits_BV.log_softmax(-1).double() + torch.tensor(
             [[one.logprob] for one in live], dtype=torch.float64, device=logits_BV.device
@@ -98,9 +100,12 @@ def beam_answer(
     )
     best = hypotheses[0]
     text = TextStream(stop)
-    pieces = []
-    if decoder.tokenizer is not None:
-        pieces = [text.push(decoder.tokenizer.token_bytes(token)) for token in best.ids]
+    ids, pieces = [], []
+    for token in best.ids:
+        ids.append(token)
+        pieces.append(text.push(decoder.tokenizer.token_bytes(token)) if decoder.tokenizer is not None else "")
+        if text.stopped:
+            break
     finish = "end" if best.ended else ("length" if len(best.ids) == max_tokens else "context")
     answer = "".join([*pieces, text.close()])
-    return Generated(best.ids, answer, "stop" if text.stopped else finish)
+    return Generated(tuple(ids), answer, "stop" if text.stopped else finish)

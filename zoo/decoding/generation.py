@@ -9,10 +9,10 @@ import torch
 
 from zoo.contracts import Decoder, Tokenizer
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
-from zoo.decoding.reading import step
+from zoo.decoding.reading import ends_of, step
 from zoo.decoding.sampling import Sampling, choose, generator_for
 from zoo.decoding.text_stream import TextStream
-from zoo.errors import PluginError, UsageError
+from zoo.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,8 @@ def stream(
 
 def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
     """Prompts as they are read: an empty one is the start token. Raises UsageError as `stream` says."""
-    if max_tokens < 0:
-        raise UsageError(f"max_tokens must be at least 0, got {max_tokens}")
+    if not isinstance(max_tokens, int) or max_tokens < 0:
+        raise UsageError(f"max_tokens must be a whole number of at least 0, got {max_tokens}")
     start = decoder.tokenizer.start_id if decoder.tokenizer is not None else None
     checked = []
     for number, prompt in enumerate(prompts):
@@ -152,13 +152,11 @@ def _steps(
     prefixes: PrefixCache | None,
 ) -> Iterator[Piece]:
     tokenizer = decoder.tokenizer
-    ends = frozenset(tokenizer.end_ids) if tokenizer is not None else frozenset()
+    ends = frozenset(ends_of(decoder))
     logits_BV, cache = read_prompts(decoder, prompts, room=max(row.room for row in rows), prefixes=prefixes)
     if samples > 1:
         logits_BV, cache = logits_BV.repeat_interleave(samples, 0), cache.copy(capacity=cache.capacity, rows=samples)
     while rows:
-        if not bool(logits_BV.isfinite().all()):
-            raise PluginError("the decoder gave NaN or infinity as the logits of a token")
         held = [[*row.prompt, *row.ids] for row in rows] if sampling.repetition_penalty != 1.0 else None
         generators = None if sampling.greedy else [row.generator for row in rows]
         tokens_B = choose(logits_BV, sampling, held=held, generators=generators)

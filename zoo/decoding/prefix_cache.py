@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -21,15 +24,29 @@ SHORTEST = 16  # tokens; what is shorter is read sooner than it is found and cop
 class PrefixCache:
     """Keys and values of prompts, kept between calls in bounded memory; what was used longest ago goes first.
 
-    identity: everything that shapes the numbers: `zoo.construct.Built.identity`, with the kernel. A cache with another
-        identity is another cache: one is for one model.
-    Entries are found by content: the longest beginning that a new prompt shares with a kept one is copied, the rest is read.
+    It is for one decoder, that of its first use, as it was then: when a weight of it changes, or a part of it is exchanged,
+    everything is forgotten. Entries are found by content: the longest beginning that a new prompt shares with a kept one is
+    copied, the rest is read. Threads take turns.
     """
 
-    identity: str
     limit_bytes: int = LIMIT_BYTES
     hits: int = 0
     _entries: OrderedDict[tuple[int, ...], Cache] = field(default_factory=OrderedDict)
+    _owner: Any = None
+    _stamp: int | None = None
+    _lock: Any = field(default_factory=threading.RLock)
+
+    def open_for(self, decoder: Decoder) -> None:
+        """Forget everything if the decoder is not as it was. Raises UsageError for another decoder than that of the first use."""
+        with self._lock:
+            if self._owner is None:
+                self._owner = weakref.ref(decoder)
+            elif self._owner() is not decoder:
+                raise UsageError("a prefix cache is for one decoder, and this is another: give each its own")
+            stamp = _stamp_of(decoder)
+            if stamp != self._stamp:
+                self._entries.clear()
+                self._stamp = stamp
 
     @property
     def size_bytes(self) -> int:
@@ -40,29 +57,33 @@ class PrefixCache:
         """(tokens shared, their cache) of the kept prompt that shares most, at least SHORTEST and not the last of `prompt`:
         that one must be read for its logits.
         """
-        best: tuple[int, tuple[int, ...]] | None = None
-        for ids in self._entries:
-            shared = min(_shared(ids, prompt), len(prompt) - 1)
-            if shared >= SHORTEST and (best is None or shared > best[0]):
-                best = (shared, ids)
-        if best is None:
-            return None
-        self._entries.move_to_end(best[1])
-        self.hits += 1
-        return best[0], self._entries[best[1]]
+        with self._lock:
+            best: tuple[int, tuple[int, ...]] | None = None
+            for ids in self._entries:
+                shared = min(_shared(ids, prompt), len(prompt) - 1)
+                if shared >= SHORTEST and (best is None or shared > best[0]):
+                    best = (shared, ids)
+            if best is None:
+                return None
+            self._entries.move_to_end(best[1])
+            self.hits += 1
+            return best[0], self._entries[best[1]]
 
     def keep(self, prompt: Sequence[int], cache: Cache) -> None:
-        """Keep a copy of a cache of one row that holds exactly this prompt. Prompts that it contains need no place of their own."""
-        if len(prompt) < SHORTEST:
+        """Keep a copy of a cache of one row that holds exactly this prompt. Prompts that it contains need no place of their own;
+        one that is too large for the limit is not kept, and costs the others nothing.
+        """
+        if len(prompt) < SHORTEST or cache.size_bytes * cache.length > self.limit_bytes * max(cache.capacity, 1):
             return
         ids = tuple(prompt)
-        for known in [known for known in self._entries if ids[: len(known)] == known]:
-            del self._entries[known]
-        if any(known[: len(ids)] == ids for known in self._entries):
-            return
-        self._entries[ids] = cache.copy()
-        while self._entries and self.size_bytes > self.limit_bytes:
-            self._entries.popitem(last=False)
+        with self._lock:
+            for known in [known for known in self._entries if ids[: len(known)] == known]:
+                del self._entries[known]
+            if any(known[: len(ids)] == ids for known in self._entries):
+                return
+            self._entries[ids] = cache.copy()
+            while self.size_bytes > self.limit_bytes:
+                self._entries.popitem(last=False)
 
 
 def read_prompts(
@@ -70,8 +91,11 @@ def read_prompts(
 ) -> tuple[torch.Tensor, Cache]:
     """Read prompts -> (logits after each, float32[B, V]; their cache, with `room` slots more).
 
-    With `prefixes`, what all prompts begin with is taken from there where it is kept, and the longest of them kept.
+    With `prefixes`, what all prompts begin with is taken from there where it is kept. Afterwards one prompt is kept whole, and of
+    several of one length what they share.
     """
+    if prefixes is not None:
+        prefixes.open_for(decoder)
     device = device_of(decoder)
     shared = _common(prompts)
     longest = max(map(len, prompts))
@@ -108,6 +132,13 @@ def _keep(prefixes: PrefixCache, prompts: Sequence[Sequence[int]], cache: Cache,
     first.select(torch.tensor([0], device=cache.valid_BS.device))
     first.truncate(shared)
     prefixes.keep(prompts[0][:shared], first)
+
+
+def _stamp_of(decoder: Decoder) -> int:
+    """Changes when a tensor of the decoder is exchanged, or written to."""
+    module: Any = decoder
+    tensors = (*module.parameters(), *module.buffers())
+    return hash(tuple((id(one), 0 if one.is_inference() else one._version) for one in tensors))  # noqa: SLF001 - the counter that autograd relies on
 
 
 def _beginning(cache: Cache, length: int) -> Cache:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from zoo.contracts import Decoder
-from zoo.errors import UsageError
+from zoo.errors import PluginError, UsageError
 from zoo.nn.cache import Cache
 
 
@@ -42,13 +42,32 @@ def prefill(
     else:
         last_B1 = (torch.arange(count, device=tokens_BT.device) * mask_BT).argmax(1, keepdim=True)
     logits_B1V: torch.Tensor = _call(decoder)(tokens_BT, mask_BT=mask_BT, cache=cache, at_BN=last_B1)
-    return logits_B1V[:, 0].float()
+    return checked_logits(logits_B1V[:, 0].float())
 
 
 def step(decoder: Decoder, tokens_B: torch.Tensor, cache: Cache) -> torch.Tensor:
     """One more token for each row, int[B] -> the logits of the next, float32[B, V]."""
     logits_B1V: torch.Tensor = _call(decoder)(tokens_B[:, None], cache=cache)
-    return logits_B1V[:, -1].float()
+    return checked_logits(logits_B1V[:, -1].float())
+
+
+def checked_logits(logits: torch.Tensor) -> torch.Tensor:
+    """The logits float[..., V] if they say something: tokens may be ruled out by -inf, but not all, and nothing is NaN or +inf.
+
+    Raises PluginError.
+    """
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise PluginError("the decoder gave NaN or infinity as the logits of a token")
+    return logits
+
+
+def ends_of(decoder: Decoder) -> tuple[int, ...]:
+    """The tokens that end an answer. Raises PluginError for one outside the vocabulary."""
+    ends = tuple(decoder.tokenizer.end_ids) if decoder.tokenizer is not None else ()
+    outside = [token for token in ends if not 0 <= token < decoder.vocabulary]
+    if outside:
+        raise PluginError(f"the tokenizer ends answers with token {outside[0]}, the vocabulary has {decoder.vocabulary}")
+    return ends
 
 
 def device_of(decoder: Decoder) -> torch.device:

@@ -34,7 +34,12 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, value, fits, wanted in (
             ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "from 0 (greedy) up"),
-            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
+            (
+                "top_k",
+                self.top_k,
+                self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1),
+                "a whole number of at least 1",
+            ),
             ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < float("inf"), "above 0"),
@@ -82,7 +87,8 @@ def choose(
 
 def allowed(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Logits over the temperature, with -inf for what top_k, top_p and min_p exclude. The likeliest token always stays."""
-    logits_BV = logits_BV / sampling.temperature
+    # The likeliest is 0 first, so that no temperature makes it infinite.
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))

@@ -11,11 +11,12 @@ import torch
 from zoo.contracts import Decoder
 from zoo.decoding.generation import check_prompts
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
-from zoo.decoding.reading import device_of
+from zoo.decoding.reading import checked_logits, device_of
 from zoo.errors import UsageError
 
 NORMALISATIONS = ("sum", "token", "byte", "calibrated")
 ROWS_AT_ONCE = 32
+COPIES_BYTES = 1 << 28  # of the prompt's keys and values, one copy for each choice that is read beside others
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,13 @@ def score_choices(
     for number, choice in enumerate(choices):
         if not choice:
             raise UsageError(f"choice {number} has no tokens: an empty answer has no probability")
+        outside = [token for token in choice if not 0 <= token < decoder.vocabulary]
+        if outside:
+            raise UsageError(f"choice {number} has token {outside[0]}, ids go from 0 to {decoder.vocabulary - 1}")
+    if calibrate and (decoder.tokenizer is None or decoder.tokenizer.start_id is None):
+        raise UsageError(
+            "this model has no start token, so nothing can be calibrated by an empty prompt: normalise otherwise"
+        )
     (ids,) = check_prompts(decoder, [prompt], max_tokens=0)
     longest = max(map(len, choices))
     if len(ids) + longest > decoder.context:
@@ -92,8 +100,10 @@ def _after(
     first_V = logits_1V[0].log_softmax(-1)
     totals = [float(first_V[choice[0]]) for choice in choices]
     longer = sorted((number for number, choice in enumerate(choices) if len(choice) > 1), key=lambda n: len(choices[n]))
-    for start in range(0, len(longer), ROWS_AT_ONCE):
-        numbers = longer[start : start + ROWS_AT_ONCE]
+    row_bytes = max(1, cache.size_bytes * (cache.length + max(map(len, choices))) // max(1, cache.capacity))
+    rows_at_once = max(1, min(ROWS_AT_ONCE, COPIES_BYTES // row_bytes))
+    for start in range(0, len(longer), rows_at_once):
+        numbers = longer[start : start + rows_at_once]
         rows = [choices[number] for number in numbers]
         longest = max(map(len, rows))
         lengths_B = torch.tensor([len(row) for row in rows], device=device)
@@ -103,9 +113,10 @@ def _after(
         mask_BT = None if bool(asked_real_BT.all()) else asked_real_BT
         rows_cache = cache.copy(capacity=cache.length + longest - 1, rows=len(rows))
         module: torch.nn.Module = decoder  # type: ignore[assignment]  # what keeps the contract is a module
-        logits_BTV = module(read_BT, mask_BT=mask_BT, cache=rows_cache)
+        logits_BTV = checked_logits(module(read_BT, mask_BT=mask_BT, cache=rows_cache))
         logprobs_BT = token_logprobs(logits_BTV, asked_BT)
-        for number, total in zip(numbers, (logprobs_BT * asked_real_BT).sum(1).tolist(), strict=True):
+        logprobs_BT = logprobs_BT.masked_fill(~asked_real_BT, 0.0)  # padding may be ruled out, and -inf times 0 is NaN
+        for number, total in zip(numbers, logprobs_BT.sum(1).tolist(), strict=True):
             totals[number] += total
     return totals
 
@@ -119,7 +130,7 @@ def token_logprobs(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.T
 @dataclass(frozen=True, slots=True)
 class Perplexity:
     """nll_nats: the sum over `tokens` tokens, each foretold once from those before it (the first of the text from nothing: it
-    is not counted). size_bytes: of the whole text, where it is known.
+    is not counted). size_bytes: of the text of those tokens, where the decoder has a tokenizer.
     """
 
     nll_nats: float
@@ -144,7 +155,6 @@ def perplexity(
     *,
     window: int | None = None,
     stride: int | None = None,
-    size_bytes: int | None = None,
 ) -> Perplexity:
     """Of a text of any length, in windows that overlap.
 
@@ -173,4 +183,6 @@ def perplexity(
         counted += end - foretold
         foretold = end
         begin += stride
+    tokenizer = decoder.tokenizer
+    size_bytes = None if tokenizer is None else sum(len(tokenizer.token_bytes(token)) for token in ids[1:])
     return Perplexity(total, counted, size_bytes)

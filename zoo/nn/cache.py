@@ -86,7 +86,14 @@ class Cache:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, int[B'], in this order; a row may come several times (beams) or not at all."""
-        self.store = self.store[:, :, rows]
+        if len(rows) == self.batch and bool((rows == torch.arange(self.batch, device=rows.device)).all()):
+            return
+        filled = self.store[:, :, :, :, : self.length].index_select(2, rows)  # what lies beyond is not worth copying
+        layers, two, _, kv_heads, capacity, head_width = self.store.shape
+        if len(rows) > self.batch:
+            self.store = self.store.new_zeros(layers, two, len(rows), kv_heads, capacity, head_width)
+        self.store = self.store[:, :, : len(rows)]
+        self.store[:, :, :, :, : self.length] = filled
         self.valid_BS = self.valid_BS[rows]
         self.counts_B = self.counts_B[rows]
         self.source = {layer: (key[rows], value[rows]) for layer, (key, value) in self.source.items()}

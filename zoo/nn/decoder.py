@@ -99,11 +99,13 @@ class Decoder(nn.Module):
         else:
             if cache.batch != batch:
                 raise UsageError(f"the cache has {cache.batch} rows, the tokens have {batch}")
+            check_room(cache, count, mask_BT, self.context)
             positions_BT = cache.begin(count, mask_BT)
-        slots = count if cache is None else cache.length
-        if slots > self.context and count and int(positions_BT.max()) >= self.context:
+        if cache is None and count > self.context and int(positions_BT.max()) >= self.context:
             raise UsageError(f"the model reads at most {self.context} tokens, got {int(positions_BT.max()) + 1}")
         tokens_BTW = self.embedding(tokens_BT)
+        if cache is not None and tokens_BTW.requires_grad:
+            raise UsageError("a cache is filled in place, which no gradient survives: use torch.inference_mode() with it")
         if self.position_embedding is not None:
             tokens_BTW = tokens_BTW + self.position_embedding(positions_BT)
         if self.embedding_norm is not None:
@@ -127,6 +129,16 @@ class Decoder(nn.Module):
             return logits_BTV
         tied: torch.Tensor = self.embedding.weight  # type: ignore[assignment]  # a kernel that rounds it gives the head its own
         return nn.functional.linear(scaled, tied)
+
+
+def check_room(cache: Cache, count: int, mask_BT: torch.Tensor | None, context: int) -> None:
+    """Raise UsageError, before the cache is touched, when `count` more tokens make a row longer than the context."""
+    if cache.length + count <= context:
+        return
+    new_B = torch.full_like(cache.counts_B, count) if mask_BT is None else mask_BT.sum(1)
+    longest = int((cache.counts_B + new_B).max())
+    if longest > context:
+        raise UsageError(f"the model reads at most {context} tokens, got {longest}")
 
 
 def check_tokens(tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None, vocabulary: int) -> None:

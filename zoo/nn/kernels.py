@@ -39,10 +39,12 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
 
     A router stays as it is, and in "int4" a layer whose input width is no multiple of 32 becomes bf16. The tied head of a
     `Decoder` is a layer of its own afterwards: 8 bits where the others have 8 or 4, and the embedding, too.
-    Raises UsageError for an unknown kernel, and a module that is not on the CPU in float32.
+    Raises UsageError for an unknown kernel, a module that is not on the CPU in float32, and one that has a kernel already.
     """
     if kernel not in LINEARS:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
+    if any(isinstance(part, (PackedLinear, Int4Linear, Int8Linear)) for part in module.modules()):
+        raise UsageError(f"the model runs by a kernel already: build it anew for {kernel}")
     wrong = next(
         (tensor for tensor in module.parameters() if tensor.device.type != "cpu" or tensor.dtype != torch.float32), None
     )

@@ -1,7 +1,7 @@
 """Linear layers that are laid out, and rounded, for running alone. All take and give float32, so that one can stand for `nn.Linear`.
 
-Each output row depends on its own input row alone, whatever the batch: where inputs are rounded, too, each row has a scale of
-its own. None has parameters: they are made from a trained weight, and run.
+What the other rows hold changes nothing: where inputs are rounded, too, each row has a scale of its own. How many there are may
+change the last digits, since few and many rows take different paths through the library. None has parameters: they are made from a trained weight, and run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ FEW_ROWS = (
     16  # up to here reading the weights decides the time, and 4 bits win; above it arithmetic does, and bfloat16 wins
 )
 PACK_ROWS = 64  # rows that torch's 4-bit layout interleaves
+SMALLEST_HALF = 2.0**-14  # of the float16 numbers with all their digits
 DIGIT, ZERO = 127, 128  # a digit of an 8-bit input goes from -DIGIT to DIGIT and is stored above ZERO
 
 
@@ -74,7 +75,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
-        rows_MK = input_BTK.reshape(-1, self.features[0]).bfloat16()
+        rows_MK = input_BTK.reshape(-1, self.features[0]).bfloat16().contiguous()
         if len(rows_MK) <= FEW_ROWS or not self.unpackable:
             product_MN = torch.ops.aten._weight_int4pack_mm_for_cpu(  # noqa: SLF001 - its public name is this
                 rows_MK, self.packed, GROUP, self.scales_and_zeros
@@ -86,9 +87,9 @@ class Int4Linear(nn.Module):
 
     def dequantised(self) -> torch.Tensor:
         """The weights, bfloat16[N, K], N rounded up to the layout's rows."""
-        scales_N1G, zeros_N1G = self.scales_and_zeros.transpose(0, 1)[..., None].unbind(2)
-        groups_NGX = unpacked(self.packed).view(self.packed.shape[0], -1, GROUP).to(torch.bfloat16)
-        return groups_NGX.sub_(8).mul_(scales_N1G).add_(zeros_N1G).flatten(1)
+        scales_NG1, zeros_NG1 = self.scales_and_zeros.transpose(0, 1)[..., None].unbind(2)
+        groups_NGX = unpacked(self.packed).view(self.packed.shape[0], -1, GROUP).float()
+        return groups_NGX.sub_(8).mul_(scales_NG1).add_(zeros_NG1).bfloat16().flatten(1)
 
 
 class Int8Linear(nn.Module):
@@ -147,20 +148,26 @@ class Int8Embedding(nn.Module):
 def four_bits(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """float32[N, K] -> levels int32[N, K] from 0 to 15, and for each group of 32 the step and the least, float32[N, K/32].
 
-    Steps and leasts are rounded to float16, as a Q4_1 block stores them.
+    Steps and leasts are rounded to float16, as a Q4_1 block stores them, where that can hold them.
     """
     groups_NGX = weight_NK.reshape(len(weight_NK), -1, GROUP)
     least_NG, greatest_NG = torch.aminmax(groups_NGX, dim=-1)
-    steps_NG = ((greatest_NG - least_NG) / 15).half().float()
-    least_NG = least_NG.half().float()
+    steps_NG, least_NG = _as_in_a_block((greatest_NG - least_NG) / 15), _as_in_a_block(least_NG)
     safe_NG = torch.where(steps_NG > 0, steps_NG, torch.ones_like(steps_NG))
     levels_NGX = ((groups_NGX - least_NG[..., None]) / safe_NG[..., None]).round_().clamp_(0, 15)
     return levels_NGX.flatten(1).int(), steps_NG, least_NG
 
 
+def _as_in_a_block(numbers: torch.Tensor) -> torch.Tensor:
+    """Rounded to float16; as they are where that would be infinity or fewer than its full digits."""
+    rounded = numbers.half().float()
+    held = (numbers == 0) | ((numbers.abs() >= SMALLEST_HALF) & rounded.isfinite())
+    return torch.where(held, rounded, numbers)
+
+
 def eight_bits(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """float32[N, K] -> levels int8[N, K] from -127 to 127, and the step of each row, float32[N]."""
-    scales_N = (weight_NK.abs().amax(1) / 127).clamp(min=1e-12)
+    scales_N = (weight_NK.abs().amax(1) / DIGIT).clamp(min=1e-30)
     return (weight_NK / scales_N[:, None]).round_().to(torch.int8), scales_N
 
 

@@ -37,6 +37,7 @@ class Mixture(nn.Module):
     arXiv:2101.03961); with 2, `renormalise` True and none, Mixtral's (Jiang et al. 2024, arXiv:2401.04088). Experts are any
     modules float[N, W] -> float[N, W]. The router works in float32 whatever the model's format (bf16 routers diverge: table 2
     there). A token that finds its expert full contributes nothing here and goes on through the residual alone.
+    Room is counted in the tokens of one call: what is read in pieces through a cache finds more of it than what is read at once.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class Choice:
 class Generation:
     """Completions or choices, in the order of the prompts, and what produced them; fields as in `zoo.tasks.classify`.
 
-    kernel: the number format of the linear layers.
+    kernel: the number format of the linear layers: a kernel's, or that of a module that runs as it was built.
     """
 
     model: str
@@ -77,7 +77,7 @@ class LanguageModel:
     decoder: Decoder
     tokenizer: Tokenizer
     kernel: str
-    prefixes: PrefixCache = field(repr=False)
+    prefixes: PrefixCache = field(default_factory=PrefixCache, repr=False)
 
     def ids(self, prompt: str, *, chat: bool, system: str | None = None) -> list[int]:
         """A prompt as token ids: a user's turn of a conversation, or the text itself. Raises UsageError."""
@@ -105,6 +105,11 @@ def open_language_model(
         already, that is not on the CPU or has another dtype runs as it is then.
     Raises UsageError for a model of another kind and a kernel that does not exist, PluginError for a decoder without a tokenizer.
     """
+    if isinstance(model, torch.nn.Module):
+        raise UsageError(
+            "a language model is named, or opened by zoo.open_model; a decoder module of your own is asked by the functions of "
+            "zoo.decoding (generate in zoo/decoding/generation.py)"
+        )
     if kernel not in LINEARS:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
     if kernel != "float32" and isinstance(model, Built):
@@ -120,7 +125,8 @@ def open_language_model(
     as_built = isinstance(model, Built) or dtype is not None or str(device) != "cpu"
     if kernel != "float32" or not as_built:
         apply_kernel(module, kernel)
-    return LanguageModel(built, module, tokenizer, kernel, PrefixCache(f"{built.identity} {kernel}"))
+        return LanguageModel(built, module, tokenizer, kernel)
+    return LanguageModel(built, module, tokenizer, str(next(module.parameters()).dtype).removeprefix("torch."))
 
 
 def generate(
@@ -145,7 +151,7 @@ def generate(
         `system` before it where given.
     model: a decoder; the installed default when None. To ask many times, open it once: `open_language_model`; then weights,
         device, dtype and kernel are those it was opened with.
-    sampling: greedy when None. stop: strings at which an answer ends. beams: search with so many hypotheses instead, ranked
+    sampling: greedy when None (equal prompts in one call draw alike: `samples` is for several draws). stop: strings at which an answer ends. beams: search with so many hypotheses instead, ranked
         by the mean log-probability of their tokens. samples: answers to each prompt, one after another in the results.
     Raises UsageError for arguments that make no sense and a prompt that leaves no room, and what building the model raises.
     """

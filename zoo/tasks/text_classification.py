@@ -12,7 +12,7 @@ import torch
 from zoo.construct import Built, weight_hashes
 from zoo.errors import MediaError, UsageError
 from zoo.tasks.classify import MANY_LABELS, Answer, Classification, check_labels
-from zoo.tasks.generation import Choice, LanguageModel, open_language_model, ranked, score
+from zoo.tasks.generation import Choice, LanguageModel, joined, open_language_model, ranked, score
 
 TEMPLATE = "Text: {text}\nLabel:"
 BETWEEN = "\n\n"
@@ -45,9 +45,17 @@ def classify_texts(
     a file of shots that cannot be read.
     """
     items = [texts] if isinstance(texts, str) else list(texts)
+    wrong = next((item for item in items if not isinstance(item, str)), None)
+    if wrong is not None:
+        raise UsageError(f"a text is a string, got {wrong!r:.80}")
+    if top is not None and top < 1:
+        raise UsageError(f"top is at least 1, got {top}")
     if template.count("{text}") != 1:
         raise UsageError(f"a template has one {{text}} where the text goes, got {template!r}")
     examples = read_shots(Path(shots)) if isinstance(shots, (str, Path)) else list(shots or ())
+    for example in examples:
+        if len(example) != 2 or not all(isinstance(part, str) for part in example):
+            raise UsageError(f"an example is a pair of two strings, text and label, got {example!r:.80}")
     names = check_labels(labels) if labels is not None else sorted({label for _, label in examples})
     if len(names) < 2:
         raise UsageError("texts need labels: name at least two, or give examples of two (--labels a,b or --shots FILE)")
@@ -57,12 +65,13 @@ def classify_texts(
     language = model if isinstance(model, LanguageModel) else None
     if language is None:
         language = open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)  # type: ignore[arg-type]  # it is no LanguageModel
-    before = "".join(f"{template.replace('{text}', text)} {label}{BETWEEN}" for text, label in examples)
+    asked = [(template.replace("{text}", text), label) for text, label in examples]
+    before = "".join(f"{prompt}{joined(prompt, label)}{BETWEEN}" for prompt, label in asked)
     prompts = [before + template.replace("{text}", text) for text in items]
     if normalise == "calibrated":
         choices = _calibrated(language, prompts, before + template.replace("{text}", NOTHING), names)
     else:
-        choices = score(prompts, names, normalise=normalise, model=language).results
+        choices = list(score(prompts, names, normalise=normalise, model=language).results)
     limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
     results = []
     for text, choice in zip(items, choices, strict=True):
