@@ -8,6 +8,7 @@ from tiny_decoder import tiny_decoder
 from torch import nn
 
 from zoo.decoding.generation import generate
+from zoo.decoding.reading import batch_of
 from zoo.errors import UsageError
 from zoo.nn.kernels import LINEARS, apply_kernel
 from zoo.nn.linear import FEW_ROWS, Int4Linear, Int8Embedding, Int8Linear, four_bits, unpacked
@@ -60,6 +61,15 @@ def test_a_layer_gives_nearly_what_it_stands_for(kernel, rows, bias) -> None:
         torch.testing.assert_close(layer(loud)[:2], found, rtol=0, atol=BOUNDS[kernel] * float(found.abs().max()))
 
 
+def test_strided_inputs_and_weights_of_any_size() -> None:
+    for scale in (1e-9, 1.0, 1e6):
+        weight = scale * torch.randn(64, 64)
+        for kernel in ("int8", "int4"):
+            x = torch.randn(64, 5).t()
+            relative = (LINEARS[kernel](weight)(x) - x @ weight.T).norm() / (x @ weight.T).norm()
+            assert float(relative) < (0.02 if kernel == "int8" else 0.15)
+
+
 def test_the_loudness_of_a_row_does_not_touch_the_others() -> None:
     layer = Int8Linear(torch.randn(40, 64))
     quiet, loud = torch.randn(2, 64), 1e4 * torch.randn(1, 64)
@@ -96,6 +106,43 @@ def test_a_model_runs_by_a_kernel_nearly_as_before(kernel) -> None:
     assert generate(fast, rows, max_tokens=4) == [answer for row in rows for answer in generate(fast, [row], max_tokens=4)]
 
 
+@pytest.mark.parametrize("kernel", LINEARS)
+@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1, 64])
+def test_what_the_other_rows_hold_changes_nothing(kernel, rows) -> None:
+    layer = LINEARS[kernel](q4_1_weight(80, 96))
+    x = torch.randn(rows, 96)
+    one, other = torch.cat((x, torch.zeros(2, 96))), torch.cat((x, 1e3 * torch.randn(2, 96)))
+    assert torch.equal(layer(one)[:rows], layer(other)[:rows])
+
+
+@pytest.mark.parametrize("kernel", LINEARS)
+@pytest.mark.parametrize("ragged", [False, True])
+@torch.inference_mode()
+def test_a_straight_step_gives_what_the_modules_give(kernel, ragged) -> None:
+    decoder = tiny_decoder(width=64, heads=4, kv_heads=2, sharpness=2.0)
+    apply_kernel(decoder, kernel)
+    assert decoder.one_step is not None
+    tokens_BT, mask_BT = batch_of([[1, 2, 3], [4] if ragged else [4, 5, 6]])
+    logits = []
+    for straight in (True, False):
+        cache = decoder.new_cache(2, 4)
+        decoder(tokens_BT, mask_BT=mask_BT, cache=cache)
+        for token in range(5):
+            tokens_B = torch.tensor([token, 7])
+            found = decoder.one_step(tokens_B, cache) if straight else decoder(tokens_B[:, None], cache=cache)[:, 0]
+        logits.append(found)
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5 if kernel == "float32" else 2e-2)
+    with pytest.raises(UsageError, match="token ids must be from 0 to 257, got 300"):
+        decoder.one_step(torch.tensor([0, 300]), cache)
+
+
+def test_other_shapes_have_no_straight_step() -> None:
+    for arguments in ({"positions": "alibi"}, {"positions": "learned"}, {"experts": 2}):
+        decoder = tiny_decoder(width=32, **arguments)
+        apply_kernel(decoder, "float32")
+        assert decoder.one_step is None
+
+
 def test_a_mixture_keeps_its_router_and_odd_widths_are_bf16() -> None:
     decoder = tiny_decoder(width=24, heads=4, experts=3)
     apply_kernel(decoder, "int4")
@@ -109,5 +156,7 @@ def test_a_mixture_keeps_its_router_and_odd_widths_are_bf16() -> None:
 def test_what_no_kernel_can_take_is_said() -> None:
     with pytest.raises(UsageError, match="a kernel is one of float32, bf16, int8, int4, got 'int3'"):
         apply_kernel(nn.Linear(2, 2), "int3")
+    with pytest.raises(UsageError, match="the model runs by a kernel already: build it anew for int8"):
+        apply_kernel(apply_kernel(nn.Sequential(nn.Linear(2, 2)), "bf16"), "int8")
     with pytest.raises(UsageError, match="takes a model on the CPU in float32, got torch.bfloat16 on cpu"):
         apply_kernel(nn.Linear(2, 2).bfloat16(), "bf16")

@@ -7,6 +7,7 @@
     stack.py         blocks over a sequence                 decoder.py         tokens -> the logits of the next one
     bidirectional.py masked language models                 encoder_decoder.py a decoder that reads what an encoder wrote
     linear.py        a linear layer in few bits             kernels.py         a whole model in few bits
+    step.py          one decode step as straight code
     tokenizer.py     what every tokenizer refuses, and one that needs no file
 
 Shapes follow `zoo.modality` (B batch, T tokens, W decoder width, H heads) with five more letters: G key/value heads, K width

@@ -6,8 +6,6 @@ import torch
 
 from zoo.errors import UsageError
 
-KEYS, VALUES = 0, 1
-
 
 class Cache:
     """Keys and values of every layer, one slot for each token of each row, in memory that is laid out once.
@@ -74,11 +72,11 @@ class Cache:
 
     def write(self, layer: int, key_BGTK: torch.Tensor, value_BGTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Fill the slots that `begin` took last; returns the keys and values of all filled slots, float[B, G, S, K] each."""
-        new = slice(self.length - key_BGTK.shape[2], self.length)
-        keys, values = self.store[layer, KEYS], self.store[layer, VALUES]
-        keys[:, :, new] = key_BGTK
-        values[:, :, new] = value_BGTK
-        return keys[:, :, : self.length], values[:, :, : self.length]
+        count = key_BGTK.shape[2]
+        keys, values = self.store[layer].unbind(0)
+        keys.narrow(2, self.length - count, count).copy_(key_BGTK)
+        values.narrow(2, self.length - count, count).copy_(value_BGTK)
+        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
     def key_positions(self) -> torch.Tensor:
         """Position of each filled slot, int[B, S]; that of padding means nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class Decoder(nn.Module):
     arXiv:1608.05859).
 
     context: the most tokens that it can read and write together.
+    one_step: one token of each row at once, int[B] and a cache -> float32[B, V], where a kernel brought such a step
+        (`zoo.nn.step`); None: `forward` does it.
     tokenizer: text to ids and back (`zoo.contracts.Tokenizer`), where there is one.
     """
 
@@ -47,6 +50,7 @@ class Decoder(nn.Module):
         self.logit_scale = logit_scale
         self.context = context
         self.tokenizer = tokenizer
+        self.one_step: Callable[[torch.Tensor, Cache], torch.Tensor] | None = None
 
     @property
     def vocabulary(self) -> int:

@@ -25,6 +25,7 @@ from zoo.nn.decoder import Decoder
 from zoo.nn.feed_forward import Gated
 from zoo.nn.linear import GROUP, Int4Linear, Int8Embedding, Int8Linear, PackedLinear
 from zoo.nn.mixture import Mixture
+from zoo.nn.step import decode_step
 
 LINEARS: dict[str, Callable[..., nn.Module]] = {
     "float32": partial(PackedLinear, dtype=torch.float32),
@@ -66,6 +67,8 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
                 layer = (make if fits else LINEARS["bf16"])(child.weight, child.bias)
                 setattr(part, name, layer)
         del part
+    if isinstance(module, Decoder):
+        module.one_step = decode_step(module)
     _give_back_memory()
     return module.eval()
 

@@ -75,15 +75,18 @@ class Int4Linear(nn.Module):
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
-        rows_MK = input_BTK.reshape(-1, self.features[0]).bfloat16().contiguous()
-        if len(rows_MK) <= FEW_ROWS or not self.unpackable:
+        columns, outputs = self.features
+        rows_MK = input_BTK.reshape(-1, columns).to(torch.bfloat16, memory_format=torch.contiguous_format)
+        if rows_MK.shape[0] <= FEW_ROWS or not self.unpackable:
             product_MN = torch.ops.aten._weight_int4pack_mm_for_cpu(  # noqa: SLF001 - its public name is this
                 rows_MK, self.packed, GROUP, self.scales_and_zeros
             )
         else:
             product_MN = linear(rows_MK, self.dequantised())
-        product_MN = product_MN[:, : self.features[1]].float()
-        return _with_bias(product_MN, self.bias).view(*input_BTK.shape[:-1], self.features[1])
+        if product_MN.shape[1] != outputs:  # rows that only fill the layout
+            product_MN = product_MN[:, :outputs]
+        product_MN = _with_bias(product_MN.float(), self.bias)
+        return product_MN if input_BTK.ndim == 2 else product_MN.view(*input_BTK.shape[:-1], outputs)
 
     def dequantised(self) -> torch.Tensor:
         """The weights, bfloat16[N, K], N rounded up to the layout's rows."""
