@@ -8,7 +8,8 @@ Tasks: decode1 and decode8 time 64 greedy steps after a 16-token prompt in 1 or 
 of 512 tokens up to its last logits; both after a warm-up of the same. first-token is the wall time from the spawn of the process to
 the first token of "The capital of France is" (it fails unless that is " Paris"), with the file cache as the caller left it.
 
-Peers: zoo-KERNEL is ours, with the weights from the cache of the zoo (zoo fetch smollm/135m-instruct): the same file. llama.cpp reads
+Peers: zoo-KERNEL is ours, with the weights from the cache of the zoo (zoo fetch smollm/135m-instruct), which are the same file.
+llama.cpp reads the GGUF through its C interface (what `llama_cpp` binds), and decode8 is eight sequences in one llama_batch.
 The transformers peers load an ordinary folder of safetensors, made once from the GGUF under --cache and not timed: weights
 dequantised, llama.cpp's permutation of q and k undone, saved as fp32 or bf16, so that first-token converts nothing. They run the bare
 model in a loop on its own cache of keys and values, which is faster than `generate()`, and import the class itself and `tokenizers`,

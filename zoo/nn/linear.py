@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import linear, pad
 
 GROUP = 32  # weights that share a scale in 4 bits
+MANY_ROWS = 512  # that a layout is chosen for; it suits one row as well (measured)
 FEW_ROWS = (
     16  # up to here reading the weights decides the time, and 4 bits win; above it arithmetic does, and bfloat16 wins
 )
@@ -34,7 +35,7 @@ class PackedLinear(nn.Module):
         weight = weight_NK.detach().to(dtype).contiguous()
         self.packed = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"  # type: ignore[no-untyped-call]
         if self.packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)  # noqa: SLF001 - its public name is this
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, MANY_ROWS)  # noqa: SLF001 - its public name is this
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
 

@@ -77,6 +77,11 @@ def test_configurations_of_transformers_4(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"vocab_size": 10**14}, "must have at most 1,048,576 as vocab_size, got 100,000,000,000,000"),
+        ({"max_position_embeddings": 10**13}, "must have at most 1,048,576 as max_position_embeddings"),
+        ({"vocab_size": 10**6}, "config.json describes an embedding of [0-9,]+ numbers, the files hold"),
+        ({"head_dim": 16.0}, "must have a number above 0 as head_dim, got 16.0"),
+        ({"hidden_size": -32}, "must have a number above 0 as hidden_size, got -32"),
         ({"model_type": "mistral"}, "holds a model of type 'mistral'; this reads 'llama'"),
         ({"model_type": "gone"}, "holds a model of type None"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; this Llama is built with 'silu' alone"),
@@ -84,7 +89,7 @@ def test_configurations_of_transformers_4(tmp_path: Path) -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config="),
         ({"hidden_size": "64"}, "got none as hidden_size"),
         ({"hidden_size": True}, "got none as hidden_size"),
-        ({"head_dim": "12"}, "a number as head_dim, got '12'"),
+        ({"head_dim": "12"}, "a number above 0 as head_dim, got '12'"),
         ({"rope_parameters": ["linear"]}, r"by names and numbers, got \['linear'\]"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "kind 'dynamic'; read are default, linear"),
         ({"rope_parameters": {"rope_type": "linear"}}, "kind 'linear' with ; it takes factor"),

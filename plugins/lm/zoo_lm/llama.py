@@ -52,6 +52,8 @@ SIZES = {
     "vocab_size": "vocabulary",
     "max_position_embeddings": "context",
 }
+OPTIONAL = {"num_key_value_heads": (int,), "head_dim": (int,), "rms_norm_eps": (int, float), "rope_theta": (int, float)}
+LARGEST = 1 << 20  # of any whole number in a configuration
 PLAIN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}
 SCALINGS = {
     "linear": ("factor",),
@@ -160,8 +162,14 @@ def open_folder(folder: Path) -> nn.Module:
     tensors that do not fit.
     """
     config = read_config(folder, "llama")
-    module = build(**_arguments(config))
+    arguments = _arguments(config)
     state = read_tensors(folder)
+    described, held = arguments["vocabulary"] * arguments["width"], sum(tensor.numel() for tensor in state.values())
+    if described > held:  # nothing is made room for that the files do not fill
+        raise UsageError(
+            f"{folder}: config.json describes an embedding of {described:,} numbers, the files hold {held:,} in all"
+        )
+    module = build(**arguments)
     ours = from_transformers(state)
     if not config.get("tie_word_embeddings") and "lm_head.weight" in state:
         ours["head.weight"] = state["lm_head.weight"]  # a head of its own, even while it equals the embedding
@@ -188,10 +196,16 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     missing = [field for field in SIZES if type(config.get(field)) is not int]
     if missing:
         raise UsageError(f"config.json must have whole numbers as {', '.join(SIZES)}, got none as {', '.join(missing)}")
-    for field in ("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta"):
-        if type(config.get(field)) not in (int, float, type(None)):
-            raise UsageError(f"config.json must have a number as {field}, got {config[field]!r}")
+    for field, kinds in (*((field, (int,)) for field in SIZES), *OPTIONAL.items()):
+        value = config.get(field)
+        if value is not None and (type(value) not in kinds or not 0 < value < float("inf")):
+            raise UsageError(f"config.json must have a number above 0 as {field}, got {value!r:.80}")
+        if kinds == (int,) and value is not None and value > LARGEST:
+            raise UsageError(f"config.json must have at most {LARGEST:,} as {field}, got {value:,}")
     theta, scaling = _positions(config)
+    for name, number in (scaling or {}).items():
+        if name != "kind" and type(number) not in (int, float):
+            raise UsageError(f"config.json must have a number as {name} of its rotary positions, got {number!r:.80}")
     return {
         **{argument: config[field] for field, argument in SIZES.items()},
         "kv_heads": config.get("num_key_value_heads"),
