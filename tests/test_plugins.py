@@ -159,11 +159,18 @@ def test_a_strangers_store_delivers(crowd, zoo, tmp_path) -> None:
 
 
 def test_what_has_no_weights_says_how_to_build_it(crowd, zoo, photos, tmp_path) -> None:
-    photo = photos / "chelsea.jpg"
-    for name in ("one", "two"):
+    for name, photo in (("one", "chelsea.jpg"), ("two", "rocket.jpg")):
         (tmp_path / "shots" / name).mkdir(parents=True)
-        shutil.copy(photo, tmp_path / "shots" / name)
-    refused = zoo("classify", str(photo), "--model", "good/colour", "--shots", str(tmp_path / "shots"), python=str(crowd))
+        shutil.copy(photos / photo, tmp_path / "shots" / name)
+    refused = zoo(
+        "classify",
+        str(photos / "chelsea.jpg"),
+        "--model",
+        "good/colour",
+        "--shots",
+        str(tmp_path / "shots"),
+        python=str(crowd),
+    )
     assert (
         refused.returncode,
         "good/colour has no weights; for a random initialisation: --weights none" in refused.stderr,

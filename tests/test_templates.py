@@ -52,6 +52,7 @@ def test_templates_are_averaged_as_unit_vectors() -> None:
     class Made:
         module = Module()
         identity = "a test's own model"
+        random = False
 
     labels, templates = ["cat", "dog"], ("{}", "a long photo of a {}", "my {}")
     expected = torch.stack([Module().embed("text", [t.replace("{}", label) for label in labels]) for t in templates]).mean(

@@ -213,7 +213,7 @@ REFUSED = [
     (llama.build, {**LLAMA, "heads": 3}, "heads must be a multiple of kv_heads"),
     (llama.build, {**LLAMA, "head_width": None, "heads": 6}, "width must be a multiple of heads"),
     (llama.build, {**LLAMA, "head_width": 5}, "head_width must be even"),
-    (llama.build, {**LLAMA, "scaling": {"kind": "dynamic", "factor": 2.0}}, "linear, llama3 or yarn"),
+    (llama.build, {**LLAMA, "scaling": {"kind": "dynamic", "factor": 2.0}}, "linear, llama3, yarn"),
     (gpt2.build, {**SIZES, "hidden": 0}, "hidden must be at least 1"),
     (bert.build, {**SIZES, "hidden": 8, "token_types": 0}, "token_types must be at least 1"),
     (bert.encoder, {"layers": 1, "width": 8, "heads": 2, "hidden": 8, "context": 2}, "room for a start, an end"),
