@@ -12,12 +12,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from importlib import metadata
 from logging.handlers import QueueHandler
+from pathlib import Path
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -34,8 +36,9 @@ from zoo.testing.truth import MODELS
 
 TIMEOUT_S = 120.0
 THREADS = 4
-THREADS_S = 0.3  # that a small model may take for its rounds
-MOST_ROUNDS = 8
+MOST_MEETINGS = 12
+MEETINGS_S = 1.0  # that they may take, where two would take less
+PATIENCE_S = 0.2
 
 
 @check(
@@ -74,16 +77,16 @@ def works_in_threads(subject: Subject) -> None:
         items = uneven(modality)
         start = time.perf_counter()
         alone = [outputs(subject, modality, [item]) for item in items]
-        round_s = THREADS * (time.perf_counter() - start) / len(items)
+        one_s = (time.perf_counter() - start) / len(items)
         sys.setswitchinterval(1e-5)  # another thread goes on at every operation of torch
         try:
-            for first in range(max(1, min(MOST_ROUNDS, int(THREADS_S / round_s)))):
-                _run_in_threads(subject, modality, items, alone, first)
+            _run_in_threads(subject, modality, items, alone)
         finally:
             sys.setswitchinterval(interval)
+        _run_between_lines(subject, modality, items, alone, one_s)
 
 
-def _run_in_threads(subject: Subject, modality: str, items: list[Any], alone: list[Output], first: int) -> None:
+def _run_in_threads(subject: Subject, modality: str, items: list[Any], alone: list[Output]) -> None:
     """Each thread prepares one item, waits until all have, and runs it. Raises CheckFailed for what differs from `alone`."""
     barrier = threading.Barrier(THREADS, timeout=TIMEOUT_S)
 
@@ -98,16 +101,81 @@ def _run_in_threads(subject: Subject, modality: str, items: list[Any], alone: li
             raise
 
     with ThreadPoolExecutor(THREADS) as pool:
-        rows = [(first + number) % len(items) for number in range(THREADS)]
+        rows = [number % len(items) for number in range(THREADS)]
         answers = [pool.submit(work, row) for row in rows]
+    _must_be_alike(answers, [alone[row] for row in rows], f"{modality} in {THREADS} threads at once and alone")
+
+
+def _run_between_lines(subject: Subject, modality: str, items: list[Any], alone: list[Output], one_s: float) -> None:
+    """One thread stands still at a line of the model's code while another runs in whole: what is parked on the module shows.
+
+    Free threads would meet there by luck alone; a check must say the same every time.
+    """
+    lines: dict[tuple[str, int], None] = {}
+    inputs = [prepare(subject, modality, [item], subject.module) for item in items]
+
+    def run(row: int, at_line: Callable[[tuple[str, int]], None] | None = None) -> Output:
+        if at_line is not None:
+            sys.settrace(_tracer(at_line))
+        try:
+            return run_prepared(subject, modality, inputs[row], subject.module)
+        finally:
+            if at_line is not None:
+                sys.settrace(None)
+
+    with ThreadPoolExecutor(2) as pool:  # the threads are its own: no tracer of a debugger is lost
+        pool.submit(run, 0, lambda line: lines.setdefault(line, None)).result()
+        most = max(2, min(MOST_MEETINGS, int(MEETINGS_S / (2 * one_s))))
+        for place in _spread(list(lines), most):
+            here, go_on = threading.Event(), threading.Event()
+
+            def stand(line: tuple[str, int], place: Any = place, here: Any = here, go_on: Any = go_on) -> None:
+                if line == place and not here.is_set():
+                    here.set()
+                    go_on.wait(TIMEOUT_S)
+
+            first = pool.submit(run, 0, stand)
+            while not here.wait(0.01) and not first.done():
+                pass
+            second = pool.submit(run, 1)
+            with suppress(TimeoutError):  # it waits for a lock that the first holds, as it may
+                second.exception(timeout=PATIENCE_S + 10 * one_s)
+            go_on.set()
+            when = f"{modality} in 2 threads, one of them at {Path(place[0]).name} line {place[1]}, and alone"
+            _must_be_alike([first, second], alone[:2], when)
+
+
+def _tracer(at_line: Callable[[tuple[str, int]], None]) -> Callable[..., Any]:
+    """A trace function (see sys.settrace) that calls `at_line` with the file and number of each line outside torch and here."""
+    not_theirs = (*(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__)), "<frozen")
+
+    def local(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            at_line((frame.f_code.co_filename, frame.f_lineno))
+        return local
+
+    def called(frame: FrameType, _: str, __: Any) -> Any:
+        return None if frame.f_code.co_filename.startswith(not_theirs) else local
+
+    return called
+
+
+def _spread(places: list[Any], most: int) -> list[Any]:
+    """At most `most` of the places, evenly spread from the first to the last."""
+    if len(places) <= most:
+        return places
+    return [places[round(number * (len(places) - 1) / (most - 1))] for number in range(most)]
+
+
+def _must_be_alike(answers: list[Future[Output]], alone: list[Output], when: str) -> None:
     errors = [error for error in (answer.exception() for answer in answers) if error is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         if isinstance(error, (CheckFailed, CheckSkipped)):
             raise error
         words = " ".join(str(error).split())[:300]
-        raise CheckFailed(f"in {THREADS} threads at once it raised {type(error).__name__}: {words}")
-    for row, answer in zip(rows, answers, strict=True):
-        must_equal(answer.result(), alone[row], f"{modality} item {row} in {THREADS} threads at once and alone")
+        raise CheckFailed(f"{when}: it raised {type(error).__name__}: {words}")
+    for answer, expected in zip(answers, alone, strict=True):
+        must_equal(answer.result(), expected, when)
 
 
 def _in_child(function: str, subject: Subject) -> list[str]:
