@@ -19,6 +19,7 @@ from torch import nn
 
 from zoo import weights
 from zoo.card import Card, File, Provider, Weights
+from zoo.construct import _NoRandomParameters
 from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError
 from zoo.registry import Found, Registry, default_registry
 from zoo.settings import Settings
@@ -603,3 +604,27 @@ def test_strict_loading_compares_kinds_of_numbers_but_not_widths() -> None:
         "  dtype       bias torch.bool, the model has torch.float32",
         "  dtype       num_batches_tracked torch.float32, the model has torch.int64",
     ]
+
+
+def test_a_released_state_is_loaded_alike_and_emptied() -> None:
+    torch.manual_seed(0)
+    state = nn.BatchNorm1d(4).state_dict() | {"running_mean": torch.randn(4, dtype=torch.float64)}
+    kept, one, other = dict(state), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    load_strict(one, kept, "some/model")
+    load_strict(other, state, "some/model", release=True)
+    assert not state
+    assert kept
+    assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in one.state_dict().items())
+    with pytest.raises(StateMismatchError):
+        load_strict(other, kept | {"more": torch.zeros(1)}, "some/model", release=True)
+
+
+def test_what_a_load_overwrites_is_not_drawn_first() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with _NoRandomParameters():
+        nn.Sequential(nn.Linear(4, 4), nn.Embedding(4, 4), nn.Conv1d(4, 4, 3), nn.MultiheadAttention(4, 2))
+        nn.init.trunc_normal_(nn.Parameter(torch.empty(4, 4)))
+    assert torch.equal(torch.get_rng_state(), before)
+    nn.Linear(4, 4)
+    assert not torch.equal(torch.get_rng_state(), before)

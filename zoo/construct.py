@@ -156,9 +156,11 @@ class _NoRandomParameters(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if args and isinstance(args[0], torch.nn.Parameter) and getattr(func, "__name__", "") in _RANDOM_FILLS:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")  # as torch.nn.init passes it
+        if isinstance(filled, torch.nn.Parameter) and getattr(func, "__name__", "") in _RANDOM_FILLS:
+            return filled
+        return func(*args, **kwargs)
 
 
 def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[str, Any]) -> torch.nn.Module:
@@ -204,7 +206,7 @@ def _load(
         state = resolve(owner, keys, registry.manager)(state)
     if not trusted:
         refuse_nonfinite(state, origin)
-    load_strict(module, state, origin)
+    load_strict(module, state, origin, release=True)
 
 
 def _random_state() -> str:

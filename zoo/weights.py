@@ -232,9 +232,12 @@ def _kind(dtype: torch.dtype) -> str:
     return "bool" if str(dtype) == "torch.bool" else "integer"
 
 
-def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
+def load_strict(
+    module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str, *, release: bool = False
+) -> None:
     """Load a state dict whose keys, shapes and kinds of numbers match the module's exactly; floating point may differ in width.
 
+    release: take each tensor out of `state`, a dict, once it is loaded, so that the weights never stand in memory twice.
     Raises StateMismatchError with the difference.
     """
     own = module.state_dict()
@@ -255,7 +258,11 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], orig
         rest = [f"  ... and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
         summary = f"{origin} does not fit the model: {len(lines)} of {len(own)} tensors differ"
         raise StateMismatchError("\n".join([summary, *shown, *rest]))
-    module.load_state_dict(state, strict=True)
+    if not release or not isinstance(state, dict):
+        module.load_state_dict(state, strict=True)
+        return
+    for key in list(own):
+        own[key].copy_(state.pop(key))
 
 
 def refuse_nonfinite(state: Mapping[str, torch.Tensor], origin: str) -> None:
