@@ -232,9 +232,7 @@ def _kind(dtype: torch.dtype) -> str:
     return "bool" if str(dtype) == "torch.bool" else "integer"
 
 
-def load_strict(
-    module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str, *, release: bool = False
-) -> None:
+def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str, *, release: bool = False) -> None:
     """Load a state dict whose keys, shapes and kinds of numbers match the module's exactly; floating point may differ in width.
 
     release: take each tensor out of `state`, a dict, once it is loaded, so that the weights never stand in memory twice.

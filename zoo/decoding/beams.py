@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from zoo.contracts import Decoder
-from zoo.decoding.generation import Generated, check_prompts
+from zoo.decoding.generation import Generated
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
+from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import ends_of, step
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
@@ -34,7 +35,7 @@ class Hypothesis:
 @torch.inference_mode()
 def beam_search(
     decoder: Decoder,
-    prompt: Sequence[int],
+    prompt: Sequence[int] | Prompt,
     *,
     beams: int,
     max_tokens: int,
@@ -50,14 +51,14 @@ def beam_search(
     """
     if beams < 1 or length_penalty < 0:
         raise UsageError(f"beams must be at least 1 and length_penalty at least 0, got {beams} and {length_penalty}")
-    (ids,) = check_prompts(decoder, [prompt], max_tokens=max_tokens)
-    room = min(max_tokens, decoder.context - len(ids))
+    (checked,) = checked_prompts(decoder, [prompt], max_tokens=max_tokens)
+    room = min(max_tokens, decoder.context - len(checked))
     ends = sorted(ends_of(decoder))
     live = [Hypothesis((), 0.0, ended=False)]
     done: list[Hypothesis] = []
     if room == 0:
         return live
-    logits_BV, cache = read_prompts(decoder, [ids], room=min(room, ROOM), prefixes=prefixes)
+    logits_BV, cache = read_prompts(decoder, [checked], room=min(room, ROOM), prefixes=prefixes)
     for length in range(1, room + 1):
         logprobs_BV = logits_BV.log_softmax(-1).double() + torch.tensor(
             [[one.logprob] for one in live], dtype=torch.float64, device=logits_BV.device
@@ -86,7 +87,7 @@ def beam_search(
 
 def beam_answer(
     decoder: Decoder,
-    prompt: Sequence[int],
+    prompt: Sequence[int] | Prompt,
     *,
     beams: int,
     max_tokens: int,

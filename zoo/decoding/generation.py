@@ -9,6 +9,7 @@ import torch
 
 from zoo.contracts import Decoder, Tokenizer
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
+from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import ends_of, step
 from zoo.decoding.sampling import Sampling, choose, generator_for
 from zoo.decoding.text_stream import TextStream
@@ -41,7 +42,7 @@ class Generated:
 @dataclass(slots=True)
 class _Row:
     number: int
-    prompt: Sequence[int]
+    prompt: Prompt
     stream: TextStream
     generator: torch.Generator
     room: int
@@ -50,7 +51,7 @@ class _Row:
 
 def generate(
     decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | Prompt],
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
@@ -82,7 +83,7 @@ def generate(
 
 def stream(
     decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | Prompt],
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
@@ -92,15 +93,15 @@ def stream(
 ) -> Iterator[Piece]:
     """The pieces of all answers as they come; those of answer `row` joined are its text.
 
-    prompts: token ids, any number and lengths; an answer depends on its own prompt alone. An empty prompt is the decoder's
-        start token.
+    prompts: token ids, or a `Prompt` of ids and media, any number and lengths; an answer depends on its own prompt alone. An empty
+        prompt is the decoder's start token.
     max_tokens: the most tokens of an answer; fewer when the decoder's context is full before. 0 gives empty answers.
     stop: strings at which an answer ends. samples: answers for each prompt, which differ for a temperature above 0.
     prefixes: keeps what prompts begin with for later calls.
     Raises UsageError for a prompt that leaves no room, an empty one where there is no start token, and numbers out of range.
     """
     sampling = sampling or Sampling()
-    prompts = check_prompts(decoder, prompts, max_tokens=max_tokens)
+    checked = checked_prompts(decoder, prompts, max_tokens=max_tokens)
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples}")
     rows = [
@@ -108,43 +109,21 @@ def stream(
             number=number * samples + sample,
             prompt=prompt,
             stream=TextStream(stop),
-            generator=generator_for(sampling, prompt, sample),
+            generator=generator_for(sampling, prompt.ids, sample),
             room=min(max_tokens, decoder.context - len(prompt)),
         )
-        for number, prompt in enumerate(prompts)
+        for number, prompt in enumerate(checked)
         for sample in range(samples)
     ]
     if max_tokens == 0:
         return iter([Piece(row.number, None, "", "length") for row in rows])
-    return _steps(decoder, prompts, rows, max_tokens, sampling, samples, prefixes)
-
-
-def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
-    """Prompts as they are read: an empty one is the start token. Raises UsageError as `stream` says."""
-    if not isinstance(max_tokens, int) or max_tokens < 0:
-        raise UsageError(f"max_tokens must be a whole number of at least 0, got {max_tokens}")
-    start = decoder.tokenizer.start_id if decoder.tokenizer is not None else None
-    checked = []
-    for number, prompt in enumerate(prompts):
-        ids = list(prompt)
-        if not ids and start is None:
-            raise UsageError(
-                f"prompt {number} is empty, and this model has no start token to begin from: give it some text"
-            )
-        ids = ids or [int(start)] if start is not None else ids
-        if len(ids) + (max_tokens > 0) > decoder.context:
-            raise UsageError(
-                f"prompt {number} has {len(ids):,} tokens, and the model reads and writes at most {decoder.context:,} together: "
-                f"shorten it to leave room for an answer"
-            )
-        checked.append(ids)
-    return checked
+    return _steps(decoder, checked, rows, max_tokens, sampling, samples, prefixes)
 
 
 @torch.inference_mode()
 def _steps(
     decoder: Decoder,
-    prompts: list[list[int]],
+    prompts: list[Prompt],
     rows: list[_Row],
     max_tokens: int,
     sampling: Sampling,
@@ -157,7 +136,7 @@ def _steps(
     if samples > 1:
         logits_BV, cache = logits_BV.repeat_interleave(samples, 0), cache.copy(capacity=cache.capacity, rows=samples)
     while rows:
-        held = [[*row.prompt, *row.ids] for row in rows] if sampling.repetition_penalty != 1.0 else None
+        held = [[*row.prompt.ids, *row.ids] for row in rows] if sampling.repetition_penalty != 1.0 else None
         generators = None if sampling.greedy else [row.generator for row in rows]
         tokens_B = choose(logits_BV, sampling, held=held, generators=generators)
         going = []

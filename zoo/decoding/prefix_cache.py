@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from zoo.contracts import Decoder
+from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import batch_of, device_of, prefill
 from zoo.errors import UsageError
+from zoo.fusion.media_cache import MediaCache
 from zoo.nn.cache import Cache
+from zoo.nn.stamp import stamp_of
 
 LIMIT_BYTES = 1 << 29
 SHORTEST = 16  # tokens; what is shorter is read sooner than it is found and copied
@@ -26,12 +29,13 @@ class PrefixCache:
 
     It is for one decoder, that of its first use, as it was then: when a weight of it changes, or a part of it is exchanged,
     everything is forgotten. Entries are found by content: the longest beginning that a new prompt shares with a kept one is
-    copied, the rest is read. Threads take turns.
+    copied, the rest is read. Threads take turns. What the media in prompts became is kept beside, in `media`.
     """
 
     limit_bytes: int = LIMIT_BYTES
     hits: int = 0
-    _entries: OrderedDict[tuple[int, ...], Cache] = field(default_factory=OrderedDict)
+    media: MediaCache = field(default_factory=MediaCache)
+    _entries: OrderedDict[tuple[Hashable, ...], Cache] = field(default_factory=OrderedDict)
     _owner: Any = None
     _stamp: int | None = None
     _lock: Any = field(default_factory=threading.RLock)
@@ -43,7 +47,8 @@ class PrefixCache:
                 self._owner = weakref.ref(decoder)
             elif self._owner() is not decoder:
                 raise UsageError("a prefix cache is for one decoder, and this is another: give each its own")
-            stamp = _stamp_of(decoder)
+            module: Any = decoder
+            stamp = stamp_of(module)
             if stamp != self._stamp:
                 self._entries.clear()
                 self._stamp = stamp
@@ -53,12 +58,12 @@ class PrefixCache:
         """Memory of the keys and values that are kept."""
         return sum(cache.size_bytes for cache in self._entries.values())
 
-    def longest(self, prompt: Sequence[int]) -> tuple[int, Cache] | None:
+    def longest(self, prompt: Sequence[Hashable]) -> tuple[int, Cache] | None:
         """(tokens shared, their cache) of the kept prompt that shares most, at least SHORTEST and not the last of `prompt`:
         that one must be read for its logits.
         """
         with self._lock:
-            best: tuple[int, tuple[int, ...]] | None = None
+            best: tuple[int, tuple[Hashable, ...]] | None = None
             for ids in self._entries:
                 shared = min(_shared(ids, prompt), len(prompt) - 1)
                 if shared >= SHORTEST and (best is None or shared > best[0]):
@@ -69,11 +74,12 @@ class PrefixCache:
             self.hits += 1
             return best[0], self._entries[best[1]]
 
-    def keep(self, prompt: Sequence[int], cache: Cache) -> None:
+    def keep(self, prompt: Sequence[Hashable], cache: Cache) -> None:
         """Keep a copy of a cache of one row that holds exactly this prompt. Prompts that it contains need no place of their own;
         one that is too large for the limit is not kept, and costs the others nothing.
         """
-        if len(prompt) < SHORTEST or cache.size_bytes * cache.length > self.limit_bytes * max(cache.capacity, 1):
+        text_bytes = (cache.size_bytes - cache.media_bytes) * cache.length // max(cache.capacity, 1)
+        if len(prompt) < SHORTEST or text_bytes + cache.media_bytes > self.limit_bytes:
             return
         ids = tuple(prompt)
         with self._lock:
@@ -87,7 +93,7 @@ class PrefixCache:
 
 
 def read_prompts(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], *, room: int, prefixes: PrefixCache | None = None
+    decoder: Decoder, prompts: Sequence[Prompt], *, room: int, prefixes: PrefixCache | None = None
 ) -> tuple[torch.Tensor, Cache]:
     """Read prompts -> (logits after each, float32[B, V]; their cache, with `room` slots more).
 
@@ -97,25 +103,35 @@ def read_prompts(
     if prefixes is not None:
         prefixes.open_for(decoder)
     device = device_of(decoder)
-    shared = _common(prompts)
+    contents = [prompt.content for prompt in prompts]
+    shared = _common(contents)
     longest = max(map(len, prompts))
-    known = prefixes.longest(prompts[0][: shared + 1] if len(prompts) > 1 else prompts[0]) if prefixes is not None else None
+    first = contents[0][: shared + 1] if len(prompts) > 1 else contents[0]
+    known = prefixes.longest(first) if prefixes is not None else None
     if known is not None:
         start, kept = known
         start = min(start, shared, min(map(len, prompts)) - 1)
         cache = _beginning(kept, start).copy(capacity=longest + room, rows=len(prompts))
     else:
         start, cache = 0, decoder.new_cache(len(prompts), longest + room)
-    tokens_BT, mask_BT = batch_of([prompt[start:] for prompt in prompts], device=device)
-    logits_BV = prefill(decoder, tokens_BT, cache, mask_BT=mask_BT)
+    left = [prompt.after(start) for prompt in prompts]
+    tokens_BT, mask_BT = batch_of([prompt.ids for prompt in left], device=device)
+    logits_BV = prefill(
+        decoder,
+        tokens_BT,
+        cache,
+        mask_BT=mask_BT,
+        media=[prompt.media for prompt in left],
+        media_cache=None if prefixes is None else prefixes.media,
+    )
     if prefixes is not None:
         # A conversation that goes on takes the place of its beginning.
         continued = known is not None and start == known[1].length
-        _keep(prefixes, prompts, cache, shared, known=0 if continued else start)
+        _keep(prefixes, contents, cache, shared, known=0 if continued else start)
     return logits_BV, cache
 
 
-def _keep(prefixes: PrefixCache, prompts: Sequence[Sequence[int]], cache: Cache, shared: int, *, known: int) -> None:
+def _keep(prefixes: PrefixCache, prompts: Sequence[Sequence[Hashable]], cache: Cache, shared: int, *, known: int) -> None:
     """Of one prompt everything, of several what they share, which lies in the first row without padding between.
 
     known: tokens that were kept already, as the beginning of another prompt. Many questions after the same examples leave one
@@ -134,13 +150,6 @@ def _keep(prefixes: PrefixCache, prompts: Sequence[Sequence[int]], cache: Cache,
     prefixes.keep(prompts[0][:shared], first)
 
 
-def _stamp_of(decoder: Decoder) -> int:
-    """Changes when a tensor of the decoder is exchanged, or written to."""
-    module: Any = decoder
-    tensors = (*module.parameters(), *module.buffers())
-    return hash(tuple((id(one), 0 if one.is_inference() else one._version) for one in tensors))  # noqa: SLF001 - the counter that autograd relies on
-
-
 def _beginning(cache: Cache, length: int) -> Cache:
     """A copy of the first tokens of a cache of one row."""
     if length == cache.length:
@@ -150,7 +159,7 @@ def _beginning(cache: Cache, length: int) -> Cache:
     return part
 
 
-def _common(prompts: Sequence[Sequence[int]]) -> int:
+def _common(prompts: Sequence[Sequence[Hashable]]) -> int:
     """How many tokens all prompts begin with."""
     if not prompts:
         raise UsageError("no prompts given")
@@ -158,7 +167,7 @@ def _common(prompts: Sequence[Sequence[int]]) -> int:
     return min(_shared(shortest, prompt) for prompt in prompts)
 
 
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+def _shared(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:

@@ -9,6 +9,8 @@ import torch
 
 from zoo.contracts import Decoder
 from zoo.errors import PluginError, UsageError
+from zoo.fusion.fused import Media
+from zoo.fusion.media_cache import MediaCache
 from zoo.nn.cache import Cache
 
 
@@ -30,18 +32,26 @@ def batch_of(
 
 
 def prefill(
-    decoder: Decoder, tokens_BT: torch.Tensor, cache: Cache, *, mask_BT: torch.Tensor | None = None
+    decoder: Decoder,
+    tokens_BT: torch.Tensor,
+    cache: Cache,
+    *,
+    mask_BT: torch.Tensor | None = None,
+    media: Media | None = None,
+    media_cache: MediaCache | None = None,
 ) -> torch.Tensor:
     """Read prompts, int[B, T], into the cache; returns the logits after the last real token of each row, float32[B, V].
 
     mask_BT: True where a token is real, padded on either side; None: all are.
+    media, media_cache: as `zoo.fusion.fused.Fused.forward` takes them, for a decoder that has senses.
     """
     batch, count = tokens_BT.shape
     if mask_BT is None:
         last_B1 = torch.full((batch, 1), count - 1, device=tokens_BT.device)
     else:
         last_B1 = (torch.arange(count, device=tokens_BT.device) * mask_BT).argmax(1, keepdim=True)
-    logits_B1V: torch.Tensor = _call(decoder)(tokens_BT, mask_BT=mask_BT, cache=cache, at_BN=last_B1)
+    seen = {"media": media, "media_cache": media_cache} if media is not None and any(media) else {}
+    logits_B1V: torch.Tensor = _call(decoder)(tokens_BT, mask_BT=mask_BT, cache=cache, at_BN=last_B1, **seen)
     return checked_logits(logits_B1V[:, 0].float())
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from zoo.contracts import Decoder
-from zoo.decoding.generation import check_prompts
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
+from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import checked_logits, device_of
 from zoo.errors import UsageError
 
@@ -49,7 +49,7 @@ class Scored:
 @torch.inference_mode()
 def score_choices(
     decoder: Decoder,
-    prompt: Sequence[int],
+    prompt: Sequence[int] | Prompt,
     choices: Sequence[Sequence[int]],
     *,
     sizes_bytes: Sequence[int] | None = None,
@@ -73,17 +73,17 @@ def score_choices(
         raise UsageError(
             "this model has no start token, so nothing can be calibrated by an empty prompt: normalise otherwise"
         )
-    (ids,) = check_prompts(decoder, [prompt], max_tokens=0)
+    (asked,) = checked_prompts(decoder, [prompt], max_tokens=0)
     longest = max(map(len, choices))
-    if len(ids) + longest > decoder.context:
+    if len(asked) + longest > decoder.context:
         raise UsageError(
-            f"the prompt has {len(ids):,} tokens and a choice {longest:,}; the model reads at most {decoder.context:,} together"
+            f"the prompt has {len(asked):,} tokens and a choice {longest:,}; the model reads at most {decoder.context:,} together"
         )
     sizes = list(sizes_bytes) if sizes_bytes is not None else [0] * len(choices)
-    logprobs = _after(decoder, ids, choices, prefixes)
+    logprobs = _after(decoder, asked, choices, prefixes)
     unconditional: Sequence[float | None] = [None] * len(choices)
     if calibrate:
-        (empty,) = check_prompts(decoder, [[]], max_tokens=0)
+        (empty,) = checked_prompts(decoder, [[]], max_tokens=0)
         unconditional = _after(decoder, empty, choices, None)
     return [
         Scored(logprob, len(choice), size, alone)
@@ -91,16 +91,16 @@ def score_choices(
     ]
 
 
-def _after(
-    decoder: Decoder, prompt: Sequence[int], choices: Sequence[Sequence[int]], prefixes: PrefixCache | None
-) -> list[float]:
+def _after(decoder: Decoder, prompt: Prompt, choices: Sequence[Sequence[int]], prefixes: PrefixCache | None) -> list[float]:
     """The log-probability of each choice after the prompt."""
     device = device_of(decoder)
     logits_1V, cache = read_prompts(decoder, [prompt], room=0, prefixes=prefixes)
     first_V = logits_1V[0].log_softmax(-1)
     totals = [float(first_V[choice[0]]) for choice in choices]
     longer = sorted((number for number, choice in enumerate(choices) if len(choice) > 1), key=lambda n: len(choices[n]))
-    row_bytes = max(1, cache.size_bytes * (cache.length + max(map(len, choices))) // max(1, cache.capacity))
+    row_bytes = max(
+        1, (cache.size_bytes - cache.media_bytes) * (cache.length + max(map(len, choices))) // max(1, cache.capacity)
+    )
     rows_at_once = max(1, min(ROWS_AT_ONCE, COPIES_BYTES // row_bytes))
     for start in range(0, len(longer), rows_at_once):
         numbers = longer[start : start + rows_at_once]

@@ -67,43 +67,45 @@ class Attention(nn.Module):
         cache: keys and values of earlier tokens, S slots in all with these T, which are written into it as `layer`.
         """
         if self.query_key_value is not None:
-            joined_BXTK = self._heads(self.query_key_value(tokens_BTW), self.heads + 2 * self.kv_heads)
+            joined_BXTK = self.split(self.query_key_value(tokens_BTW), self.heads + 2 * self.kv_heads)
             turned_BXTK, value_BGTK = joined_BXTK.tensor_split((self.heads + self.kv_heads,), 1)
             if rotation is not None:
                 turned_BXTK = rotate(turned_BXTK, rotation)
             query_BHTK, key_BGTK = turned_BXTK.tensor_split((self.heads,), 1)
         else:
-            query_BHTK = self._heads(self.query(tokens_BTW), self.heads)
+            query_BHTK = self.split(self.query(tokens_BTW), self.heads)
             key_BGTK, value_BGTK = self.keys_and_values(tokens_BTW)
             if rotation is not None:
                 query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
         if cache is not None:
             key_BGTK, value_BGTK = cache.write(layer, key_BGTK, value_BGTK)
-        return self._attend(query_BHTK, key_BGTK, value_BGTK, bias, causal=causal)
+        return self._out(self.mix(query_BHTK, key_BGTK, value_BGTK, bias, causal=causal))
 
     def over(
         self, tokens_BTW: torch.Tensor, source: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Cross-attention: tokens float[B, T, W] over what `keys_and_values` gave for the source, with `bias` as in `forward`."""
-        return self._attend(self._heads(self.query(tokens_BTW), self.heads), *source, bias, causal=False)
+        return self._out(self.mix(self.split(self.query(tokens_BTW), self.heads), *source, bias))
 
     def keys_and_values(self, source_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float[B, S, D] -> keys and values, float[B, G, S, K] each."""
-        return self._heads(self.key(source_BSD), self.kv_heads), self._heads(self.value(source_BSD), self.kv_heads)
+        return self.split(self.key(source_BSD), self.kv_heads), self.split(self.value(source_BSD), self.kv_heads)
 
-    def _heads(self, projected_BTX: torch.Tensor, heads: int) -> torch.Tensor:
+    def split(self, projected_BTX: torch.Tensor, heads: int) -> torch.Tensor:
+        """What a projection gave, float[B, T, heads * K] -> float[B, heads, T, K]."""
         batch, count, _ = projected_BTX.shape
         return projected_BTX.view(batch, count, heads, self.head_width).transpose(1, 2)
 
-    def _attend(
+    def mix(
         self,
         query_BHTK: torch.Tensor,
         key_BGSK: torch.Tensor,
         value_BGSK: torch.Tensor,
         bias: torch.Tensor | None,
         *,
-        causal: bool,
+        causal: bool = False,
     ) -> torch.Tensor:
+        """Queries, keys and values of each head -> the mean of the values for each query, heads side by side, float[B, T, H * K]."""
         mixed_BHTK = scaled_dot_product_attention(
             query_BHTK,
             key_BGSK,
@@ -113,5 +115,8 @@ class Attention(nn.Module):
             scale=self.scale,
             enable_gqa=self.kv_heads != self.heads,
         )
-        output_BTW: torch.Tensor = self.output(mixed_BHTK.transpose(1, 2).flatten(2))
+        return mixed_BHTK.transpose(1, 2).flatten(2)
+
+    def _out(self, mixed_BTX: torch.Tensor) -> torch.Tensor:
+        output_BTW: torch.Tensor = self.output(mixed_BTX)
         return output_BTW

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from zoo.errors import UsageError
+from zoo.nn.seen_media import Shown
 
 
 class Cache:
@@ -12,7 +13,8 @@ class Cache:
 
     A slot may hold padding: `valid_BS` says which are real, and a row's positions count only those, so that rows of
     different length share a batch whichever side they are padded on. The first `length` slots are filled. Keys and values
-    that come from a source (an encoder's output) lie in `source`, one pair for each layer, from their first use on.
+    that come from a source (an encoder's output) lie in `source`, one pair for each layer, from their first use on. The media
+    that the rows have read are in `media`, by modality.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Cache:
         self.length = 0
         self.ragged = False  # whether some filled slot is padding: without it no mask is needed
         self.source: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.media: dict[str, Shown] = {}
 
     @property
     def batch(self) -> int:
@@ -48,8 +51,13 @@ class Cache:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the keys and values."""
-        return self.store.numel() * self.store.element_size()
+        """Memory of the keys and values, those of media included."""
+        return self.store.numel() * self.store.element_size() + self.media_bytes
+
+    @property
+    def media_bytes(self) -> int:
+        """Memory of the keys and values of media; other caches may share it."""
+        return sum(shown.size_bytes for shown in self.media.values())
 
     def begin(self, count: int, mask_BT: torch.Tensor | None) -> torch.Tensor:
         """Take `count` more slots, before the layers write into them; returns their positions, int[B, T].
@@ -95,6 +103,9 @@ class Cache:
         self.valid_BS = self.valid_BS[rows]
         self.counts_B = self.counts_B[rows]
         self.source = {layer: (key[rows], value[rows]) for layer, (key, value) in self.source.items()}
+        if self.media:
+            kept = rows.tolist()
+            self.media = {modality: shown.select(kept) for modality, shown in self.media.items()}
 
     def copy(self, *, capacity: int | None = None, rows: int = 1) -> Cache:
         """Another cache with the same content and room for `capacity` slots (as many as are filled, if that is more); each
@@ -119,6 +130,9 @@ class Cache:
             layer: (key.repeat_interleave(rows, 0), value.repeat_interleave(rows, 0))
             for layer, (key, value) in self.source.items()
         }
+        if self.media:
+            each = [row for row in range(batch) for _ in range(rows)]
+            other.media = {modality: shown.select(each) for modality, shown in self.media.items()}
         return other
 
     def truncate(self, length: int) -> None:
@@ -129,6 +143,7 @@ class Cache:
         self.counts_B = self.valid_BS.sum(1)
         self.length = length
         self.ragged = not bool(self.valid_BS[:, :length].all())
+        self.media = {modality: shown.cut(length) for modality, shown in self.media.items()}
 
     def _reserve(self, needed: int) -> None:
         if needed <= self.capacity:

@@ -12,7 +12,9 @@ from zoo.errors import UsageError
 from zoo.nn.cache import Cache
 from zoo.nn.linear import Int8Embedding
 from zoo.nn.mixture import Routing
-from zoo.nn.stack import Stack, token_positions
+from zoo.nn.stack import BeforeLayer, Stack, token_positions
+
+Inserted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows int[N], columns int[N], what stands there float[N, W]
 
 
 class Decoder(nn.Module):
@@ -21,7 +23,7 @@ class Decoder(nn.Module):
 
     context: the most tokens that it can read and write together.
     one_step: one token of each row at once, int[B] and a cache -> float32[B, V], where a kernel brought such a step
-        (`zoo.nn.step`); None: `forward` does it.
+        (`zoo.nn.step.DecodeStep`); None: `forward` does it.
     tokenizer: text to ids and back (`zoo.contracts.Tokenizer`), where there is one.
     """
 
@@ -50,11 +52,19 @@ class Decoder(nn.Module):
         self.logit_scale = logit_scale
         self.context = context
         self.tokenizer = tokenizer
-        self.one_step: Callable[[torch.Tensor, Cache], torch.Tensor] | None = None
+        self.one_step: Callable[..., torch.Tensor] | None = None
 
     @property
     def vocabulary(self) -> int:
         return self.embedding.num_embeddings
+
+    @property
+    def width(self) -> int:
+        return self.embedding.embedding_dim
+
+    @property
+    def layers(self) -> int:
+        return len(self.stack.blocks)
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` rows of up to `capacity` tokens."""
@@ -70,16 +80,26 @@ class Decoder(nn.Module):
         source_BSD: torch.Tensor | None = None,
         source_mask_BS: torch.Tensor | None = None,
         routing: list[Routing] | None = None,
+        before_layer: BeforeLayer | None = None,
+        inserted: Inserted | None = None,
     ) -> torch.Tensor:
         """int[B, T] -> logits float[B, T, V], or float[B, N, V] of the tokens at the indices int[B, N] of `at_BN` alone.
 
         mask_BT: True where a token is real, whichever side the padding is on; None: all are.
         cache: what was read before (`new_cache`); these tokens come after it and are added to it.
-        source_BSD, source_mask_BS, routing: see `Stack.forward`.
+        source_BSD, source_mask_BS, routing, before_layer: see `Stack.forward`.
+        inserted: what stands in place of the embedding of some tokens (rows, columns, float[N, W]): their ids mean nothing.
         Raises UsageError for ids outside the vocabulary and for more than `context` tokens.
         """
         features_BTW = self.features(
-            tokens_BT, mask_BT=mask_BT, cache=cache, source_BSD=source_BSD, source_mask_BS=source_mask_BS, routing=routing
+            tokens_BT,
+            mask_BT=mask_BT,
+            cache=cache,
+            source_BSD=source_BSD,
+            source_mask_BS=source_mask_BS,
+            routing=routing,
+            before_layer=before_layer,
+            inserted=inserted,
         )
         if at_BN is not None:
             features_BTW = features_BTW.gather(1, at_BN[:, :, None].expand(-1, -1, features_BTW.shape[-1]))
@@ -94,6 +114,8 @@ class Decoder(nn.Module):
         source_BSD: torch.Tensor | None = None,
         source_mask_BS: torch.Tensor | None = None,
         routing: list[Routing] | None = None,
+        before_layer: BeforeLayer | None = None,
+        inserted: Inserted | None = None,
     ) -> torch.Tensor:
         """What the head reads, float[B, T, W]. Arguments as those of `forward`."""
         check_tokens(tokens_BT, mask_BT, self.vocabulary)
@@ -108,6 +130,9 @@ class Decoder(nn.Module):
         if cache is None and count > self.context and int(positions_BT.max()) >= self.context:
             raise UsageError(f"the model reads at most {self.context} tokens, got {int(positions_BT.max()) + 1}")
         tokens_BTW = self.embedding(tokens_BT)
+        if inserted is not None:
+            rows_N, columns_N, values_NW = inserted
+            tokens_BTW = tokens_BTW.index_put((rows_N, columns_N), values_NW.to(tokens_BTW.dtype))
         if cache is not None and tokens_BTW.requires_grad:
             raise UsageError("a cache is filled in place, which no gradient survives: use torch.inference_mode() with it")
         if self.position_embedding is not None:
@@ -122,6 +147,7 @@ class Decoder(nn.Module):
             source_BSD=source_BSD,
             source_mask_BS=source_mask_BS,
             routing=routing,
+            before_layer=before_layer,
         )
         return features_BTW
 

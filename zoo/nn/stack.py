@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from zoo.nn.block import Block
 from zoo.nn.cache import Cache
 from zoo.nn.mixture import Routing
 from zoo.nn.positions import Alibi, RelativeBias, Rotary
+
+BeforeLayer = Callable[[int, torch.Tensor], torch.Tensor]  # number of a layer, tokens float[B, T, W] -> float[B, T, W]
 
 
 class Stack(nn.Module):
@@ -61,6 +63,7 @@ class Stack(nn.Module):
         source_BSD: torch.Tensor | None = None,
         source_mask_BS: torch.Tensor | None = None,
         routing: list[Routing] | None = None,
+        before_layer: BeforeLayer | None = None,
     ) -> torch.Tensor:
         """float[B, T, W] -> float[B, T, W].
 
@@ -69,6 +72,7 @@ class Stack(nn.Module):
         cache: holds the tokens before these; they are written into the slots that its `begin` took.
         source_BSD: what cross-attention reads, with its mask. With a cache its keys and values are computed at the first call,
             and the later calls need not name it.
+        before_layer: what happens to the tokens before each block (see `zoo.nn.gated_cross_attention`).
         """
         count = tokens_BTW.shape[1]
         bias, causal = self._visible(positions_BT, mask_BT, cache, tokens_BTW.dtype)
@@ -76,6 +80,8 @@ class Stack(nn.Module):
         rotation = None if self.rotary is None else self.rotary.at(positions_BT[0] if uniform else positions_BT)
         source_bias = None if source_mask_BS is None else _safe(source_mask_BS[:, None, None, :])
         for layer, block in enumerate(self.blocks):
+            if before_layer is not None:
+                tokens_BTW = before_layer(layer, tokens_BTW)
             tokens_BTW = block(
                 tokens_BTW,
                 rotation=rotation,

@@ -18,6 +18,7 @@ from zoo.nn.decoder import Decoder, check_room, check_tokens
 from zoo.nn.feed_forward import Gated
 from zoo.nn.linear import Int4Linear, Int8Linear, PackedLinear
 from zoo.nn.norm import RMSNorm
+from zoo.nn.stack import BeforeLayer
 
 
 class DecodeStep:
@@ -43,7 +44,7 @@ class DecodeStep:
         self.heads, self.kv_heads, self.head_width = first.heads, first.kv_heads, first.head_width
         self.scale = first.scale
 
-    def __call__(self, tokens_B: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def __call__(self, tokens_B: torch.Tensor, cache: Cache, *, before_layer: BeforeLayer | None = None) -> torch.Tensor:
         """As `Decoder.forward` for tokens int[B, 1]; raises what that raises."""
         decoder, batch = self.decoder, len(tokens_B)
         check_tokens(tokens_B[:, None], None, decoder.vocabulary)
@@ -57,6 +58,8 @@ class DecodeStep:
         half, width = self.head_width // 2, self.heads * self.head_width
         tokens_BW = decoder.embedding(tokens_B)
         for layer, (norm, project, output, forward_norm, gate_and_up, down) in enumerate(self.layers):
+            if before_layer is not None:
+                tokens_BW = before_layer(layer, tokens_BW[:, None])[:, 0]
             joined = project(rms_norm(tokens_BW, norm.weight.shape, norm.weight, norm.epsilon)).view(shape)
             turned = joined[:, :turned_heads]
             turned = torch.addcmul(turned * cosine, turned.roll(half, -1), sine)

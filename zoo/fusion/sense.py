@@ -1,0 +1,115 @@
+"""A sense: one modality's encoder and bridge, and how what they give enters the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import pad
+
+from zoo.batch import Encoded
+from zoo.errors import PluginError, UsageError
+from zoo.fusion.item import Item
+from zoo.nn.gated_cross_attention import GatedCrossAttention
+from zoo.nn.seen_media import Source, check_adjacent
+
+
+class Sense(nn.Module):
+    """Items of one modality -> latents -> keys and values for gated layers, or embeddings among the tokens where there are none.
+
+    layers: number of a decoder layer -> the gated cross-attention before it; none: the latents are spliced into the tokens.
+    adjacent: which of several items in a row a token sees (`zoo.nn.seen_media`); where latents are spliced it sees them all.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module | None,
+        bridge: nn.Module,
+        layers: Mapping[int, GatedCrossAttention] | None = None,
+        adjacent: str = "last",
+    ) -> None:
+        """encoder: None where items come with their features."""
+        super().__init__()
+        self.encoder = encoder
+        self.bridge = bridge
+        self.gated = nn.ModuleDict({str(layer): module for layer, module in sorted((layers or {}).items())})
+        self.adjacent = check_adjacent(adjacent)
+
+    @property
+    def spliced(self) -> bool:
+        return not self.gated
+
+    def latents(self, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """N items -> latents float[N, L, W], mask bool[N, L] (None: every latent is real). Items of several lengths share the call."""
+        numbers: dict[int, list[int]] = {}
+        for number, one in enumerate(items):
+            numbers.setdefault(max(len(one.frames), 1), []).append(number)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        order: list[int] = []
+        for frames, chosen in numbers.items():
+            encoded = self._features([items[number] for number in chosen])
+            latents_NLW, mask_NL = self.bridge(encoded, frames=frames)
+            found.append((latents_NLW, mask_NL))
+            order += chosen
+        longest = max(latents.shape[1] for latents, _ in found)
+        latents_NLW = torch.cat([pad(latents, (0, 0, 0, longest - latents.shape[1])) for latents, _ in found])
+        mask_NL = torch.cat([pad(mask, (0, longest - mask.shape[1])) for _, mask in found])
+        if order != sorted(order):
+            back = torch.tensor(order, device=mask_NL.device).argsort()
+            latents_NLW, mask_NL = latents_NLW[back], mask_NL[back]
+        return latents_NLW, None if bool(mask_NL.all()) else mask_NL
+
+    def source(self, items: Sequence[Item]) -> Source:
+        """N items -> the keys and values that the gated layers look at."""
+        latents_NLW, mask_NL = self.latents(items)
+        return Source({int(layer): gated.keys_and_values(latents_NLW) for layer, gated in self._layers()}, mask_NL)
+
+    def _layers(self) -> list[tuple[str, Any]]:
+        return list(self.gated.items())
+
+    def _features(self, items: Sequence[Item]) -> Encoded:
+        """What the encoder makes of items of as many frames each, padded to the longest; a frozen encoder keeps no graph."""
+        raw = [one for one in items if one.features is None]
+        made = iter(self.encode([one.frames for one in raw]) if raw else ())
+        encoded = [next(made) if one.features is None else one.features for one in items]
+        if len(encoded) == 1:
+            return encoded[0]
+        longest = max(one.tokens_BTD.shape[1] for one in encoded)
+        return Encoded(
+            tokens_BTD=torch.cat([pad(one.tokens_BTD, (0, 0, 0, longest - one.tokens_BTD.shape[1])) for one in encoded]),
+            mask_BT=torch.cat([pad(one.mask_BT, (0, longest - one.mask_BT.shape[1])) for one in encoded]),
+            pooled_BD=torch.cat([one.pooled_BD for one in encoded]),
+        )
+
+    def encode(self, items: Sequence[Sequence[Any]]) -> list[Encoded]:
+        """Raw frames of each item -> its features, B = 1 and the tokens of its frames one after another; the mean of their vectors."""
+        encoder: Any = self.encoder
+        if encoder is None:
+            raise UsageError("this sense has no encoder: give its items with their features")
+        frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            inputs = _moved(encoder, encoder.preprocess([frame for frames in items for frame in frames]))
+            encoded = encoder(inputs)
+        if not isinstance(encoded, Encoded):
+            raise PluginError(f"an encoder gives zoo.batch.Encoded, got {type(encoded).__name__}")
+        counts = [len(frames) for frames in items]
+        return [
+            Encoded(tokens.flatten(0, 1)[None], mask.flatten()[None], pooled.mean(0, keepdim=True))
+            for tokens, mask, pooled in zip(
+                torch.split(encoded.tokens_BTD, counts),
+                torch.split(encoded.mask_BT, counts),
+                torch.split(encoded.pooled_BD, counts),
+                strict=True,
+            )
+        ]
+
+
+def _moved(encoder: nn.Module, inputs: Any) -> Any:
+    """Prepared inputs where the encoder is."""
+    first = next((tensor for tensors in (encoder.parameters(), encoder.buffers()) for tensor in tensors), None)
+    if first is None:
+        return inputs
+    return inputs.to(first.device) if isinstance(inputs, torch.Tensor) else tuple(one.to(first.device) for one in inputs)
