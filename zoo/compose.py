@@ -1,0 +1,359 @@
+"""Encoders and bridges around a decoder, by their names; kept as a recipe beside what was trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.construct import Built, open_model, weight_hashes
+from zoo.errors import PluginError, ResolutionError, UsageError, WeightsError
+from zoo.fusion.fused import Fused
+from zoo.fusion.sense import Sense
+from zoo.nn.attention import Attention
+from zoo.nn.feed_forward import Dense
+from zoo.nn.gated_cross_attention import GatedCrossAttention
+from zoo.nn.kernels import apply_kernel
+from zoo.plugin import describe
+from zoo.recipe import FILE, Recipe, SenseRecipe, read_recipe, recipe_of, write_recipe
+from zoo.registry import default_registry
+from zoo.weights import load_strict, read_state_dict, sha256_of
+
+TRAINED = "trained.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """A composed model, what it is made of, and its recipe.
+
+    module: asked like any decoder. built: the same as one model with its parts, for what takes a built model.
+    """
+
+    module: Fused
+    recipe: Recipe
+    built: Built
+
+
+def compose(
+    recipe: Recipe | None = None,
+    *,
+    decoder: str | None = None,
+    encoders: Mapping[str, str] | None = None,
+    bridge: str | Mapping[str, str] | None = None,
+    weights: str | Mapping[str, str | None] | None = "card",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernel: str = "float32",
+    **fields: Any,
+) -> Composition:
+    """One model of a decoder and an encoder for each modality, each joined by a bridge. The decoder and the encoders are frozen.
+
+    recipe: the whole as data, instead of the names. encoders: modality -> name. bridge: a name, or one for each modality.
+    weights: of the decoder and the encoders, "card" for those of their cards, None for random ones; or one of the two for each
+        name. kernel: number format of the decoder's linear layers.
+    fields: other fields of every sense (`zoo.recipe.SenseRecipe`): fusion, every, gate, adjacent, marker, bridge_arguments ...
+    Raises UsageError for widths and modalities that do not fit, and what looking up and building the parts raises.
+    """
+    if recipe is None:
+        recipe = _recipe(decoder, encoders, bridge, fields)
+    elif decoder is not None or encoders is not None or bridge is not None or fields:
+        raise UsageError("a recipe says all: leave out decoder, encoders, bridge and fields beside it")
+    _look_up(recipe)
+
+    def open_part(name: str) -> Built:
+        of_this = weights.get(name) if isinstance(weights, Mapping) else weights
+        return open_model(name, weights=of_this, device=device, dtype=dtype)
+
+    built: dict[str, Built] = {"decoder": open_part(recipe.decoder)}
+    language: Any = _frozen(built["decoder"].module)
+    for name in ("width", "layers", "new_cache"):
+        if not hasattr(language, name):
+            raise UsageError(
+                f"{recipe.decoder} takes no senses: a decoder that does has {name} (zoo.contracts.Decoder); take another"
+            )
+    if kernel != "float32":
+        apply_kernel(language, kernel)
+    senses = {}
+    opened: dict[str, Built] = {}
+    for modality, sense in recipe.senses.items():
+        if sense.encoder not in opened:
+            opened[sense.encoder] = open_part(sense.encoder)
+        built[f"{modality}.encoder"] = opened[sense.encoder]
+        built[f"{modality}.bridge"] = _bridge(sense, built[f"{modality}.encoder"], language, device, dtype)
+        senses[modality] = _sense(sense, built, modality, language, device, dtype)
+    module = Fused(language, senses).eval()
+    named = {"decoder": built["decoder"].name} | {
+        f"{modality}.encoder": built[f"{modality}.encoder"].name for modality in senses
+    }
+    recipe = replace(
+        recipe,
+        decoder=named["decoder"],
+        senses={
+            modality: replace(sense, encoder=named[f"{modality}.encoder"]) for modality, sense in recipe.senses.items()
+        },
+    )
+    return Composition(module=module, recipe=recipe, built=_as_built(module, recipe, built, None))
+
+
+def save(composition: Composition, folder: Path) -> Recipe:
+    """Write the recipe and what was trained into a folder; frozen models are named, with the sha256 of their files.
+
+    A model with random weights, which no file holds, is stored whole. Returns the recipe as written.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().contiguous() for name, tensor in _own_state(composition).items()}
+    save_file(state, folder / TRAINED)
+    parts = composition.built.parts
+    hashes: dict[str, dict[str, str]] = {}
+    for part in parts.values():
+        hashes |= weight_hashes(part)
+    providers = {part.found.card.provider for part in parts.values()}
+    recipe = replace(
+        composition.recipe,
+        frozen=hashes,
+        trained={"file": TRAINED, "sha256": sha256_of(folder / TRAINED)},
+        requires=tuple(sorted(f"{one.distribution}=={one.version}" for one in providers)),
+    )
+    write_recipe(recipe, folder / FILE)
+    return recipe
+
+
+def open_composition(
+    path: Path, *, device: str = "cpu", dtype: torch.dtype | None = None, kernel: str = "float32"
+) -> Composition:
+    """The composition of a folder that `save` wrote, or of a recipe file that names no trained numbers.
+
+    Raises UsageError for a recipe that is none, WeightsError when a frozen model has other files now or the trained numbers are
+    not those of the recipe, and what `compose` raises.
+    """
+    recipe = read_recipe(path)
+    folder = path if path.is_dir() else path.parent
+    composition = compose(
+        replace(recipe, frozen={}, trained={}),
+        weights=dict.fromkeys(recipe.frozen, "card") if recipe.trained else "card",
+        device=device,
+        dtype=dtype,
+        kernel=kernel,
+    )
+    if not recipe.trained:
+        return composition
+    _check_frozen(composition, recipe, path)
+    file = folder / Path(recipe.trained.get("file", TRAINED)).name
+    if not file.is_file():
+        raise WeightsError(f"{path} names {file.name}, and there is no such file in {folder}")
+    if sha256_of(file) != recipe.trained.get("sha256"):
+        raise WeightsError(
+            f"{file} is not the file that {path} was saved with: its sha256 differs; save the composition again"
+        )
+    own = _own_state(composition)
+    holder = nn.Module()
+    for number, tensor in enumerate(own.values()):
+        holder.register_buffer(str(number), tensor)
+    state = read_state_dict(file)
+    numbers = {name: str(number) for number, name in enumerate(own)}
+    load_strict(holder, {numbers.get(name, name): tensor for name, tensor in state.items()}, str(file))
+    built = _as_built(composition.module, recipe, dict(composition.built.parts), recipe.trained["sha256"])
+    return replace(composition, recipe=recipe, built=built)
+
+
+def describe_composition(composition: Composition) -> str:
+    """The house, one line a part: widths, parameters frozen and trained, memory."""
+    module, recipe = composition.module, composition.recipe
+    rows = [("part", "model", "into the decoder", "trained", "frozen", "MB")]
+    rows.append(
+        (
+            "decoder",
+            recipe.decoder,
+            f"width {module.decoder.width}, {module.decoder.layers} layers",
+            *_counts(module.decoder),
+        )
+    )
+    for modality, sense in recipe.senses.items():
+        built: Any = module.senses[modality]
+        rows.append((f"{modality} encoder", sense.encoder, "", *_counts(built.encoder)))
+        rows.append((f"{modality} bridge", sense.bridge, f"width {built.bridge.output_width}", *_counts(built.bridge)))
+        how = "among the tokens" if built.spliced else f"before layers {', '.join(built.gated)}"
+        rows.append((f"{modality} {sense.fusion}", "", how, *_counts(built.gated)))
+    rows.append(("all", "", "", *_counts(module)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if column > 2 else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    )  # fmt: skip
+
+
+def trained_parameters(module: Fused) -> Iterator[nn.Parameter]:
+    """What is trained: bridges and gated layers."""
+    return (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _recipe(
+    decoder: str | None,
+    encoders: Mapping[str, str] | None,
+    bridge: str | Mapping[str, str] | None,
+    fields: Mapping[str, Any],
+) -> Recipe:
+    if decoder is None or not encoders or bridge is None:
+        raise UsageError(
+            'a composition needs a decoder, encoders and a bridge: zoo.compose(decoder="smollm/135m-instruct", '
+            'encoders={"image": "timm/efficientnet_lite0"}, bridge="perceiver/resampler")'
+        )
+    bridges = bridge if isinstance(bridge, Mapping) else dict.fromkeys(encoders, bridge)
+    lacking = [modality for modality in encoders if modality not in bridges]
+    if lacking:
+        raise UsageError(f"bridge names none for {lacking[0]}: it has {', '.join(bridges)}")
+    senses = {
+        modality: {"encoder": encoder, "bridge": bridges[modality], **fields} for modality, encoder in encoders.items()
+    }
+    return recipe_of({"recipe": 1, "decoder": decoder, "senses": senses}, "the composition")
+
+
+def _look_up(recipe: Recipe) -> None:
+    """Every part is found and of its kind before any is built. Raises UsageError and ResolutionError."""
+    registry = default_registry()
+    parts = [("decoder", recipe.decoder, "decoder")]
+    for modality, sense in recipe.senses.items():
+        parts += [
+            (f"senses.{modality}.encoder", sense.encoder, "encoder"),
+            (f"senses.{modality}.bridge", sense.bridge, "bridge"),
+        ]
+    for where, name, kind in parts:
+        try:
+            card = registry.find(name).card
+        except (ResolutionError, PluginError) as error:
+            wanted = f"; the recipe was saved with {', '.join(recipe.requires)}: zoo install {' '.join(recipe.requires)}"
+            raise type(error)(f"{where}: {error}{wanted if recipe.requires else ''}") from error
+        if card.kind != kind:
+            raise UsageError(
+                f"{where} must be a {kind}, {card.name} is a {card.kind.replace('_', ' ')}: zoo list --kind {kind}"
+            )
+        modality = where.split(".")[1] if kind == "encoder" else ""
+        reads = {modality, "image"} if modality == "video" else {modality}
+        if modality and not reads & set(card.modalities):
+            raise UsageError(
+                f"{where} must read {modality}, {card.name} reads {'+'.join(card.modalities)}: zoo list --modality {modality}"
+            )
+
+
+def _bridge(sense: SenseRecipe, encoder: Built, language: Any, device: str, dtype: torch.dtype | None) -> Built:
+    card = encoder.found.card
+    width = card.tokens.get("width")
+    if width is None:
+        raise PluginError(
+            f"{describe(card.provider)}: the card of {card.name} does not say how wide its tokens are (tokens.width)"
+        )
+    arguments: dict[str, Any] = {"input_width": width, **sense.bridge_arguments}
+    if sense.fusion == "spliced":
+        arguments.setdefault("output_width", language.width)
+    built = open_model(sense.bridge, weights=None, device=device, dtype=dtype, **arguments)
+    output_width = getattr(built.module, "output_width", None)
+    if not isinstance(output_width, int):
+        raise PluginError(
+            f"{describe(built.found.card.provider)}: {sense.bridge} does not say its output_width (zoo.contracts.Bridge)"
+        )
+    if arguments["input_width"] != width:
+        raise UsageError(
+            f"{sense.bridge} is built for features {arguments['input_width']} wide, {card.name} gives {width}: leave out input_width"
+        )
+    if sense.fusion == "spliced" and output_width != language.width:
+        raise UsageError(
+            f"{sense.bridge} gives latents {output_width} wide, and among the tokens of the decoder they must be {language.width} wide: "
+            f'set output_width = {language.width}, or fusion = "gated"'
+        )
+    return built
+
+
+def _sense(
+    sense: SenseRecipe, built: Mapping[str, Built], modality: str, language: Any, device: str, dtype: torch.dtype | None
+) -> Sense:
+    bridge: Any = built[f"{modality}.bridge"].module
+    layers = {}
+    if sense.fusion == "gated":
+        for layer in range(sense.every - 1, language.layers, sense.every):
+            layers[layer] = gated_layer(
+                language.width,
+                bridge.output_width,
+                heads=sense.heads,
+                head_width=sense.head_width,
+                hidden_factor=sense.hidden_factor,
+                gate=sense.gate,
+                feeds_all=sense.feeds_all,
+            ).to(device=device, dtype=dtype)
+        if not layers:
+            raise UsageError(
+                f"senses.{modality}: every = {sense.every}, and the decoder has {language.layers} layers: take at most so many"
+            )
+    return Sense(
+        encoder=_frozen(built[f"{modality}.encoder"].module),
+        bridge=bridge.requires_grad_(True),
+        layers=layers,
+        adjacent=sense.adjacent,
+    )
+
+
+def gated_layer(
+    width: int, source_width: int, *, heads: int, head_width: int, hidden_factor: int, gate: float, feeds_all: bool
+) -> GatedCrossAttention:
+    """Flamingo's block as OpenFlamingo builds it: layer norms, projections without biases, GELU."""
+    return GatedCrossAttention(
+        attention_norm=nn.LayerNorm(width),
+        attention=Attention(width, heads=heads, head_width=head_width, source_width=source_width),
+        feed_forward_norm=nn.LayerNorm(width),
+        feed_forward=Dense(width, hidden_factor * width, bias=False),
+        gate=gate,
+        feeds_all=feeds_all,
+    )
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False).eval()
+
+
+def _own_state(composition: Composition) -> dict[str, torch.Tensor]:
+    """Tensors that no file of a frozen part holds: bridges and gated layers, and parts that were drawn."""
+    held = {"decoder": "decoder."} | {
+        f"{modality}.encoder": f"senses.{modality}.encoder." for modality in composition.recipe.senses
+    }
+    from_files = tuple(prefix for part, prefix in held.items() if not composition.built.parts[part].random)
+    return {name: tensor for name, tensor in composition.module.state_dict().items() if not name.startswith(from_files)}
+
+
+def _check_frozen(composition: Composition, recipe: Recipe, path: Path) -> None:
+    now: dict[str, dict[str, str]] = {}
+    for part in composition.built.parts.values():
+        now |= weight_hashes(part)
+    for name, files in recipe.frozen.items():
+        for role, sha256 in files.items():
+            if now.get(name, {}).get(role) != sha256:
+                raise WeightsError(
+                    f"{path} was trained with {name} whose {role} file has sha256 {sha256[:16]}, the one here has "
+                    f"{now.get(name, {}).get(role, 'none')[:16]}: its answers would mean nothing; get the same file, or train again"
+                )
+
+
+def _as_built(module: Fused, recipe: Recipe, parts: dict[str, Built], trained_sha256: str | None) -> Built:
+    """The composition as one model; its bridges are trained ones when their numbers came from a file."""
+    digest = hashlib.sha256(
+        "\n".join([*(part.identity for part in parts.values()), repr(recipe), str(trained_sha256)]).encode()
+    )
+    if trained_sha256 is not None:
+        parts = {
+            role: replace(part, files={**part.files, "model": trained_sha256}) if role.endswith(".bridge") else part
+            for role, part in parts.items()
+        }
+    name = " + ".join([recipe.decoder, *(f"{sense.bridge} over {sense.encoder}" for sense in recipe.senses.values())])
+    return Built(module=module, found=parts["decoder"].found, name=name, identity=digest.hexdigest(), files={}, parts=parts)
+
+
+def _counts(module: nn.Module) -> tuple[str, str, str]:
+    parameters = list(module.parameters())
+    trained = sum(one.numel() for one in parameters if one.requires_grad)
+    size = sum(one.numel() * one.element_size() for one in (*parameters, *module.buffers()))
+    return f"{trained:,}", f"{sum(one.numel() for one in parameters) - trained:,}", f"{size / 1e6:.1f}"
