@@ -295,6 +295,7 @@ def _sense(
         bridge=bridge.requires_grad_(True),
         layers=layers,
         adjacent=sense.adjacent,
+        marker=sense.marker or f"<{modality}>",
     )
 
 

@@ -66,6 +66,25 @@ class DualEncoder(Protocol):
 
 
 @runtime_checkable
+class Bridge(Protocol):
+    """Encoder features -> latents that a decoder looks at, or reads among its tokens.
+
+    The builder takes `input_width`, the width of the encoder's tokens, and `output_width`, which is the decoder's where latents
+    stand among its tokens; None leaves it to the bridge. `output_width` of the module is what came of it.
+    """
+
+    output_width: int
+
+    def forward(self, encoded: Encoded, /, *, frames: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of B items -> latents float[B, L, W], mask bool[B, L] (True where a latent is real).
+
+        `tokens_BTD` holds the tokens of all frames of an item, one frame after another; an image has one. Padding changes nothing,
+        and an item of nothing but padding gives finite numbers.
+        """
+        ...
+
+
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text -> token ids and back.
 
@@ -95,6 +114,10 @@ class Decoder(Protocol):
     `context` is the most tokens that it reads and writes together. `new_cache(batch, capacity)` makes the memory of what was
     read (`zoo.nn.cache.Cache`); a call with it adds its tokens to it, and only they are computed. Padding, on either side and
     of any amount, changes nothing for the real tokens of a row.
+
+    A decoder that can be given senses (`zoo.compose`) also has `width` and `layers`, and its forward takes `before_layer`, a function
+    (number of a layer, tokens float[B, T, W]) -> tokens that it calls before each of its layers, and `inserted` (rows int[N],
+    columns int[N], float[N, W]), what stands in place of the embeddings of some tokens. `zoo.nn.decoder.Decoder` has all of it.
     """
 
     context: int

@@ -14,3 +14,9 @@ VIDEO = "video"
 SERIES = "series"
 
 MODALITIES = (TEXT, IMAGE, AUDIO, VIDEO, SERIES)
+
+SUFFIXES = {  # of files, by which a command tells a medium from a text
+    IMAGE: (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
+    AUDIO: (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"),
+    VIDEO: (".mp4", ".webm"),
+}

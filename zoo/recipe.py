@@ -37,7 +37,7 @@ class SenseRecipe:
     every: a gated layer stands before each n-th layer of the decoder, the n-th first. gate: what its gates begin with; at 0 the
         decoder answers as ever. heads, head_width, hidden_factor: of the gated layers. feeds_all: see `GatedCrossAttention`.
     adjacent: what is seen of several items in a row, "last" or "all".
-    marker: the text that stands for an item in a prompt, where fusion is gated.
+    marker: the text that stands for an item in a prompt; "" is the modality in angle brackets, as <image>.
     """
 
     encoder: str

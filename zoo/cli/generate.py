@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, prepare_torch
 from zoo.cli.output import about_model, print_json, warn_of_random_weights
 from zoo.errors import UsageError
+from zoo.modality import SUFFIXES
 
-MEDIA_SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".wav",
-    ".flac",
-    ".mp3",
-    ".ogg",
-    ".opus",
-    ".m4a",
-    ".mp4",
-    ".webm",
-}
+MEDIA_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 MAX_TOKENS = 256
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -35,9 +23,10 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         "generate",
         help="go on from a prompt, or choose the likeliest of given answers",
-        description="PART: a text; several are joined by line breaks, so that examples are just more parts. - reads one from stdin.",
+        description="PART: a text, or for a composition a media file; several are joined by line breaks, in their order, so that "
+        "examples are just more parts. - reads a text from stdin; a folder of images (FOLDER/) is a film.",
     )
-    command.add_argument("parts", nargs="+", metavar="PART", help="a text, or - for standard input")
+    command.add_argument("parts", nargs="+", metavar="PART", help="a text, a media file, or - for standard input")
     command.add_argument("--choices", help="comma-separated answers: rank them by likelihood instead of generating")
     command.add_argument("--normalise", choices=("sum", "token", "byte", "calibrated"), help="how choices are ranked (sum)")
     command.add_argument("--chat", action="store_true", help="the prompt is a message to a model trained to answer")
@@ -59,19 +48,27 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--kernel", choices=KERNELS, default="float32", help="number format of the linear layers (float32)"
     )
+    command.add_argument(
+        "--explain",
+        nargs="?",
+        const="",
+        metavar="FILE.html",
+        help="show the prompt that was built; with a file, what each word of the answer looked at",
+    )
     add_model_arguments(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     prompt = read_parts(arguments.parts)
+    check_explain(arguments)
     choices = read_choices(arguments)
     check_weights(arguments)
     check_together(arguments)
     import torch
 
     from zoo.decoding.sampling import Sampling
-    from zoo.tasks.generation import generate, open_language_model, score
+    from zoo.tasks.generation import generate, joined, open_language_model, score
 
     prepare_torch(arguments)
     numbers = {name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None}
@@ -82,15 +79,20 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
         kernel=arguments.kernel,
     )
+    if arguments.explain is not None:
+        print(
+            f"zoo: the prompt is {language.write(prompt, chat=arguments.chat, system=arguments.system).text!r}",
+            file=sys.stderr,
+        )
     sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
     common: dict[str, Any] = {"model": language, "chat": arguments.chat, "system": arguments.system}
     if arguments.stream:
         return _stream(prompt, language, sampling, arguments)
     if choices is not None:
-        outcome = score(prompt, choices, normalise=arguments.normalise or "sum", **common)
+        outcome = score([prompt], choices, normalise=arguments.normalise or "sum", **common)
     else:
         outcome = generate(
-            prompt,
+            [prompt],
             max_tokens=MAX_TOKENS if arguments.max_tokens is None else arguments.max_tokens,
             sampling=sampling,
             stop=arguments.stop,
@@ -99,6 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
             **common,
         )
     warn_of_random_weights(outcome)
+    if arguments.explain:
+        from zoo.tasks.explanation import write_explanation
+
+        answer = (
+            outcome.results[0].text if choices is None else joined(outcome.results[0].prompt, outcome.results[0].choice)
+        )
+        write_explanation(language, prompt, answer, Path(arguments.explain))
     if arguments.json:
         print_json(document(outcome))
         return 0
@@ -108,27 +117,48 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_parts(parts: list[str]) -> str:
-    """The prompt: texts joined by line breaks. Raises UsageError for a media file, which no decoder here reads yet."""
-    texts = []
+def read_parts(parts: list[str]) -> str | list[str | Path]:
+    """The prompt: texts, joined by line breaks where no medium stands among them; media as paths, in their order.
+
+    Raises UsageError for what is named like a medium and is no file.
+    """
+    found: list[str | Path] = []
     for part in parts:
         if part == "-":
             try:
-                texts.append(sys.stdin.buffer.read().decode("utf-8"))
+                found.append(sys.stdin.buffer.read().decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise UsageError(f"standard input must be UTF-8 text ({error})") from error
             continue
-        if "\n" not in part and Path(part).suffix.lower() in MEDIA_SUFFIXES and _is_file(part):
-            raise UsageError(f"{part} is a media file, and decoders read text alone so far: give its words")
-        texts.append(part)
-    return "\n".join(texts)
+        named = "\n" not in part and Path(part).suffix.lower() in MEDIA_SUFFIXES
+        if (named and _is(Path.is_file, part)) or (part.endswith(("/", os.sep)) and _is(Path.is_dir, part)):
+            found.append(Path(part))
+        elif named and not any(map(str.isspace, part)):
+            raise UsageError(f"there is no file {part}; if it is meant as text, say more than a file's name")
+        else:
+            found.append(part)
+    if any(isinstance(part, Path) for part in found):
+        return found
+    return "\n".join(map(str, found))
 
 
-def _is_file(part: str) -> bool:
+def _is(question: Callable[[Path], bool], part: str) -> bool:
     try:
-        return Path(part).is_file()
+        return question(Path(part))
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def check_explain(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for an explanation that is no HTML file, or of more than one answer."""
+    if not arguments.explain:
+        return
+    if Path(arguments.explain).suffix.lower() != ".html":
+        raise UsageError(
+            f"--explain writes an HTML file, got {arguments.explain}; to see the prompt alone, put --explain last"
+        )
+    if arguments.stream or arguments.samples != 1 or arguments.chat:
+        raise UsageError("--explain FILE explains one answer to a prompt: leave out --stream, --samples and --chat")
 
 
 def check_together(arguments: argparse.Namespace) -> None:
@@ -176,7 +206,7 @@ def document(outcome: Any) -> dict[str, Any]:
     return {**about_model(outcome), "kernel": outcome.kernel, "weights": outcome.weights, "results": results}
 
 
-def _stream(prompt: str, language: Any, sampling: Any, arguments: argparse.Namespace) -> int:
+def _stream(prompt: Any, language: Any, sampling: Any, arguments: argparse.Namespace) -> int:
     from zoo.tasks.generation import stream_text
 
     pieces = stream_text(

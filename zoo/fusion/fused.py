@@ -65,6 +65,13 @@ class Fused(nn.Module):
             f"this model has no sense for {modality}: it has {held}; compose it with an encoder for {modality}"
         )
 
+    @torch.inference_mode()
+    def latent_count(self, one: Item, media_cache: MediaCache | None = None) -> int:
+        """How many tokens an item takes where its sense is spliced."""
+        name = self.sense_of(one.modality)
+        sense: Any = self.senses[name]
+        return len(self._kept(name, sense, [one], media_cache)[one.key])
+
     def forward(
         self,
         tokens_BT: torch.Tensor,

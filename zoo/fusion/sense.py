@@ -30,13 +30,17 @@ class Sense(nn.Module):
         bridge: nn.Module,
         layers: Mapping[int, GatedCrossAttention] | None = None,
         adjacent: str = "last",
+        marker: str = "<media>",
     ) -> None:
-        """encoder: None where items come with their features."""
+        """encoder: None where items come with their features. marker: what stands for an item in a text."""
         super().__init__()
         self.encoder = encoder
         self.bridge = bridge
         self.gated = nn.ModuleDict({str(layer): module for layer, module in sorted((layers or {}).items())})
         self.adjacent = check_adjacent(adjacent)
+        if not marker.strip():
+            raise UsageError(f"a marker is a text that stands for an item, got {marker!r}")
+        self.marker = marker
 
     @property
     def spliced(self) -> bool:

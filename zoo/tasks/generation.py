@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from zoo.compose import Composition, open_composition
 from zoo.construct import Built, weight_hashes
 from zoo.contracts import Decoder, Tokenizer
 from zoo.decoding.beams import beam_answer
 from zoo.decoding.generation import Generated, Piece, stream
 from zoo.decoding.generation import generate as generate_ids
 from zoo.decoding.prefix_cache import PrefixCache
+from zoo.decoding.prompt import Prompt
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import NORMALISATIONS, score_choices
 from zoo.errors import PluginError, UsageError
+from zoo.fusion.item import Item
 from zoo.modality import TEXT
 from zoo.nn.kernels import LINEARS, apply_kernel
 from zoo.plugin import describe
+from zoo.recipe import FILE
 from zoo.tasks.encoding import open_for, plugin_errors
+from zoo.tasks.media_prompt import Part, Written, check_senses, read_media, written
 
 TASK = "generate"
 
@@ -79,27 +85,36 @@ class LanguageModel:
     kernel: str
     prefixes: PrefixCache = field(default_factory=PrefixCache, repr=False)
 
-    def ids(self, prompt: str, *, chat: bool, system: str | None = None) -> list[int]:
-        """A prompt as token ids: a user's turn of a conversation, or the text itself. Raises UsageError."""
+    def write(self, prompt: str | Sequence[Part], *, chat: bool, system: str | None = None) -> Written:
+        """A prompt as it is read: a user's turn of a conversation, or the text and the media themselves. Raises UsageError."""
+        parts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_senses(self.decoder, parts, self.built.name)
         if not chat:
             if system is not None:
                 raise UsageError("a system message belongs to a conversation: add --chat (in Python: chat=True)")
-            return self.tokenizer.encode(prompt)
+            media = [read_media(part) for part in parts]
+            return written(self.decoder, self.tokenizer, media, media_cache=self.prefixes.media)
         if self.tokenizer.chat is None:
             raise UsageError(f"{self.built.name} was not trained on conversations: leave out --chat")
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
+            raise UsageError("a conversation holds text alone so far: leave out --chat, or the media")
         turns = [] if system is None else [("system", system)]
-        return self.tokenizer.chat([*turns, ("user", prompt)])
+        text = "\n".join(texts)
+        return Written(Prompt(tuple(self.tokenizer.chat([*turns, ("user", text)]))), text)
 
 
 def open_language_model(
-    model: str | Built | None = None,
+    model: str | Path | Built | Composition | None = None,
     *,
     weights: str | Path | None = "card",
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     kernel: str = "float32",
 ) -> LanguageModel:
-    """Build a decoder for `generate` and `score`: the named one, or the installed default.
+    """Build a decoder for `generate` and `score`: the named one, a composition, or the installed default.
+
+    model: also the folder of a composition, or a recipe (`zoo.compose`); a text is taken for a folder where it is one.
 
     kernel: number format of its linear layers, from `zoo.nn.kernels.LINEARS`. "float32" rounds nothing; a model that was built
         already, that is not on the CPU or has another dtype runs as it is then.
@@ -114,6 +129,15 @@ def open_language_model(
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
     if kernel != "float32" and isinstance(model, Built):
         raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
+    if isinstance(model, Path) or (isinstance(model, str) and _is_recipe(Path(model))):
+        if weights != "card":
+            raise UsageError(f"{model} is a composition, whose recipe names its weights: leave out --weights")
+        model = open_composition(Path(model), device=device, dtype=dtype, kernel=kernel)
+    if isinstance(model, Composition):
+        fused: Any = model.module
+        if fused.tokenizer is None:
+            raise PluginError(f"{model.recipe.decoder} has no tokenizer, so it reads no text")
+        return LanguageModel(model.built, fused, fused.tokenizer, kernel)
     built = open_for(TASK, model, kinds=("decoder",), modalities=(TEXT,), weights=weights, device=device, dtype=dtype)
     module: Any = built.module
     tokenizer = getattr(module, "tokenizer", None)
@@ -130,9 +154,9 @@ def open_language_model(
 
 
 def generate(
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str | Sequence[Part]],
     *,
-    model: str | Built | LanguageModel | None = None,
+    model: str | Path | Built | Composition | LanguageModel | None = None,
     weights: str | Path | None = "card",
     chat: bool = False,
     system: str | None = None,
@@ -147,7 +171,8 @@ def generate(
 ) -> Generation:
     """Text that goes on from each prompt.
 
-    prompts: one text, or several, each answered for itself. chat: each is a user's message to a model trained to answer, with
+    prompts: one text, or several, each answered for itself; in place of a text a list of texts, paths of media files and pictures,
+        in their order, for a composition (`zoo.compose`). chat: each is a user's message to a model trained to answer, with
         `system` before it where given.
     model: a decoder; the installed default when None. To ask many times, open it once: `open_language_model`; then weights,
         device, dtype and kernel are those it was opened with.
@@ -155,30 +180,32 @@ def generate(
         by the mean log-probability of their tokens. samples: answers to each prompt, one after another in the results.
     Raises UsageError for arguments that make no sense and a prompt that leaves no room, and what building the model raises.
     """
-    texts = _texts(prompts)
+    asked = _prompts(prompts)
     if beams is not None and (sampling is not None or samples != 1):
         raise UsageError("beams search for the likeliest answer: leave out sampling and samples")
     language = _opened(model, weights, device, dtype, kernel)
-    rows = [language.ids(text, chat=chat, system=system) for text in texts]
+    rows = [language.write(prompt, chat=chat, system=system) for prompt in asked]
     with plugin_errors(language.built):
         if beams is None:
-            answers = _answers(language, rows, max_tokens, sampling, stop, samples)
+            answers = _answers(language, [row.prompt for row in rows], max_tokens, sampling, stop, samples)
         else:
             answers = [
                 beam_answer(
-                    language.decoder, row, beams=beams, max_tokens=max_tokens, stop=stop, prefixes=language.prefixes
+                    language.decoder, row.prompt, beams=beams, max_tokens=max_tokens, stop=stop, prefixes=language.prefixes
                 )
                 for row in rows
             ]
     results = tuple(
-        Completion(texts[number // samples], answer.text, answer.finish, len(rows[number // samples]), len(answer.ids))
+        Completion(
+            rows[number // samples].text, answer.text, answer.finish, len(rows[number // samples].prompt), len(answer.ids)
+        )
         for number, answer in enumerate(answers)
     )
     return _outcome(language, results)
 
 
 def stream_text(
-    prompt: str,
+    prompt: str | Sequence[Part],
     language: LanguageModel,
     *,
     chat: bool = False,
@@ -188,7 +215,7 @@ def stream_text(
     stop: Sequence[str] = (),
 ) -> Iterator[Piece]:
     """The pieces of one answer while they come; arguments as those of `generate`."""
-    row = language.ids(prompt, chat=chat, system=system)
+    row = language.write(prompt, chat=chat, system=system).prompt
     with plugin_errors(language.built):
         yield from stream(
             language.decoder, [row], max_tokens=max_tokens, sampling=sampling, stop=stop, prefixes=language.prefixes
@@ -196,10 +223,10 @@ def stream_text(
 
 
 def score(
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str | Sequence[Part]],
     choices: Sequence[str],
     *,
-    model: str | Built | LanguageModel | None = None,
+    model: str | Path | Built | Composition | LanguageModel | None = None,
     weights: str | Path | None = "card",
     chat: bool = False,
     system: str | None = None,
@@ -214,25 +241,25 @@ def score(
     A choice is scored as it stands; where neither it nor the end of the prompt has a blank, one is put between, outside a
     conversation. Other arguments as those of `generate`. Raises UsageError for fewer than two different choices.
     """
-    texts, names = _texts(prompts), _check_choices(choices)
+    asked, names = _prompts(prompts), _check_choices(choices)
     if normalise not in NORMALISATIONS:
         raise UsageError(f"normalise is one of {', '.join(NORMALISATIONS)}, got {normalise!r}")
     language = _opened(model, weights, device, dtype, kernel)
     results = []
-    for text in texts:
-        row = language.ids(text, chat=chat, system=system)
-        asked = [name if chat else joined(text, name) for name in names]
+    for prompt in asked:
+        row = language.write(prompt, chat=chat, system=system)
+        answers = [name if chat else joined(row.text, name) for name in names]
         with plugin_errors(language.built):
             scored = score_choices(
                 language.decoder,
-                row,
-                [language.tokenizer.encode(name) for name in asked],
-                sizes_bytes=[len(name.encode()) for name in asked],
+                row.prompt,
+                [language.tokenizer.encode(name) for name in answers],
+                sizes_bytes=[len(name.encode()) for name in answers],
                 calibrate=normalise == "calibrated",
                 prefixes=language.prefixes,
             )
         logprobs = {name: one.score(normalise) for name, one in zip(names, scored, strict=True)}
-        results.append(ranked(text, logprobs))
+        results.append(ranked(row.text, logprobs))
     return _outcome(language, tuple(results))
 
 
@@ -251,7 +278,7 @@ def ranked(prompt: str, logprobs: Mapping[str, float]) -> Choice:
 
 def _answers(
     language: LanguageModel,
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[Prompt],
     max_tokens: int,
     sampling: Sampling | None,
     stop: Sequence[str],
@@ -268,8 +295,15 @@ def _answers(
     )
 
 
+def _is_recipe(path: Path) -> bool:
+    try:
+        return (path / FILE).is_file() or (path.suffix == ".toml" and path.is_file())
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _opened(
-    model: str | Built | LanguageModel | None,
+    model: str | Path | Built | Composition | LanguageModel | None,
     weights: str | Path | None,
     device: str,
     dtype: torch.dtype | None,
@@ -280,14 +314,23 @@ def _opened(
     return open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
 
 
-def _texts(prompts: str | Sequence[str]) -> list[str]:
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts:
+def _prompts(prompts: str | Sequence[str | Sequence[Part]]) -> list[str | Sequence[Part]]:
+    asked: list[str | Sequence[Part]] = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not asked:
         raise UsageError("no prompt given")
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UsageError(f"a prompt is a string, prompt {number} is {type(text).__name__}")
-    return texts
+    for number, prompt in enumerate(asked):
+        if not isinstance(prompt, (str, list, tuple)):
+            raise UsageError(
+                f"a prompt is a string, or a list of texts and media, prompt {number} is {type(prompt).__name__}; one prompt of several "
+                f"parts is a list in the list: [[picture, 'a text']]"
+            )
+        wrong = [part for part in prompt if not isinstance(part, (str, Path, Image.Image, Item))]
+        if wrong or (not prompt and not isinstance(prompt, str)):
+            got = type(wrong[0]).__name__ if wrong else "none"
+            raise UsageError(
+                f"the parts of prompt {number} are texts, paths, pictures or items of zoo.fusion.item, got {got}"
+            )
+    return asked
 
 
 def _check_choices(choices: Sequence[str]) -> list[str]:

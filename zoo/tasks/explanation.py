@@ -1,0 +1,116 @@
+"""A page that shows, for each word of an answer, which media item and which of its patches the decoder looked at."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zoo.errors import UsageError
+from zoo.fusion.attention_map import Look, looks
+from zoo.fusion.fused import Fused
+from zoo.fusion.item import Item
+from zoo.tasks.generation import LanguageModel
+from zoo.tasks.media_prompt import Part
+
+SIDE = 160  # pixels of a picture on the page
+MOST_WORDS = 64
+
+
+def write_explanation(language: LanguageModel, prompt: str | Sequence[Part], answer: str, file: Path) -> None:
+    """Write the page for an answer to a prompt. Raises UsageError for a model without senses and a prompt without media."""
+    model: Any = language.decoder
+    asked = language.write(prompt, chat=False)
+    if not isinstance(model, Fused) or not asked.prompt.media:
+        raise UsageError(
+            "an explanation shows what was looked at in media: give a composition, and a prompt that holds some"
+        )
+    ids = language.tokenizer.encode(answer)[:MOST_WORDS]
+    if not ids:
+        raise UsageError("the answer is empty: there is no word to explain")
+    found = looks(model, asked.prompt.ids, asked.prompt.media, ids)
+    items = [placed.item for placed in asked.prompt.media]
+    words = [language.tokenizer.decode([token]) for token in ids]
+    rows = [_row(word, [look for look in found if look.token == number], items) for number, word in enumerate(words)]
+    spliced = all(not sense.gated for sense in model.senses.values())
+    file.write_text(_page(language.built.name, asked.text, answer, rows, _gates(model), spliced=spliced), encoding="utf-8")
+
+
+def _row(word: str, seen: Sequence[Look], items: Sequence[Item]) -> str:
+    cells = "".join(
+        f"<figure>{_picture(items[look.item], look.features_T)}<figcaption>{html.escape(items[look.item].modality)} "
+        f"{look.item + 1}: {look.share:.0%}</figcaption></figure>"
+        for look in seen
+    )
+    return f"<tr><th>{html.escape(word)}</th><td>{cells or 'nothing: no item stands before it'}</td></tr>"
+
+
+def _picture(item: Item, features_T: torch.Tensor) -> str:
+    """The item's frames, lit where its features were looked at; a strip where it is no picture or its features are no grid."""
+    frames = [frame for frame in item.frames if isinstance(frame, Image.Image)]
+    per_frame = features_T.view(len(frames), -1) if frames and len(features_T) % len(frames) == 0 else None
+    if per_frame is None:
+        return _image(_strip(features_T))
+    count = per_frame.shape[1]
+    side = math.isqrt(count)
+    extra = count - side * side  # a class token stands before the patches
+    if extra > 1:
+        return "".join(
+            _image(frame.resize((SIDE, SIDE))) + _image(_strip(one)) for frame, one in zip(frames, per_frame, strict=True)
+        )
+    return "".join(_image(_lit(frame, one[extra:].view(side, side))) for frame, one in zip(frames, per_frame, strict=True))
+
+
+def _lit(frame: Image.Image, strength: torch.Tensor) -> Image.Image:
+    """The picture, darkened where nothing was looked at."""
+    scaled = (strength / strength.max().clamp(min=1e-30)).numpy()
+    mask = Image.fromarray((scaled * 255).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    picture = frame.convert("RGB").resize((SIDE, SIDE))
+    return Image.composite(picture, Image.blend(picture, Image.new("RGB", picture.size), 0.8), mask)
+
+
+def _strip(strength_T: torch.Tensor) -> Image.Image:
+    scaled = (strength_T / strength_T.max().clamp(min=1e-30) * 255).numpy().astype(np.uint8)[None]
+    return Image.fromarray(scaled).resize((2 * SIDE, SIDE // 8), Image.Resampling.NEAREST)
+
+
+def _image(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _gates(model: Fused) -> str:
+    """What the gates say about how much of it counted."""
+    lines = []
+    for name, module in model.senses.items():
+        sense: Any = module
+        if sense.gated:
+            values = [float(gated.attention_gate.detach().tanh().abs().mean()) for gated in sense.gated.values()]
+            lines.append(f"{name}: gates {', '.join(f'{value:.3f}' for value in values)}")
+            if max(values) == 0:
+                lines.append(f"{name}: every gate is zero, so none of what was looked at counted")
+    return "; ".join(lines)
+
+
+def _page(model: str, prompt: str, answer: str, rows: Sequence[str], gates: str, *, spliced: bool) -> str:
+    how = (
+        "Light is the gradient of the word's log-probability times each patch's value: this model has no cross-attention."
+        if spliced
+        else "Shares are the weights of the cross-attention (the mean of heads and layers) when the word was chosen. Light is where its "
+        "latents come from, by gradient times value through the bridge."
+    )
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>What the answer looked at</title>
+<style>body{{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}th{{text-align:right;vertical-align:top;padding:.5em 1em;white-space:pre}}
+figure{{display:inline-block;margin:.3em}}figcaption{{font-size:.8em;color:#555}}pre{{white-space:pre-wrap;background:#f4f4f4;padding:1em}}</style>
+<h1>What the answer looked at</h1><p>{html.escape(model)}</p><pre>{html.escape(prompt)}<strong>{html.escape(answer)}</strong></pre>
+<p>{how}</p><p>{html.escape(gates)}</p><table>{"".join(rows)}</table></html>
+"""
