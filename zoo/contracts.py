@@ -120,9 +120,14 @@ class Decoder(Protocol):
     columns int[N], float[N, W]), what stands in place of the embeddings of some tokens. `zoo.nn.decoder.Decoder` has all of it.
     """
 
-    context: int
-    vocabulary: int
-    tokenizer: Tokenizer | None
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
 
     def new_cache(self, batch: int, capacity: int, /) -> Cache: ...
 

@@ -42,7 +42,7 @@ def looks(model: Fused, ids: Sequence[int], media: Sequence[Placed], answer: Seq
     weights: dict[str, list[tuple[SeenMedia, torch.Tensor]]] = {}
     handles = [
         gated.register_forward_pre_hook(_keep_weights(weights.setdefault(name, [])))
-        for name, sense in model.senses.items()
+        for name, sense in _senses(model)
         for gated in sense.gated.values()
     ]
     try:
@@ -62,6 +62,10 @@ def looks(model: Fused, ids: Sequence[int], media: Sequence[Placed], answer: Seq
         else:
             found += _by_attention(sense, weights[name], positions, watched, numbers)
     return sorted(found, key=lambda look: (look.token, look.item))
+
+
+def _senses(model: Fused) -> list[tuple[str, Any]]:
+    return list(model.senses.items())
 
 
 def _watched(model: Fused, placed: Placed) -> Placed:

@@ -6,6 +6,7 @@ Each check is a bug that once shipped somewhere. It has a name, a level and a se
     numbers   the same input gives the same output, however      weights   pinned, verified, finite
     process   it stays inside its own walls                      pairs     what a dual encoder promises besides
     language  what a decoder promises besides
+    fusion    what holds for an encoder or a bridge in a fused model
 """
 
 from zoo.testing.check import CHECKS, Check, CheckFailed, CheckSkipped, Result, Subject

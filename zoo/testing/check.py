@@ -17,8 +17,9 @@ from zoo.errors import WeightsError
 from zoo.plugin import Plugin
 from zoo.registry import Found, Registry
 
-LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language")
+LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language", "fusion")
 SEED = 1
+FEATURES = "features"
 
 
 class CheckFailed(Exception):  # noqa: N818 - it reads as the sentence it is: the check failed
@@ -122,6 +123,12 @@ class Subject:
     @property
     def module(self) -> Any:
         return self.built.module
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What there are samples of: the card's modalities; for a bridge, which reads what encoders give, features."""
+        card = self.found.card
+        return (FEATURES,) if card.kind == "bridge" else card.modalities
 
     @property
     def trained(self) -> bool:

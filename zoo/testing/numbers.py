@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from zoo.batch import Encoded
 from zoo.construct import DTYPES, Built
 from zoo.errors import MediaError, UsageError, WeightsMissingError
-from zoo.testing.check import SEED, CheckFailed, CheckSkipped, Subject, check
+from zoo.testing.check import FEATURES, SEED, CheckFailed, CheckSkipped, Subject, check
+from zoo.testing.fusion import FRAMES, bridge_width, features_of
 from zoo.testing.language import next_logits, token_rows
 from zoo.testing.samples import extreme, ordinary, uneven
 from zoo.testing.truth import ENCODERS, MODELS, encode
@@ -34,13 +35,13 @@ def same_seed_same_output(subject: Subject) -> None:
     for (name, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         if not torch.equal(one, other):
             raise CheckFailed(f"two models from one seed differ in {name}")
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         must_equal(outputs(subject, modality), outputs(subject, modality), "the same input a second time", exact=True)
 
 
 @check("numbers", "A batch of n gives what n singles give.", kinds=MODELS)
 def batch_equals_singles(subject: Subject) -> None:
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         items = ordinary(modality)
         batch = outputs(subject, modality, items)
         for row, item in enumerate(items):
@@ -51,7 +52,7 @@ def batch_equals_singles(subject: Subject) -> None:
 
 @check("numbers", "Padding changes nothing: an item beside a longer one gives what it gives alone.", kinds=ENCODERS)
 def padding_changes_nothing(subject: Subject) -> None:
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         items = uneven(modality)
         if subject.found.card.kind == "dual_encoder":
             batch = outputs(subject, modality, items)
@@ -103,7 +104,7 @@ def gradient_reaches_every_parameter(subject: Subject) -> None:
 
 @check("numbers", "Extreme but legal input gives finite numbers.", kinds=MODELS)
 def extreme_input_stays_finite(subject: Subject) -> None:
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         for name, item in extreme(modality):
             try:
                 output = outputs(subject, modality, [item])
@@ -118,7 +119,7 @@ def extreme_input_stays_finite(subject: Subject) -> None:
 def state_survives_saving(subject: Subject) -> None:
     original = subject.built
     other = _reloaded(subject, original)
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         must_equal(
             outputs(subject, modality), outputs(subject, modality, module=other), "after saving and loading", exact=True
         )
@@ -190,6 +191,8 @@ def prepare(subject: Subject, modality: str, items: list[Any], module: Any) -> A
             return _to(module, module.preprocess(modality, items))
         if subject.found.card.kind == "decoder":
             return token_rows(module, items)
+        if subject.found.card.kind == "bridge":
+            return features_of(module, items, bridge_width(subject))
         return _to(module, module.preprocess(items))
 
 
@@ -200,6 +203,9 @@ def run_prepared(subject: Subject, modality: str, inputs: Any, module: Any) -> O
             found = {"embedding": module.encode(modality, inputs), "features": module.features(modality, inputs)}
         elif subject.found.card.kind == "decoder":
             found = {"logits": next_logits(module, inputs)}
+        elif subject.found.card.kind == "bridge":
+            latents_BLW, mask_BL = module(inputs)
+            found = {"latents": latents_BLW * mask_BL[..., None]}
         else:
             encoded = module(inputs)
             found = {"tokens": encoded.tokens_BTD, "pooled vector": encoded.pooled_BD}
@@ -222,6 +228,10 @@ def _differentiable(subject: Subject) -> Iterator[torch.Tensor]:
             continue
         if card.kind == "decoder":
             yield next_logits(module, token_rows(module, samples(card.modalities[0])))
+            continue
+        if card.kind == "bridge":
+            features = features_of(module, samples(FEATURES), bridge_width(subject))
+            yield from (module(features, frames=1)[0], module(features, frames=FRAMES)[0])
             continue
         inputs = module.preprocess(samples(card.modalities[0]))
         encoded = module(inputs)
@@ -276,7 +286,7 @@ def _difference(value: torch.Tensor, expected: torch.Tensor) -> float:
 def must_be_near(subject: Subject, exact: Any, moved: Any, how: str, least: float) -> float:
     """The least cosine between the outputs of two modules on the ordinary samples. Raises CheckFailed if it is below `least`."""
     lowest = 1.0
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         expected, actual = outputs(subject, modality, module=exact), outputs(subject, modality, module=moved)
         for name, value in expected.items():
             if not bool(actual[name].isfinite().all()):

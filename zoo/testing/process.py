@@ -73,7 +73,7 @@ def works_after_spawn(subject: Subject) -> None:
 @check("process", "Preparing and running in several threads at once gives what one gives.", kinds=MODELS)
 def works_in_threads(subject: Subject) -> None:
     interval = sys.getswitchinterval()
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         items = uneven(modality)
         start = time.perf_counter()
         alone = [outputs(subject, modality, [item]) for item in items]
@@ -217,7 +217,7 @@ def _changes_here(fields: Mapping[str, Any]) -> list[str]:
         words.append("building it sets torch's seed")
     _ = subject.built
     before = snapshot()
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         outputs(subject, modality)
     words += [f"running it changed {text}" for text in changes(before)]
     while not reports.empty():
@@ -301,7 +301,7 @@ def _spawned(fields: Mapping[str, Any], module: torch.nn.Module, answers: Any) -
 def _digest(subject: Subject, module: torch.nn.Module | None = None) -> str:
     """Of all outputs, to the bit."""
     digest = hashlib.sha256()
-    for modality in subject.found.card.modalities:
+    for modality in subject.reads:
         for value in outputs(subject, modality, module=module).values():
             digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from zoo.modality import IMAGE, TEXT
-from zoo.testing.check import CheckSkipped
+from zoo.testing.check import FEATURES, CheckSkipped
 
+WIDEST = 8192
 TEXTS = ("red", "cat", "owl")  # of one length for most tokenizers
 SENTENCES = ("cat", "a photograph of two grey cats asleep on a red sofa beside the window", "an old wooden boat")
 EXTREME_TEXTS = ("", " ", "a" * 3000, "word " * 2000, "\N{GRINNING FACE}" * 40, "图片 中 的 猫", "tab\tand\nline", "\x00")
@@ -21,6 +22,8 @@ def ordinary(modality: str) -> list[Any]:
         return [_picture(seed) for seed in range(3)]
     if modality == TEXT:
         return list(TEXTS)
+    if modality == FEATURES:
+        return [_features(seed, 12) for seed in range(3)]
     raise CheckSkipped(f"the kit has no samples of {modality} yet")
 
 
@@ -30,6 +33,8 @@ def uneven(modality: str) -> list[Any]:
         return [_picture(0, 48, 64), _picture(1, 300, 200), _picture(2, 31, 97)]
     if modality == TEXT:
         return list(SENTENCES)
+    if modality == FEATURES:
+        return [_features(0, 4), _features(1, 12), _features(2, 8)]
     raise CheckSkipped(f"the kit has no samples of {modality} yet")
 
 
@@ -44,7 +49,19 @@ def extreme(modality: str) -> list[tuple[str, Any]]:
         return [(name, Image.fromarray(pixels)) for name, pixels in items]
     if modality == TEXT:
         return [(f"the text {text[:12]!r} ({len(text)} characters)", text) for text in EXTREME_TEXTS]
+    if modality == FEATURES:
+        one = _features(0, 12)
+        return [
+            ("features that are all zero", 0 * one),
+            ("features of a thousand", 1000 * one),
+            ("equal features", one[:1].repeat(12, 0)),
+        ]
     raise CheckSkipped(f"the kit has no samples of {modality} yet")
+
+
+def _features(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Token features of one item, wider than any bridge: it takes as many as it is wide."""
+    return np.random.default_rng(seed).standard_normal((count, WIDEST), dtype=np.float32)
 
 
 def _picture(seed: int, height: int = 64, width: int = 64) -> Image.Image:

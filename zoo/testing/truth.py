@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from zoo.batch import Encoded
-from zoo.contracts import Decoder, DualEncoder, Encoder
+from zoo.contracts import Bridge, Decoder, DualEncoder, Encoder
 from zoo.errors import WeightsMissingError
 from zoo.modality import MODALITIES
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.samples import ordinary
 
 ENCODERS = ("encoder", "dual_encoder")
-MODELS = (*ENCODERS, "decoder")  # what is built from a card, has parameters and reads items of its modalities
+MODELS = (*ENCODERS, "decoder", "bridge")  # what is built from a card, has parameters and reads items of its modalities
 
 
 @check("manifest", "The card names licence, parameters and the width of what comes out.", kinds=MODELS, needs_model=False)
@@ -25,6 +25,8 @@ def card_is_complete(subject: Subject) -> None:
         missing.append("parameters")
     if card.kind == "encoder" and subject.listed and not {"count", "width"} <= set(card.tokens):
         missing.append("tokens = { count = ..., width = ... } (count 0: it depends on the input)")
+    if card.kind == "bridge" and subject.listed and not isinstance(card.variant.get("input_width"), int):
+        missing.append("variant = { input_width = ... } (any: zoo compose gives that of the encoder)")
     if card.kind == "dual_encoder" and card.embedding_width is None:
         missing.append("embedding_width")
     if missing and not subject.listed:
@@ -35,7 +37,8 @@ def card_is_complete(subject: Subject) -> None:
 
 @check("manifest", "What is built has the methods of its kind.", kinds=MODELS, needs_model=False)
 def contract_is_kept(subject: Subject) -> None:
-    kind: Any = {"encoder": Encoder, "dual_encoder": DualEncoder, "decoder": Decoder}[subject.found.card.kind]
+    kinds = {"encoder": Encoder, "dual_encoder": DualEncoder, "decoder": Decoder, "bridge": Bridge}
+    kind: Any = kinds[subject.found.card.kind]
     if not isinstance(subject.module, kind):
         wanted = [name for name in kind.__protocol_attrs__ if not hasattr(subject.module, name)]
         raise CheckFailed(f"{type(subject.module).__name__} lacks {', '.join(wanted)} (zoo/contracts.py)")
@@ -62,6 +65,8 @@ def shapes_as_declared(subject: Subject) -> None:
         if list(logits.shape) != [1, 3, subject.module.vocabulary]:
             raise CheckFailed(f"logits of 3 tokens are {list(logits.shape)}, the vocabulary is {subject.module.vocabulary}")
         return
+    if card.kind == "bridge":
+        raise CheckSkipped("its latents are looked at by latents-are-as-promised")
     for modality in card.modalities:
         items = ordinary(modality)
         if card.kind == "dual_encoder":
