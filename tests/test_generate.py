@@ -102,7 +102,7 @@ def test_a_model_of_another_kind_and_a_media_file_are_named(main, photos) -> Non
     run = main("generate", "x", "--model", "text/minilm-tiny", "--weights", "none")
     assert "zoo generate needs a decoder, text/minilm-tiny is of kind encoder" in run.stderr
     run = main("generate", str(photos / "chelsea.jpg"), "what is this?", *TINY)
-    assert "chelsea.jpg is a media file, and decoders read text alone so far: give its words" in run.stderr
+    assert "smollm/tiny reads text alone, and was given image (" in run.stderr
 
 
 @pytest.mark.parametrize("text", ["", "\x00", "\x00nul\x00", "שלום עולם", "😀" * 30, "tab\t\r\n", " "])
@@ -131,7 +131,7 @@ def test_a_language_model_reads_what_prompts_share_once() -> None:
 
 
 def test_python_says_what_is_wrong() -> None:
-    with pytest.raises(UsageError, match="a prompt is a string, prompt 1 is int"):
+    with pytest.raises(UsageError, match="a prompt is a string, or a list of texts and media, prompt 1 is int"):
         library.generate(["a", 1], model=tiny())
     with pytest.raises(UsageError, match="no prompt given"):
         library.generate([], model=tiny())

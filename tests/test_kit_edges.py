@@ -65,7 +65,7 @@ def subject_of(make: Any, **fields: Any) -> Any:
 
     built = opened()
     return SimpleNamespace(
-        found=Found(card, None), built=built, module=built.module, open=opened, trained=False, can_be_built=True, listed=True
+        found=Found(card, None), built=built, module=built.module, open=opened, trained=False, can_be_built=True, listed=True, reads=card.modalities
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__ (tests/test_startup.py compares)
     from zoo.batch import Encoded
     from zoo.card import Card
-    from zoo.compose import compose
+    from zoo.composition import compose
     from zoo.construct import build, open_model
     from zoo.errors import ZooError
     from zoo.hookspecs import hookimpl
@@ -29,7 +29,7 @@ _EXPORTS = {
     "cards": "zoo.registry",
     "classify": "zoo.tasks.classify",
     "classify_texts": "zoo.tasks.text_classification",
-    "compose": "zoo.compose",
+    "compose": "zoo.composition",
     "embed": "zoo.tasks.embedding",
     "fetch": "zoo.weights",
     "filter_pairs": "zoo.tasks.filtering",

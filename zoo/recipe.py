@@ -1,13 +1,13 @@
 """Recipes: a composition of models as data, `recipe.toml`.
 
     recipe = 1
-    decoder = "smollm/135m-instruct"
+    decoder = "..."
 
     [senses.image]
-    encoder = "timm/efficientnet_lite0"
-    bridge = "perceiver/resampler"
+    encoder = "..."
+    bridge = "..."
 
-Every other field of a sense has a default (`SenseRecipe`). `zoo.compose.save` adds what it must find again: `[frozen]`, the sha256
+Every other field of a sense has a default (`SenseRecipe`). `zoo.composition.save` adds what it must find again: `[frozen]`, the sha256
 of the files of every model that was not trained; `[trained]`, the file with what was; `requires`, the distributions.
 """
 

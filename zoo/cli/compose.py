@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
         action="append",
         default=[],
         metavar="MODALITY=NAME",
-        help="what reads a modality, as image=timm/efficientnet_lite0; may be repeated",
+        help="what reads a modality, as image=NAME; may be repeated",
     )
     command.add_argument("--bridge", metavar="NAME", help="what joins them (zoo list --kind bridge)")
     command.add_argument(
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.out} is not empty: name a new folder")
     import torch
 
-    from zoo.compose import compose, describe_composition, open_composition, save
+    from zoo.composition import compose, describe_composition, open_composition, save
 
     torch.manual_seed(arguments.seed)
     if arguments.recipe is not None:
@@ -88,7 +88,7 @@ def read_encoders(given: list[str]) -> dict[str, str]:
     for text in given:
         modality, sign, name = text.partition("=")
         if not (modality and sign and name):
-            raise UsageError(f"--encoder takes MODALITY=NAME, as image=timm/efficientnet_lite0, got {text!r}")
+            raise UsageError(f"--encoder takes MODALITY=NAME, as image=NAME (zoo list --kind encoder), got {text!r}")
         if modality in encoders:
             raise UsageError(f"--encoder names two for {modality}: {encoders[modality]} and {name}")
         encoders[modality] = name

@@ -82,7 +82,7 @@ class Fused(nn.Module):
         media: Media | None = None,
         media_cache: MediaCache | None = None,
     ) -> torch.Tensor:
-        """As `zoo.contracts.Decoder.forward`, with the items of each row.
+        """int[B, T] and the items of each row -> logits float[B, T, V], as `zoo.contracts.Decoder.forward`.
 
         media: for each row its items in the order of their positions, which count the row's real tokens in this call. With a cache
             they are remembered for the calls that follow.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from zoo.compose import Composition, open_composition
+from zoo.composition import Composition, open_composition
 from zoo.construct import Built, weight_hashes
 from zoo.contracts import Decoder, Tokenizer
 from zoo.decoding.beams import beam_answer

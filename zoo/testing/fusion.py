@@ -190,6 +190,7 @@ class _Lines(nn.Module):
         self.project = nn.Linear(input_width, output_width)
 
     def forward(self, encoded: Encoded, *, frames: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of B items -> float[B, T, W], bool[B, T]."""
         del frames
         return self.project(encoded.tokens_BTD), encoded.mask_BT
 

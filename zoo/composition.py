@@ -202,8 +202,8 @@ def _recipe(
 ) -> Recipe:
     if decoder is None or not encoders or bridge is None:
         raise UsageError(
-            'a composition needs a decoder, encoders and a bridge: zoo.compose(decoder="smollm/135m-instruct", '
-            'encoders={"image": "timm/efficientnet_lite0"}, bridge="perceiver/resampler")'
+            'a composition needs a decoder, encoders and a bridge: zoo.compose(decoder=NAME, encoders={"image": NAME}, bridge=NAME); '
+            "zoo list --kind decoder, --kind encoder and --kind bridge show what there is"
         )
     bridges = bridge if isinstance(bridge, Mapping) else dict.fromkeys(encoders, bridge)
     lacking = [modality for modality in encoders if modality not in bridges]
