@@ -293,4 +293,7 @@ def test_the_edges_are_defined() -> None:
     decoder.tokenizer.start_id = None
     with pytest.raises(UsageError, match="prompt 0 is empty, and this model has no start token"):
         generate(decoder, [[]], max_tokens=2)
-    assert generate(decoder, [], max_tokens=0) == []
+    with pytest.raises(
+        UsageError, match=r"^prompts are a list with at least one prompt, each a list of token ids or a Prompt, got \[\]$"
+    ):
+        generate(decoder, [], max_tokens=0)

@@ -51,7 +51,9 @@ def test_a_stream_prints_what_waiting_prints(main) -> None:
 
 def test_standard_input_is_a_part() -> None:
     command = [sys.executable, "-m", "zoo", "generate", "a", "-", *TINY, "--max-tokens", "1", "--json"]
-    run = subprocess.run(command, input="b\n\N{HEBREW LETTER ALEF}".encode(), capture_output=True, check=False, timeout=120)
+    run = subprocess.run(
+        command, input="b\n\N{HEBREW LETTER ALEF}\n".encode(), capture_output=True, check=False, timeout=120
+    )
     assert json.loads(run.stdout)["results"][0]["input"] == "a\nb\n\N{HEBREW LETTER ALEF}"
     wrong = subprocess.run(command, input=b"\xff", capture_output=True, check=False, timeout=120)
     assert wrong.returncode == 2
@@ -72,21 +74,27 @@ def test_samples_and_beams(main) -> None:
     ("arguments", "message"),
     [
         (("x" * 600,), "prompt 0 has 600 tokens, and the model reads and writes at most 512 together: shorten it"),
-        (("x", "--max-tokens", "-1"), "max_tokens must be a whole number of at least 0, got -1"),
-        (("x", "--choices", "a"), "choices are at least two different texts, got ['a']"),
-        (("x", "--choices", "a,a"), "choices are at least two different texts, got ['a', 'a']"),
+        (("x", "--max-tokens", "-1"), "--max-tokens must be at least 0, got -1"),
+        (("x", "--choices", "a"), "--choices are at least two different answers with commas between (in quotes with commas inside), got ['a']"),
+        (("x", "--choices", "a,a"), "(in quotes with commas inside), got ['a', 'a']"),
         (("x", "--temperature", "-2"), "temperature must be from 0 (greedy) up, got -2.0"),
         (("x", "--chat"), "smollm/tiny was not trained on conversations: leave out --chat"),
-        (("x", "--system", "s"), "a system message belongs to a conversation: add --chat (in Python: chat=True)"),
+        (("x", "--system", "s"), "--system is the beginning of a conversation: add --chat"),
         (("x", "--stream", "--json"), "--stream shows one answer while it comes: leave out --json"),
         (("x", "--beams", "2", "--top-k", "3"), "--top-k is about drawing tokens: leave it out with --choices and --beams"),
-        (("x", "--samples", "0", "--temperature", "1"), "samples must be at least 1, got 0"),
+        (("x", "--samples", "0", "--temperature", "1"), "--samples must be at least 1, got 0"),
+        (("x", "--top-k", "3"), "--top-k is about drawing tokens, and greedy answers draw none: add --temperature 1, say"),
+        (("x", "--seed", str(2**64)), "--seed must fit 64 bits, got 18446744073709551616"),
+        (("x", "--stop", ""), "--stop ends an answer at a text, got an empty one"),
+        (("-", "-"), "- reads standard input, which is there once: give it once"),
+        (("photo.jpg",), "there is no file photo.jpg; if it is meant as text, say more than a file's name"),
+        (("x", "--explain", "page.txt"), "--explain writes an HTML file, got page.txt; to see the prompt alone, put --explain last"),
         (("x", "--samples", "3"), "--samples are drawn, and greedy answers are all the same: add --temperature 1"),
-        (("x", "--choices", ","), "choices are at least two different texts, got []"),
+        (("x", "--choices", ","), "(in quotes with commas inside), got []"),
         (("x", "--choices", "a,b", "--stop", "x"), "--choices ranks given answers: leave out --stop, --max-tokens"),
         (("x", "--normalise", "byte"), "--normalise is about --choices: give some, or leave it out"),
-        (("x", "--stream", "--beams", "0"), "--stream shows one answer while it comes"),
-        (("x", "--beams", "0"), "beams must be at least 1"),
+        (("x", "--stream", "--beams", "2"), "--stream shows one answer while it comes"),
+        (("x", "--beams", "0"), "--beams must be at least 1, got 0"),
         (("a\udcff",), "a text must be valid Unicode, got a lone surrogate at character 1: decode it as UTF-8"),
         (("x", "--kernel", "int4", "--dtype", "bfloat16"), "kernel int4 takes a model on the CPU in float32"),
     ],
@@ -200,3 +208,76 @@ def test_offline_without_the_weights_says_how_to_get_them(zoo, tmp_path) -> None
     run = zoo("generate", "x", ZOO_OFFLINE="1", ZOO_CACHE=str(tmp_path), PATH=os.environ["PATH"])
     assert run.returncode == 1
     assert "Connect once and run: zoo fetch smollm/135m-instruct.q4_1" in run.stderr
+
+
+def test_a_question_asked_by_a_pipe_is_the_one_asked_by_an_argument() -> None:
+    command = [sys.executable, "-m", "zoo", "generate", *TINY, "--max-tokens", "4", "--json"]
+    piped = subprocess.run([*command, "-"], input=b"hello\n", capture_output=True, check=True, timeout=120)
+    asked = subprocess.run([*command, "hello"], capture_output=True, check=True, timeout=120)
+    assert json.loads(piped.stdout) == json.loads(asked.stdout)
+
+
+def test_the_document_says_how_to_get_the_answer_again(main) -> None:
+    run = main("generate", "x", *TINY, "--max-tokens", "2", "--temperature", "0.5", "--seed", "7", "--stop", "q", "--json")
+    used = json.loads(run.stdout)["settings"]
+    assert (used["temperature"], used["seed"], used["max_tokens"], used["stop"]) == (0.5, 7, 2, ["q"])
+    ranked = json.loads(main("generate", "x", *TINY, "--choices", '"a, b",c', "--json").stdout)
+    assert (ranked["settings"]["normalise"], ranked["settings"]["max_tokens"]) == ("sum", None)
+    assert set(ranked["results"][0]["scores"]) == {"a, b", "c"}
+
+
+def test_an_answer_that_was_cut_says_so(main) -> None:
+    assert "zoo: the answer was cut after 256 tokens (--max-tokens)" in main("generate", "x", *TINY).stderr
+    assert "cut" not in main("generate", "x", *TINY, "--max-tokens", "3").stderr
+
+
+def test_a_conversation_is_a_list_of_turns() -> None:
+    language = library.open_language_model()
+    turns = [("user", "My name is Ada."), ("assistant", "Hello Ada!"), ("user", "hi")]
+    (result,) = library.generate([turns], model=language, chat=True, max_tokens=3).results
+    assert result.prompt_tokens == len(language.tokenizer.chat(turns))
+    with pytest.raises(UsageError, match="prompt 0 is a turn of a conversation: the turns of one are a list in the list"):
+        library.generate(turns, model=language, chat=True)
+    with pytest.raises(
+        UsageError, match="turns .role, text. are asked with chat=True, of a model trained on conversations"
+    ):
+        library.generate([turns], model=language)
+    assert repr(language) == "LanguageModel(kernel='float32')"
+
+
+def test_a_text_that_is_too_long_costs_the_others_nothing(main) -> None:
+    run = main("classify", "--text", "x" * 600, "short", "--labels", "a,b", *TINY, "--json")
+    results = json.loads(run.stdout)["results"]
+    assert run.returncode == 1
+    assert "has 613 tokens, and the model reads at most 512 with the label" in results[0]["error"], results
+    assert results[1]["label"] in ("a", "b")
+    with pytest.raises(
+        UsageError, match=r"^the 40 examples have .* tokens, and the model reads at most 512 with the text: give some"
+    ):
+        library.classify_texts("x", shots=[("text " * 9, label) for label in "ab" * 20], model=tiny())
+
+
+def test_texts_come_from_standard_input_a_line_each() -> None:
+    command = [sys.executable, "-m", "zoo", "classify", "--text", "-", "--labels", "a,b", *TINY, "--json"]
+    run = subprocess.run(command, input=b"one\ntwo\n", capture_output=True, check=True, timeout=120)
+    assert [result["input"] for result in json.loads(run.stdout)["results"]] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["Hello"], "prompt 0 must be a list of token ids (tokenizer.encode(text)) or a Prompt, got 'Hello'"),
+        ([1, 2], "prompt 0 must be a list of token ids (tokenizer.encode(text)) or a Prompt, got 1"),
+        ("Hello", "prompts are a list with at least one prompt, each a list of token ids or a Prompt, got 'Hello'"),
+    ],
+)
+def test_what_is_no_list_of_ids_is_refused(prompts, message) -> None:
+    from zoo.decoding import generate, perplexity
+
+    with pytest.raises(UsageError) as caught:
+        generate(tiny().decoder, prompts)
+    assert str(caught.value) == message
+    with pytest.raises(UsageError, match="a decoder is asked .zoo.contracts.Decoder., got LanguageModel"):
+        generate(tiny(), [[1]])
+    with pytest.raises(UsageError, match="a text is foretold by its token ids, a flat list"):
+        perplexity(tiny().decoder, [[1, 2]])

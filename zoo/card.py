@@ -68,8 +68,9 @@ class Weights:
 
     @property
     def size_bytes(self) -> int | None:
-        """Bytes of all files together, or None when a file does not declare its size."""
-        sizes = [file.size_bytes for file in self.files]
+        """Bytes of all files together, one that has two roles counted once; None when a file does not declare its size."""
+        different = {file.sha256 or file.sources: file for file in self.files}
+        sizes = [file.size_bytes for file in different.values()]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from zoo.card import Card
 from zoo.errors import UnknownNameError, UsageError, WeightsMissingError
+from zoo.nn.kernels import LINEARS
 from zoo.registry import Registry, default_registry
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject
 from zoo.testing.numbers import must_be_near
@@ -64,10 +65,12 @@ def can(
 
 def _applies(card: Card, kind: str, name: str, registry: Registry) -> Answer:
     question = f"{kind} {name}"
+    if kind == "kernel" and name in LINEARS:
+        return Answer(question, card.kind == "decoder", "declared", "a format of the core, for decoders on the processor")
     try:
         other = registry.find(name).card
     except UnknownNameError:
-        known = [candidate.name for candidate in registry.cards(kind=kind)]
+        known = [*(LINEARS if kind == "kernel" else ()), *(candidate.name for candidate in registry.cards(kind=kind))]
         return Answer(
             question, False, "declared", f"no installed plugin provides it; {kind}s are {', '.join(known) or 'none'}"
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.output import about_model, print_json, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
 from zoo.errors import UsageError
 
 LINE = 60  # characters of a text that stand before its answer
@@ -23,14 +23,16 @@ def add_commands(commands: Any) -> None:
         description="Without --labels and --shots: the image model's own classes.",
     )
     command.add_argument("media", nargs="+", metavar="MEDIA", help="image files, folders or patterns; texts with --text")
-    command.add_argument("--text", action="store_true", help="MEDIA are texts, and a decoder ranks the labels")
+    command.add_argument(
+        "--text", action="store_true", help="MEDIA are texts (- for the lines of stdin), and a decoder ranks the labels"
+    )
     command.add_argument("--labels", help="comma-separated labels")
     command.add_argument("--labels-file", type=Path, metavar="FILE", help="one label a line")
     command.add_argument(
         "--template",
         action="append",
         metavar="T",
-        help="sentence with {} for the label, may be repeated; with --text, the prompt with {text}",
+        help="sentence with {} for the label, may be repeated; with --text, the prompt with {text} ('Text: {text}\\nLabel:')",
     )
     command.add_argument(
         "--templates", metavar="SET", help="a named set of such sentences, as openai-80, openai-7 or zoo-9"
@@ -45,7 +47,7 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--kernel", choices=KERNELS, help="number format of a decoder's linear layers (float32)")
     command.add_argument(
-        "--top", type=int, help="labels to report for each image (3 in the text; in --json all of up to 20, else 5)"
+        "--top", type=int, help="labels to report for each input (3 in the text; in --json all of up to 20, else 5)"
     )
     command.add_argument("--batch-size", type=int, help="images computed together (4 on a CPU)")
     command.add_argument(
@@ -65,7 +67,9 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
     command.add_argument("--threads", type=int, help="threads for computing")
-    command.add_argument("--seed", type=int, default=0, help="seed of anything random (weights none)")
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of what is drawn: answers with --temperature, weights none (0)"
+    )
 
 
 def prepare_torch(arguments: argparse.Namespace) -> None:
@@ -95,7 +99,7 @@ def read_labels(arguments: argparse.Namespace) -> list[str] | None:
         return [line.strip() for line in lines if line.strip()]
     if arguments.labels is None:
         return None
-    return [label for label in arguments.labels.split(",") if label.strip()]
+    return separated(arguments.labels)
 
 
 def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -113,7 +117,7 @@ def check_weights(arguments: argparse.Namespace) -> None:
     """Raise UsageError for --weights with a file that is not there."""
     if arguments.weights not in ("card", "none") and not Path(arguments.weights).is_file():
         raise UsageError(
-            f"--weights {arguments.weights}: there is no such file (give a path, or none for a random initialisation)"
+            f"--weights {arguments.weights}: there is no such file (give the path of one, or none for a random initialisation)"
         )
 
 
@@ -174,8 +178,9 @@ def run_texts(arguments: argparse.Namespace) -> int:
     from zoo.tasks.text_classification import TEMPLATE, classify_texts
 
     prepare_torch(arguments)
+    texts = read_texts(arguments.media)
     outcome = classify_texts(
-        arguments.media,
+        texts,
         labels,
         shots=arguments.shots,
         template=arguments.template[0].replace("\\n", "\n") if arguments.template else TEMPLATE,
@@ -193,7 +198,17 @@ def run_texts(arguments: argparse.Namespace) -> int:
     else:
         briefly = tuple(replace(answer, input=_beginning(answer.input)) for answer in outcome.results)
         print_answers(replace(outcome, results=briefly), shown=arguments.top or SHOWN)
-    return 0
+    return 1 if any(answer.error for answer in outcome.results) else 0
+
+
+def read_texts(given: list[str]) -> list[str]:
+    """Texts as given; - is the lines of standard input. Raises UsageError for no text."""
+    texts: list[str] = []
+    for text in given:
+        texts += read_stdin().splitlines() if text == "-" else [text]
+    if not any(text.strip() for text in texts):
+        raise UsageError("there is no text to classify: each is an argument, or - for the lines of standard input")
+    return texts
 
 
 def _beginning(text: str) -> str:

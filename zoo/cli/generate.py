@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, prepare_torch
-from zoo.cli.output import about_model, print_json, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
 from zoo.errors import UsageError
-from zoo.modality import SUFFIXES
+from zoo.modality import IMAGE, SUFFIXES
 
 MEDIA_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 MAX_TOKENS = 256
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_explain(arguments)
     choices = read_choices(arguments)
     check_weights(arguments)
+    check_numbers(arguments)
     check_together(arguments)
     import torch
 
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     prepare_torch(arguments)
     numbers = {name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None}
+    sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
     language = open_language_model(
         arguments.model,
         weights=None if arguments.weights == "none" else arguments.weights,
@@ -84,7 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"zoo: the prompt is {language.write(prompt, chat=arguments.chat, system=arguments.system).text!r}",
             file=sys.stderr,
         )
-    sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
     common: dict[str, Any] = {"model": language, "chat": arguments.chat, "system": arguments.system}
     if arguments.stream:
         return _stream(prompt, language, sampling, arguments)
@@ -109,10 +110,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
         write_explanation(language, prompt, answer, Path(arguments.explain))
     if arguments.json:
-        print_json(document(outcome))
+        print_json(document(outcome, settings(arguments)))
         return 0
-    for result in outcome.results:
+    for number, result in enumerate(outcome.results, start=1):
+        if arguments.samples != 1:
+            print(f"--- {number}")
         print(result.text if choices is None else _shares(result))
+        _say_finish(getattr(result, "finish", None), arguments)
     _say_model(outcome.model, outcome.distribution, outcome.version, outcome.kernel)
     return 0
 
@@ -125,13 +129,12 @@ def read_parts(parts: list[str]) -> str | list[str | Path]:
     found: list[str | Path] = []
     for part in parts:
         if part == "-":
-            try:
-                found.append(sys.stdin.buffer.read().decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise UsageError(f"standard input must be UTF-8 text ({error})") from error
+            if parts.count("-") > 1:
+                raise UsageError("- reads standard input, which is there once: give it once")
+            found.append(read_stdin())
             continue
         named = "\n" not in part and Path(part).suffix.lower() in MEDIA_SUFFIXES
-        if (named and _is(Path.is_file, part)) or (part.endswith(("/", os.sep)) and _is(Path.is_dir, part)):
+        if (named and _is(Path.is_file, part)) or (part.endswith(("/", os.sep)) and _is(_is_film, part)):
             found.append(Path(part))
         elif named and not any(map(str.isspace, part)):
             raise UsageError(f"there is no file {part}; if it is meant as text, say more than a file's name")
@@ -140,6 +143,10 @@ def read_parts(parts: list[str]) -> str | list[str | Path]:
     if any(isinstance(part, Path) for part in found):
         return found
     return "\n".join(map(str, found))
+
+
+def _is_film(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix.lower() in SUFFIXES[IMAGE] for path in folder.iterdir())
 
 
 def _is(question: Callable[[Path], bool], part: str) -> bool:
@@ -167,6 +174,11 @@ def check_together(arguments: argparse.Namespace) -> None:
     drawing = [name for name in SAMPLING if getattr(arguments, name) is not None]
     if arguments.stream and (arguments.json or chosen or arguments.beams is not None or arguments.samples != 1):
         raise UsageError("--stream shows one answer while it comes: leave out --json, --choices, --beams and --samples")
+    idle = [name for name in drawing if name not in ("temperature", "repetition_penalty")]
+    if idle and not chosen and arguments.beams is None and not arguments.temperature:
+        raise UsageError(
+            f"--{idle[0].replace('_', '-')} is about drawing tokens, and greedy answers draw none: add --temperature 1, say"
+        )
     if drawing and (chosen or arguments.beams is not None):
         raise UsageError(
             f"--{drawing[0].replace('_', '-')} is about drawing tokens: leave it out with --choices and --beams"
@@ -181,14 +193,45 @@ def check_together(arguments: argparse.Namespace) -> None:
         raise UsageError("--samples are drawn, and greedy answers are all the same: add --temperature 1, say")
 
 
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for numbers out of range, before a model is opened. Those of drawing are checked by `Sampling`."""
+    for name, least in (("max_tokens", 0), ("samples", 1), ("beams", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if not -(2**63) <= arguments.seed < 2**63:
+        raise UsageError(f"--seed must fit 64 bits, got {arguments.seed}")
+    if "" in arguments.stop:
+        raise UsageError("--stop ends an answer at a text, got an empty one")
+    if arguments.system is not None and not arguments.chat:
+        raise UsageError("--system is the beginning of a conversation: add --chat")
+
+
 def read_choices(arguments: argparse.Namespace) -> list[str] | None:
     """Answers from --choices, blanks around them left out; None when it was not given."""
     if arguments.choices is None:
         return None
-    return [choice.strip() for choice in arguments.choices.split(",") if choice.strip()]
+    choices = separated(arguments.choices)
+    if len(choices) < 2 or len(set(choices)) < len(choices):
+        raise UsageError(
+            f"--choices are at least two different answers with commas between (in quotes with commas inside), got {choices}"
+        )
+    return choices
 
 
-def document(outcome: Any) -> dict[str, Any]:
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What an answer depends on besides the model and the prompt, for who wants it again."""
+    names = ("chat", "system", "max_tokens", "stop", "beams", "samples", "normalise", *SAMPLING, "seed", "device", "dtype")
+    found = {name: getattr(arguments, name) for name in names}
+    chosen = arguments.choices is not None
+    return {
+        **found,
+        "max_tokens": None if chosen else MAX_TOKENS if arguments.max_tokens is None else arguments.max_tokens,
+        "normalise": (arguments.normalise or "sum") if chosen else None,
+    }
+
+
+def document(outcome: Any, used: dict[str, Any]) -> dict[str, Any]:
     """The JSON document of a generation."""
     results = []
     for result in outcome.results:
@@ -203,7 +246,13 @@ def document(outcome: Any) -> dict[str, Any]:
                 "tokens": result.tokens,
             }
         results.append(row)
-    return {**about_model(outcome), "kernel": outcome.kernel, "weights": outcome.weights, "results": results}
+    return {
+        **about_model(outcome),
+        "kernel": outcome.kernel,
+        "weights": outcome.weights,
+        "settings": used,
+        "results": results,
+    }
 
 
 def _stream(prompt: Any, language: Any, sampling: Any, arguments: argparse.Namespace) -> int:
@@ -218,9 +267,14 @@ def _stream(prompt: Any, language: Any, sampling: Any, arguments: argparse.Names
         sampling=sampling,
         stop=arguments.stop,
     )
-    for piece in pieces:
-        print(piece.text, end="", flush=True)
-    print()
+    finish = None
+    try:
+        for piece in pieces:
+            print(piece.text, end="", flush=True)
+            finish = piece.finish
+    finally:
+        print(flush=True)
+    _say_finish(finish, arguments)
     if language.built.random:
         print(f"zoo: {language.built.name} has random weights: what it answers means nothing", file=sys.stderr)
     provider = language.built.found.card.provider
@@ -232,6 +286,14 @@ def _shares(result: Any) -> str:
     best, *others = result.scores.items()
     rest = ", ".join(f"{name} {share:.0%}" for name, share in others)
     return f"{best[0]}  {best[1]:.0%}   ({rest})"
+
+
+def _say_finish(finish: str | None, arguments: argparse.Namespace) -> None:
+    """On stderr, that an answer was cut."""
+    if finish == "length" and arguments.max_tokens is None:
+        print(f"zoo: the answer was cut after {MAX_TOKENS} tokens (--max-tokens)", file=sys.stderr)
+    elif finish == "context":
+        print("zoo: the answer was cut where the model's context was full", file=sys.stderr)
 
 
 def _say_model(model: str, distribution: str, version: str, kernel: str) -> None:

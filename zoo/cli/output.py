@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from zoo.errors import UsageError
 
 
 def print_json(document: object) -> None:
@@ -34,6 +37,23 @@ def warn_of_random_weights(outcome: Any) -> None:
     """One line on stderr where an answer means nothing, in the text and beside the document."""
     if outcome.random_weights:
         print(f"zoo: {outcome.model} has random weights: what it answers means nothing", file=sys.stderr)
+
+
+def separated(text: str) -> list[str]:
+    """What commas separate, blanks around it left out; in double quotes it may hold commas, as in a CSV file."""
+    rows = csv.reader([text], skipinitialspace=True)
+    return [field.strip() for row in rows for field in row if field.strip()]
+
+
+def read_stdin() -> str:
+    """Standard input as text, without its last line break, which is the shell's. Raises UsageError for what is no UTF-8."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed: - reads a text from there")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input must be UTF-8 text ({error})") from error
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def counted(number: int, what: str) -> str:

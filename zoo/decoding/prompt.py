@@ -45,10 +45,24 @@ def checked_prompts(decoder: Decoder, prompts: Sequence[Sequence[int] | Prompt],
     answer, media that do not stand in its tokens, and media for a decoder that reads text alone.
     """
     if not isinstance(max_tokens, int) or max_tokens < 0:
-        raise UsageError(f"max_tokens must be a whole number of at least 0, got {max_tokens}")
+        raise UsageError(f"max_tokens must be a whole number of at least 0, got {max_tokens!r}")
+    if not hasattr(decoder, "context"):
+        raise UsageError(
+            f"a decoder is asked (zoo.contracts.Decoder), got {type(decoder).__name__}; of a LanguageModel take .decoder"
+        )
     start = decoder.tokenizer.start_id if decoder.tokenizer is not None else None
     checked = []
+    if isinstance(prompts, (str, Prompt)) or not isinstance(prompts, Sequence) or not prompts:
+        raise UsageError(
+            f"prompts are a list with at least one prompt, each a list of token ids or a Prompt, got {prompts!r:.60}"
+        )
     for number, given in enumerate(prompts):
+        if not isinstance(given, Prompt) and (
+            isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, int) for one in given)
+        ):
+            raise UsageError(
+                f"prompt {number} must be a list of token ids (tokenizer.encode(text)) or a Prompt, got {given!r:.60}"
+            )
         prompt = given if isinstance(given, Prompt) else Prompt(tuple(given))
         if not prompt.ids and start is None:
             raise UsageError(

@@ -45,7 +45,9 @@ class Sampling:
             ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < float("inf"), "above 0"),
         ):
             if not fits:
-                raise UsageError(f"{name} must be {wanted}, got {value}")
+                raise UsageError(f"{name} must be {wanted}, got {value!r}")
+        if not isinstance(self.seed, int):
+            raise UsageError(f"seed must be a whole number, got {self.seed!r}")
 
     @property
     def greedy(self) -> bool:

@@ -168,6 +168,8 @@ def perplexity(
         raise UsageError(f"window must be from 2 to the model's {decoder.context} tokens, got {window}")
     if not 1 <= stride < window:
         raise UsageError(f"stride must be from 1 to below the window of {window} tokens, got {stride}")
+    if isinstance(ids, str) or not all(isinstance(one, int) for one in ids):
+        raise UsageError(f"a text is foretold by its token ids, a flat list (tokenizer.encode(text)), got {ids!r:.60}")
     if len(ids) < 2:
         raise UsageError(f"a text needs at least two tokens to be foretold, got {len(ids)}")
     device = device_of(decoder)

@@ -81,12 +81,16 @@ class Sense(nn.Module):
         encoded = [next(made) if one.features is None else one.features for one in items]
         if len(encoded) == 1:
             return encoded[0]
-        longest = max(one.tokens_BTD.shape[1] for one in encoded)
-        return Encoded(
-            tokens_BTD=torch.cat([pad(one.tokens_BTD, (0, 0, 0, longest - one.tokens_BTD.shape[1])) for one in encoded]),
-            mask_BT=torch.cat([pad(one.mask_BT, (0, longest - one.mask_BT.shape[1])) for one in encoded]),
-            pooled_BD=torch.cat([one.pooled_BD for one in encoded]),
-        )
+        frames = max(len(items[0].frames), 1)
+        shapes = [
+            (one.tokens_BTD.view(frames, -1, one.tokens_BTD.shape[-1]), one.mask_BT.view(frames, -1)) for one in encoded
+        ]
+        longest = max(
+            mask.shape[1] for _, mask in shapes
+        )  # of a frame: each is filled up, so that frames stay as long as each other
+        tokens = [pad(tokens_FTD, (0, 0, 0, longest - tokens_FTD.shape[1])).flatten(0, 1) for tokens_FTD, _ in shapes]
+        masks = [pad(mask_FT, (0, longest - mask_FT.shape[1])).flatten() for _, mask_FT in shapes]
+        return Encoded(torch.stack(tokens), torch.stack(masks), torch.cat([one.pooled_BD for one in encoded]))
 
     def encode(self, items: Sequence[Sequence[Any]]) -> list[Encoded]:
         """Raw frames of each item -> its features, B = 1 and the tokens of its frames one after another; the mean of their vectors."""

@@ -11,12 +11,18 @@ from torch.nn import functional
 
 from zoo.errors import UsageError
 
+
+def squared_relu(tokens: torch.Tensor) -> torch.Tensor:
+    """max(x, 0)^2 (So et al. 2021, Primer, arXiv:2109.08668)."""
+    return functional.relu(tokens).square()
+
+
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
     "silu": functional.silu,
-    "squared_relu": lambda tokens: functional.relu(tokens).square(),
+    "squared_relu": squared_relu,
 }
 
 

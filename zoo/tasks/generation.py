@@ -30,6 +30,7 @@ from zoo.tasks.encoding import open_for, plugin_errors
 from zoo.tasks.media_prompt import Part, Written, check_senses, read_media, written
 
 TASK = "generate"
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +80,25 @@ class Generation:
 class LanguageModel:
     """A built decoder with its tokenizer, ready to be asked many times; prompts that begin alike are read once."""
 
-    built: Built
-    decoder: Decoder
-    tokenizer: Tokenizer
+    built: Built = field(repr=False)
+    decoder: Decoder = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
     kernel: str
     prefixes: PrefixCache = field(default_factory=PrefixCache, repr=False)
 
-    def write(self, prompt: str | Sequence[Part], *, chat: bool, system: str | None = None) -> Written:
+    def write(self, prompt: str | Sequence[Part | tuple[str, str]], *, chat: bool, system: str | None = None) -> Written:
         """A prompt as it is read: a user's turn of a conversation, or the text and the media themselves. Raises UsageError."""
-        parts = [prompt] if isinstance(prompt, str) else list(prompt)
+        parts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
+        turns = [part for part in parts if isinstance(part, tuple)]
+        if turns and len(turns) == len(parts) and chat and self.tokenizer.chat is not None:
+            if system is not None:
+                raise UsageError('the turns of a conversation say all: ("system", text) is the first of them, not system')
+            text = "\n".join(f"{turn[0]}: {turn[1]}" for turn in turns if len(turn) == 2)
+            return Written(Prompt(tuple(self.tokenizer.chat(turns))), text)
+        if turns:
+            raise UsageError(
+                "turns (role, text) are asked with chat=True, of a model trained on conversations, and stand alone"
+            )
         check_senses(self.decoder, parts, self.built.name)
         if not chat:
             if system is not None:
@@ -99,9 +110,9 @@ class LanguageModel:
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) < len(parts):
             raise UsageError("a conversation holds text alone so far: leave out --chat, or the media")
-        turns = [] if system is None else [("system", system)]
+        before = [] if system is None else [("system", system)]
         text = "\n".join(texts)
-        return Written(Prompt(tuple(self.tokenizer.chat([*turns, ("user", text)]))), text)
+        return Written(Prompt(tuple(self.tokenizer.chat([*before, ("user", text)]))), text)
 
 
 def open_language_model(
@@ -154,7 +165,7 @@ def open_language_model(
 
 
 def generate(
-    prompts: str | Sequence[str | Sequence[Part]],
+    prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]],
     *,
     model: str | Path | Built | Composition | LanguageModel | None = None,
     weights: str | Path | None = "card",
@@ -172,7 +183,7 @@ def generate(
     """Text that goes on from each prompt.
 
     prompts: one text, or several, each answered for itself; in place of a text a list of texts, paths of media files and pictures,
-        in their order, for a composition (`zoo.compose`). chat: each is a user's message to a model trained to answer, with
+        in their order, for a composition (`zoo.compose`), or of turns (role, text) with chat. chat: each is a user's message to a model trained to answer, with
         `system` before it where given.
     model: a decoder; the installed default when None. To ask many times, open it once: `open_language_model`; then weights,
         device, dtype and kernel are those it was opened with.
@@ -223,7 +234,7 @@ def stream_text(
 
 
 def score(
-    prompts: str | Sequence[str | Sequence[Part]],
+    prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]],
     choices: Sequence[str],
     *,
     model: str | Path | Built | Composition | LanguageModel | None = None,
@@ -314,17 +325,22 @@ def _opened(
     return open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
 
 
-def _prompts(prompts: str | Sequence[str | Sequence[Part]]) -> list[str | Sequence[Part]]:
-    asked: list[str | Sequence[Part]] = [prompts] if isinstance(prompts, str) else list(prompts)
+def _prompts(prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]]) -> list[Any]:
+    if not isinstance(prompts, (str, list, tuple)):
+        raise UsageError(f"prompts are a string or a list of prompts, got {type(prompts).__name__}")
+    asked: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     if not asked:
         raise UsageError("no prompt given")
     for number, prompt in enumerate(asked):
+        if isinstance(prompt, tuple) and len(prompt) == 2 and prompt[0] in ROLES:
+            raise UsageError(f"prompt {number} is a turn of a conversation: the turns of one are a list in the list, "
+                             f'[[("user", "Hello"), ...]], with chat=True')  # fmt: skip
         if not isinstance(prompt, (str, list, tuple)):
             raise UsageError(
                 f"a prompt is a string, or a list of texts and media, prompt {number} is {type(prompt).__name__}; one prompt of several "
                 f"parts is a list in the list: [[picture, 'a text']]"
             )
-        wrong = [part for part in prompt if not isinstance(part, (str, Path, Image.Image, Item))]
+        wrong = [part for part in prompt if not isinstance(part, (str, Path, Image.Image, Item, tuple))]
         if wrong or (not prompt and not isinstance(prompt, str)):
             got = type(wrong[0]).__name__ if wrong else "none"
             raise UsageError(

@@ -41,8 +41,8 @@ def classify_texts(
     normalise: as for `zoo.score`; but "calibrated" compares with the same prompt for a text that says nothing, examples and
         all, so that no label wins by its place among them (Zhao et al. 2021, arXiv:2102.09690).
     top: how many labels to report; all when None, up to 20. What comes after it: as for `zoo.score`.
-    Raises UsageError for arguments that make no sense and for a prompt that the model's context does not hold, MediaError for
-    a file of shots that cannot be read.
+    A text that is too long for the model has an error in place of an answer. Raises UsageError for arguments that make no sense
+    and examples that the model's context does not hold, MediaError for a file of shots that cannot be read.
     """
     items = [texts] if isinstance(texts, str) else list(texts)
     wrong = next((item for item in items if not isinstance(item, str)), None)
@@ -67,14 +67,18 @@ def classify_texts(
         language = open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)  # type: ignore[arg-type]  # it is no LanguageModel
     asked = [(template.replace("{text}", text), label) for text, label in examples]
     before = "".join(f"{prompt}{joined(prompt, label)}{BETWEEN}" for prompt, label in asked)
+    _check_room(language, before, template, examples)
     prompts = [before + template.replace("{text}", text) for text in items]
+    base = None
     if normalise == "calibrated":
-        choices = _calibrated(language, prompts, before + template.replace("{text}", NOTHING), names)
-    else:
-        choices = list(score(prompts, names, normalise=normalise, model=language).results)
+        base = score(before + template.replace("{text}", NOTHING), names, model=language).results[0]
+    choices = [_choice(language, prompt, names, normalise, base) for prompt in prompts]
     limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
     results = []
     for text, choice in zip(items, choices, strict=True):
+        if isinstance(choice, str):
+            results.append(Answer(text, None, None, {}, error=f"{' '.join(text.split())[:40]!r}: {choice}"))
+            continue
         best = dict(list(choice.scores.items())[:limit])
         results.append(Answer(text, choice.choice, choice.scores[choice.choice], best))
     provider = language.built.found.card.provider
@@ -89,12 +93,31 @@ def classify_texts(
     )
 
 
-def _calibrated(language: LanguageModel, prompts: Sequence[str], nothing: str, names: Sequence[str]) -> list[Choice]:
-    """The choices for prompts, by log-probabilities less those after a prompt whose text says nothing."""
-    base, *scored = score([nothing, *prompts], names, model=language).results
-    return [
-        ranked(one.prompt, {name: value - base.logprobs[name] for name, value in one.logprobs.items()}) for one in scored
-    ]
+def _choice(
+    language: LanguageModel, prompt: str, names: Sequence[str], normalise: str, base: Choice | None
+) -> Choice | str:
+    """The choice for a prompt, or why there is none. base: log-probabilities after a prompt whose text says nothing."""
+    tokens, context = len(language.tokenizer.encode(prompt)), language.decoder.context
+    longest = max(len(language.tokenizer.encode(joined(prompt, name))) for name in names)
+    if tokens + longest > context:
+        return f"the text, with what stands around it, has {tokens:,} tokens, and the model reads at most {context:,} with the label"
+    one: Choice = score(prompt, names, normalise="sum" if base is not None else normalise, model=language).results[0]
+    if base is None:
+        return one
+    return ranked(one.prompt, {name: value - base.logprobs[name] for name, value in one.logprobs.items()})
+
+
+def _check_room(language: LanguageModel, before: str, template: str, examples: Sequence[tuple[str, str]]) -> None:
+    """Raise UsageError for examples that leave no room for a text, with how many there is room for."""
+    if not examples:
+        return
+    size = len(language.tokenizer.encode(before + template.replace("{text}", "")))
+    context = language.decoder.context
+    if size >= context:
+        raise UsageError(
+            f"the {len(examples)} examples have {size:,} tokens, and the model reads at most {context:,} with the text: give some "
+            f"{max(1, len(examples) * context // (2 * size))} of them"
+        )
 
 
 def read_shots(path: Path) -> list[tuple[str, str]]:
