@@ -100,10 +100,11 @@ def compose(
     return Composition(module=module, recipe=recipe, built=_as_built(module, recipe, built, None))
 
 
-def save(composition: Composition, folder: Path) -> Recipe:
+def save(composition: Composition, folder: Path, *, drawn: bool = False) -> Recipe:
     """Write the recipe and what was trained into a folder; frozen models are named, with the sha256 of their files.
 
-    A model with random weights, which no file holds, is stored whole. Returns the recipe as written.
+    A model with random weights, which no file holds, is stored whole. drawn: nothing was trained yet; who opens it is told.
+    Returns the recipe as written.
     """
     from safetensors.torch import save_file
 
@@ -118,7 +119,11 @@ def save(composition: Composition, folder: Path) -> Recipe:
     recipe = replace(
         composition.recipe,
         frozen=hashes,
-        trained={"file": TRAINED, "sha256": sha256_of(folder / TRAINED)},
+        trained={
+            "file": TRAINED,
+            "sha256": sha256_of(folder / TRAINED),
+            "state": "drawn" if drawn else "trained",
+        },
         requires=tuple(sorted(f"{one.distribution}=={one.version}" for one in providers)),
     )
     write_recipe(recipe, folder / FILE)
@@ -159,7 +164,8 @@ def open_composition(
     state = read_state_dict(file)
     numbers = {name: str(number) for number, name in enumerate(own)}
     load_strict(holder, {numbers.get(name, name): tensor for name, tensor in state.items()}, str(file))
-    built = _as_built(composition.module, recipe, dict(composition.built.parts), recipe.trained["sha256"])
+    known = None if recipe.trained.get("state") == "drawn" else recipe.trained["sha256"]
+    built = _as_built(composition.module, recipe, dict(composition.built.parts), known)
     return replace(composition, recipe=recipe, built=built)
 
 

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             adjacent=arguments.adjacent,
         )
     if arguments.out is not None:
-        save(composition, arguments.out)
+        save(composition, arguments.out, drawn=True)
         print(
             f"zoo: {arguments.out} holds the recipe and what is to be trained; until then its answers mean nothing",
             file=sys.stderr,

@@ -170,7 +170,7 @@ def _by_gradient(
     for token, position in enumerate(positions):
         logprob = logits_1TV[0, position].log_softmax(-1)[tokens_1T[0, position + 1]]
         gradients = torch.autograd.grad(logprob, [one.tokens_BTD for one in inputs], retain_graph=True, allow_unused=True)
-        sums = [0.0 if gradient is None else float((gradient * one.tokens_BTD).abs().sum())
+        sums = [0.0 if gradient is None else float((gradient * one.tokens_BTD).detach().abs().sum())
                 for gradient, one in zip(gradients, inputs, strict=True)]  # fmt: skip
         total = sum(sums) or 1.0
         for number, gradient, one, part in zip(numbers, gradients, inputs, sums, strict=True):
