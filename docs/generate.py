@@ -29,6 +29,7 @@ PAGES = (
     "docs/gallery.md",
     "docs/benchmarks.md",
     "docs/language.md",
+    "docs/fusion.md",
 )
 KNOWN = ROOT / "zoo" / "known_distributions.json"
 PHOTOS = "zoo/demo/photos"
@@ -171,6 +172,12 @@ PARTS: dict[str, tuple[Callable[[], str], bool]] = {
             "zoo classify --text 'win a free prize now' 'lunch at noon?' --labels spam,ham --shots docs/mails.jsonl",
         ),
         True,
+    ),
+    "compose": (
+        lambda: terminal(
+            "zoo compose --decoder smollm/135m-instruct --encoder image=timm/efficientnet_lite0 --bridge perceiver/resampler",
+        ),
+        False,
     ),
     "plugins": (lambda: terminal("zoo plugins", "zoo show efficientnet_lite3"), False),
 }

@@ -1,6 +1,7 @@
 """Pages lead somewhere, and every field of a manifest has words."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), f"{page.name} links to {link}"
         assert not anchor or anchor in anchors(target), f"{page.name} links to {link}, which has {sorted(anchors(target))}"
+
+
+@pytest.mark.parametrize("page", ["docs/language.md", "docs/fusion.md"])
+def test_the_samples_of_a_page_run(page: str, tmp_path: Path) -> None:
+    """Its Python blocks one after another, as somebody would who follows it."""
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "demo").symlink_to(REPOSITORY / "zoo" / "demo")
+    (tmp_path / "sample.py").write_text("\n".join(blocks), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-P", "sample.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
 
 
 def test_every_field_has_words() -> None:
