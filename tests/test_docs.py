@@ -50,7 +50,12 @@ def test_the_samples_of_a_page_run(page: str, tmp_path: Path) -> None:
     (tmp_path / "zoo" / "demo").symlink_to(REPOSITORY / "zoo" / "demo")
     (tmp_path / "sample.py").write_text("\n".join(blocks), encoding="utf-8")
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-P", "sample.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, "-W", "error", "-P", "sample.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-2000:]
 

@@ -62,7 +62,7 @@ def test_the_result_is_a_badge_that_the_list_shows_until_a_file_changes(author, 
 
     assert listed()[f"modalzoo-{name}"]["badge"]["files_sha256"] == badge["files_sha256"]
     assert f"modalzoo-{name} 0.1.0" in zoo("plugins", python=str(python)).stdout
-    assert "20 passed, 5 skipped" in zoo("plugins", python=str(python)).stdout
+    assert "20 passed, 2 skipped" in zoo("plugins", python=str(python)).stdout
     assert listed()["modalzoo-text"]["badge"] is None
     (module,) = folder.glob("env/lib/*/site-packages/zoo_my_encoder_text/model.py")
     os.utime(module, (1, 1))  # touched, with the same bytes, as by a fresh checkout
@@ -101,11 +101,11 @@ def test_a_wheel_brings_every_template(tmp_path) -> None:
 
 def test_only_what_has_a_template_is_offered(main, tmp_path) -> None:
     offered = main("new", "--help").stdout
-    assert "--kind {encoder,dual_encoder,decoder}" in offered
+    assert "--kind {encoder,dual_encoder,decoder,bridge}" in offered
     assert "--modality {image,text}" in offered
-    refused = main("new", "bird", "--kind", "bridge", "--into", str(tmp_path / "new"))
+    refused = main("new", "bird", "--kind", "kernel", "--into", str(tmp_path / "new"))
     assert refused.returncode == 2
-    assert "invalid choice: 'bridge' (choose from" in refused.stderr
+    assert "invalid choice: 'kernel' (choose from" in refused.stderr
     refused = main("new", "bird", "--kind", "decoder", "--modality", "image", "--into", str(tmp_path / "new"))
     assert refused.returncode == 2
     assert "no template for the kind decoder and image yet; for decoder there are for text" in refused.stderr
@@ -130,8 +130,8 @@ def test_the_zoo_can_come_from_elsewhere_until_it_is_on_the_index(tmp_path) -> N
 def test_what_cannot_be_written_says_why(tmp_path) -> None:
     with pytest.raises(UsageError, match="small letters, digits and single hyphens, as in birdsong-net; got 'Bird Song'"):
         new_plugin("Bird Song", kind="encoder", folder=tmp_path / "new")
-    with pytest.raises(UsageError, match="no template for the kind 'bridge' yet; there are for encoder, dual_encoder"):
-        new_plugin("bird", kind="bridge", folder=tmp_path / "new")
+    with pytest.raises(UsageError, match="no template for the kind 'kernel' yet; there are for encoder, dual_encoder"):
+        new_plugin("bird", kind="kernel", folder=tmp_path / "new")
     with pytest.raises(
         UsageError, match="no template for the kind encoder and audio yet; for encoder there are for image, text"
     ):

@@ -50,6 +50,15 @@ CHOICES: dict[str, dict[str, dict[str, str]]] = {
             "extra": "variant = { width = 64, heads = 4, layers = 1, context = 256 }",
         },
     },
+    "bridge": {
+        IMAGE: {
+            "modalities": '"image", "video", "audio", "series"',
+            "build": "build",
+            "parameters": "21184",
+            "output": "",
+            "extra": "variant = { input_width = 64, latents = 8, heads = 4 }  # input_width: any; compositions give the encoder's",
+        },
+    },
 }
 
 

@@ -18,7 +18,7 @@ from zoo.decoding.prompt import Prompt
 from zoo.fusion.fused import Fused
 from zoo.fusion.item import Item, Placed, key_of
 from zoo.fusion.sense import Sense
-from zoo.modality import IMAGE, TEXT
+from zoo.modality import IMAGE
 from zoo.nn.attention import Attention
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
@@ -202,8 +202,6 @@ def _fused(subject: Subject, *, gate: float | None) -> Fused:
     try:
         decoder = _decoder()
         if subject.found.card.kind == "encoder":
-            if subject.found.card.modalities == (TEXT,):
-                raise CheckSkipped("texts are read by the decoder itself")
             with torch.inference_mode():
                 width = subject.module(subject.module.preprocess(ordinary(subject.reads[0])[:1])).tokens_BTD.shape[-1]
             encoder: Any = subject.module

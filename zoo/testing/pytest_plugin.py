@@ -56,7 +56,7 @@ def _items(session: pytest.Session, name: str) -> Iterator[pytest.Item]:
         yield _Item.from_parent(session, name=f"{plugin.distribution}::{check}", check=check, subject=plugin)
     for found in models:
         subject = Subject(found, plugin, registry)
-        for check in checks_for(found.card.kind):
+        for check in checks_for(found.card.kind, found.card.modalities):
             yield _Item.from_parent(session, name=f"{found.name}::{check}", check=check, subject=subject)
 
 

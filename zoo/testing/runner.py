@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zoo import __version__, child
+from zoo.modality import TEXT
 from zoo.plugin import Plugin, code_sha256
 from zoo.records import read_record, write_record
 from zoo.registry import Found, Registry, default_registry
@@ -56,9 +57,14 @@ class Report:
         }
 
 
-def checks_for(kind: str | None) -> list[Check]:
-    """The checks of a kind of card, or of a whole plugin for None, by level."""
+def checks_for(kind: str | None, modalities: Sequence[str] = ()) -> list[Check]:
+    """The checks of a kind of card, or of a whole plugin for None, by level; for a card that reads `modalities`, where given.
+
+    What reads text alone is nobody's sense: a decoder reads text itself.
+    """
     chosen = [check for check in CHECKS.values() if (kind in check.kinds if kind else not check.kinds)]
+    if kind == "encoder" and tuple(modalities) == (TEXT,):
+        chosen = [check for check in chosen if check.level != "fusion"]
     return sorted(chosen, key=lambda check: LEVELS.index(check.level))
 
 
@@ -115,7 +121,7 @@ def _model_results(
     """In one process; if that does not survive, each check in one of its own, so that the guilty one has a name."""
     if say:
         say(found.name)
-    checks = checks_for(found.card.kind)
+    checks = checks_for(found.card.kind, found.card.modalities)
     if not checks:
         return (Result("any", "manifest", "skipped", f"the kit has no checks for the kind {found.card.kind} yet"),)
     name = Subject(found, plugin, registry).name_to_open
