@@ -318,3 +318,45 @@ def test_the_command_composes_describes_and_says_what_is_not_trained(main, tmp_p
     ):
         run = main("compose", *wrong)
         assert (run.returncode, message in run.stderr) == (2, True), run.stderr
+
+
+@pytest.mark.parametrize("fusion", ["gated", "spliced"])
+@pytest.mark.parametrize("kernel", ["bf16", "int8", "int4"])
+def test_the_decoder_of_a_composition_runs_by_a_kernel(kernel, fusion, tmp_path: Path, photos) -> None:
+    save(composed(gate=0.5, heads=2, head_width=8, fusion=fusion), tmp_path)
+    exact, rounded = (library.open_language_model(tmp_path, kernel=name) for name in ("float32", kernel))
+    parts = [photos / "chelsea.jpg", "once upon a time"]
+    one, other = (
+        library.score([parts], ["there", "was"], model=language).results[0].logprobs for language in (exact, rounded)
+    )
+    assert other["was"] == pytest.approx(one["was"], rel=0.02)
+    answer = library.generate([parts], model=rounded, max_tokens=4)
+    assert (answer.kernel, answer.results[0].tokens) == (kernel, 4)
+
+
+@pytest.mark.parametrize("fusion", ["gated", "spliced"])
+def test_a_composition_can_be_cast(fusion, photos) -> None:
+    exact, half = (
+        library.open_language_model(composed(gate=0.5, heads=2, head_width=8, fusion=fusion, dtype=dtype))
+        for dtype in (None, torch.bfloat16)
+    )
+    one, other = (
+        library.score([[photos / "chelsea.jpg", "once"]], ["there", "was"], model=language).results[0].logprobs
+        for language in (exact, half)
+    )
+    assert other["was"] == pytest.approx(one["was"], rel=0.02)
+    assert next(half.decoder.senses.parameters()).dtype == torch.bfloat16
+
+
+def test_a_film_is_spliced_with_its_frames(photos) -> None:
+    torch.manual_seed(0)
+    composition = library.compose(
+        decoder=DECODER, encoders={"video": ENCODER}, bridge="perceiver/video-qformer-tiny", weights=None, fusion="spliced"
+    )
+    language = library.open_language_model(composition)
+    frames = [Image.open(photos / name) for name in ("chelsea.jpg", "astronaut.jpg", "coffee.jpg")]
+    one, other = (
+        library.score([[item("video", *order), "then"]], ["there", "was"], model=language).results[0].logprobs
+        for order in (frames, frames[::-1])
+    )
+    assert one != other, "the order of frames counts"

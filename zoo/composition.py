@@ -145,7 +145,7 @@ def open_composition(
         weights=dict.fromkeys(recipe.frozen, "card") if recipe.trained else "card",
         device=device,
         dtype=dtype,
-        kernel=kernel,
+        kernel="float32" if recipe.trained else kernel,  # what the file holds of a drawn decoder comes first
     )
     if not recipe.trained:
         return composition
@@ -164,6 +164,8 @@ def open_composition(
     state = read_state_dict(file)
     numbers = {name: str(number) for number, name in enumerate(own)}
     load_strict(holder, {numbers.get(name, name): tensor for name, tensor in state.items()}, str(file))
+    if kernel != "float32":
+        apply_kernel(composition.module.decoder, kernel)
     known = None if recipe.trained.get("state") == "drawn" else recipe.trained["sha256"]
     built = _as_built(composition.module, recipe, dict(composition.built.parts), known)
     return replace(composition, recipe=recipe, built=built)
