@@ -182,6 +182,9 @@ def test_nothing_is_nan_where_there_is_nothing_to_see() -> None:
     fused = model({"image": 0.9})
     empty = Encoded(torch.zeros(1, 3, 16), torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 16))
     padding = Item("image", (), "nothing but padding", empty)
+    half = Encoded(torch.full((1, 3, 16), float("nan")), torch.tensor([[True, False, False]]), torch.zeros(1, 16))
+    half.tokens_BTD[0, 0] = 1.0
+    assert whole(fused, Prompt((1, 2, 3), (Placed(1, 1, Item("image", (), "NaN in padding", half)),))).isfinite().all()
     assert whole(fused, Prompt((1, 2, 3), (Placed(1, 1, padding),))).isfinite().all()
     beside = thing("image", 0)
     assert whole(fused, Prompt((1, 2, 3), (Placed(0, 1, padding), Placed(1, 1, beside)))).isfinite().all()

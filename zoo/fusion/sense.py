@@ -54,7 +54,7 @@ class Sense(nn.Module):
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         order: list[int] = []
         for frames, chosen in numbers.items():
-            encoded = self._features([items[number] for number in chosen])
+            encoded = _without_padding(self._features([items[number] for number in chosen]))
             latents_NLW, mask_NL = self.bridge(encoded, frames=frames)
             found.append((latents_NLW, mask_NL))
             order += chosen
@@ -113,6 +113,14 @@ class Sense(nn.Module):
                 strict=True,
             )
         ]
+
+
+def _without_padding(encoded: Encoded) -> Encoded:
+    """The same with zeros where nothing is real: NaN there would reach the latents, since a weight of 0 times NaN is NaN."""
+    if bool(encoded.mask_BT.all()):
+        return encoded
+    tokens_BTD = encoded.tokens_BTD.masked_fill(~encoded.mask_BT[..., None], 0.0)
+    return Encoded(tokens_BTD, encoded.mask_BT, encoded.pooled_BD)
 
 
 def _moved(encoder: nn.Module, inputs: Any) -> Any:

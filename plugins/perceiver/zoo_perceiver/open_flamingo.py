@@ -1,13 +1,14 @@
-"""OpenFlamingo's checkpoints (open_flamingo 2.0, `train_utils.get_checkpoint`): the resampler, the gated layers and the embedding.
+"""OpenFlamingo's checkpoints (open_flamingo 2.0.1, `filter_state_dict_to_trainable`): the resampler, the gated layers, the embedding.
 
 A checkpoint holds what was trained, under these names:
 
-    perceiver.latents, perceiver.layers.0.0.to_q.weight, ...                    the resampler
-    lang_encoder.gated_cross_attn_layers.3.attn.to_q.weight, ...                the gated layer before layer 3 of the decoder
-    lang_encoder.transformer.wte.weight (or model.embed_tokens, gpt_neox.embed_in)   the embedding, with its media tokens
+    perceiver.latents, perceiver.layers.0.0.to_q.weight, ...                        the resampler
+    lang_encoder.transformer.blocks.3.gated_cross_attn_layer.attn.to_q.weight, ...  the gated layer before layer 3 of the decoder
+                                                                                    (`model.layers`, `gpt_neox.layers` likewise)
+    lang_encoder.transformer.wte.weight (model.embed_tokens, gpt_neox.embed_in)     the embedding, with its media tokens
 
-The gated layers may stand a second time, or only, where the wrapped layers have them
-(`lang_encoder.transformer.blocks.3.gated_cross_attn_layer....`); twice, they must be equal.
+A whole state dict has the gated layers a second time, as `lang_encoder.gated_cross_attn_layers.3....`; twice, they must be equal.
+What training saves has all this under `model_state_dict`, beside the optimiser's state: save that part by itself first.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ NAMES = {
     "gated.*.ff.3": "gated.*.feed_forward.down",
     "gated.*.ff_gate": "gated.*.feed_forward_gate",
 }
-GATED = re.compile(
-    r"lang_encoder\.(?:gated_cross_attn_layers|[\w.]+)\.(\d+)\.(?:gated_cross_attn_layer\.)?((?:attn|ff)[._].*)"
-)
+GATED = re.compile(r"lang_encoder\.(?:gated_cross_attn_layers\.(\d+)|[\w.]+\.(\d+)\.gated_cross_attn_layer)\.(.+)")
 EMBEDDINGS = ("transformer.wte.weight", "model.embed_tokens.weight", "gpt_neox.embed_in.weight")
 JOINED = "attn.to_kv.weight"
 
@@ -57,7 +56,7 @@ def from_checkpoint(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
         if key.startswith("perceiver."):
             continue
         if matched is not None:
-            _keep(gated, f"gated.{matched[1]}.{matched[2]}", tensor, key)
+            _keep(gated, f"gated.{matched[1] or matched[2]}.{matched[3]}", tensor, key)
         elif key.removeprefix("lang_encoder.") in EMBEDDINGS:
             found["embedding.weight"] = tensor
         else:
@@ -77,7 +76,7 @@ def load_checkpoint(model: Fused, path: Path, *, modality: str = "image") -> Non
         `heads=8, head_width=64, feeds_all=True`. An embedding in the file must be as large as the decoder's.
     Raises StateMismatchError with what is missing, unknown or of another shape, WeightsError for a file that cannot be read.
     """
-    sense: Any = model.senses.get(modality, None)
+    sense: Any = dict(model.senses.items()).get(modality)
     if sense is None or sense.spliced:
         raise UsageError(
             f"a checkpoint of OpenFlamingo is for a model with a gated sense for {modality}: compose one first"
