@@ -25,12 +25,14 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "encoder": (contracts.Encoder, Encoded, contracts.Classifier),
     "dual_encoder": (contracts.DualEncoder,),
     "decoder": (contracts.Decoder, contracts.Tokenizer),
+    "bridge": (contracts.Bridge, Encoded),
 }
 # kind -> fields of a card that this kind alone, or this kind above all, needs
 FIELDS = {
     "encoder": ("tokens", "classes", "preprocess"),
     "dual_encoder": ("embedding_width", "parts", "preprocess"),
     "decoder": ("parameters", "variant", "weights"),
+    "bridge": ("parameters", "variant", "keys"),
 }
 # hook -> a file of this repository that implements it, and is built and used by the tests
 EXAMPLES = {
