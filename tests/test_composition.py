@@ -148,7 +148,8 @@ def test_a_saved_composition_holds_what_no_file_holds(tmp_path: Path) -> None:
         ({"senses": {"image": {"encoder": "a", "bridge": "b", "every": True}}}, "the file: senses.image: every must be a whole number, got True"),
         ({"senses": {"image": {"encoder": "a", "bridge": "b", "every": 0}}}, "the file: senses.image: every must be at least 1, got 0"),
         ({"senses": {"image": {"encoder": "a", "bridge": "b", "fusion": "glue"}}}, "fusion is one of gated, spliced and adjacent one of last, all, got 'glue'"),
-        ({"requires": "x"}, "the file: requires is a list of distributions, got 'x'"),
+        ({"requires": "x"}, "the file: requires is a list of distributions as NAME==VERSION, got 'x'"),
+        ({"requires": ["x; rm -rf ~"]}, "the file: requires is a list of distributions as NAME==VERSION, got ['x; rm -rf ~']"),
         ({"trained": {"file": 1}}, "the file: [trained] holds texts, got {'file': 1}"),
         ({"frozen": {"a": 1}}, "the file: [frozen] holds a table of sha256 for each model, got {'a': 1}"),
     ],
@@ -236,6 +237,9 @@ def test_a_folder_of_pictures_is_a_film(saved, photos, tmp_path: Path, main) -> 
         (["PHOTO", "a", "--kernel", "int4", "--dtype", "bfloat16"], "kernel int4 takes a model on the CPU in float32"),
         (["broken.jpg", "a"], "broken.jpg: not an image that can be read"),
         (["a", "--explain", "page.html"], "an explanation shows what was looked at in media: give a composition, and a prompt that holds some"),
+        (["PHOTO", "a", "--explain", "nowhere/page.html"], "nowhere/page.html cannot be written: there is no folder nowhere"),
+        (["PHOTO", "a", "--explain", "page.html", "--kernel", "int8"], "an explanation follows gradients, and none flow through kernel int8: leave it out"),
+        (["PHOTO", "a", "PHOTO", "<image> <image>"], "a text says <image>, and the items stand between texts already: leave the marker out"),
         (["PHOTO", "a", "--weights", "none"], "is a composition, whose recipe names its weights: leave out --weights"),
     ],
 )  # fmt: skip
@@ -307,7 +311,7 @@ def test_the_command_composes_describes_and_says_what_is_not_trained(main, tmp_p
     asked = main("generate", "hello", "--model", str(tmp_path / "new"), "--max-tokens", "2")
     assert "has random weights: what it answers means nothing" in asked.stderr
     for wrong, message in (
-        ([*arguments, "--out", str(tmp_path / "new")], "is not empty: name a new folder"),
+        ([*arguments, "--out", str(tmp_path / "new")], "is there already: name a new folder"),
         (
             [str(tmp_path / "new"), "--bridge", BRIDGE],
             "a recipe says all: leave out --decoder, --encoder, --bridge and --out",
@@ -360,3 +364,127 @@ def test_a_film_is_spliced_with_its_frames(photos) -> None:
         for order in (frames, frames[::-1])
     )
     assert one != other, "the order of frames counts"
+
+
+def _written(composition) -> None:
+    """As a step of training does."""
+    with torch.no_grad():
+        for one in trained_parameters(composition.module):
+            one.add_(0.01)
+
+
+def test_what_is_opened_can_be_trained_and_saved_again(tmp_path: Path) -> None:
+    composition = composed(gate=0.5, heads=2, head_width=8)
+    assert (composition.trained, composition.built.random) == (False, True)
+    assert save(composition, tmp_path / "drawn").trained["state"] == "drawn"
+    opened = open_composition(tmp_path / "drawn")
+    assert not opened.trained
+    assert save(opened, tmp_path / "same").trained["state"] == "drawn"
+    _written(opened)
+    assert opened.trained
+    assert not opened.built.parts["image.bridge"].random
+    assert save(opened, tmp_path / "more").trained["state"] == "trained"
+    again = open_composition(tmp_path / "more")
+    assert again.trained
+    save(again, tmp_path / "third")
+    third = open_composition(tmp_path / "third")
+    for (name, one), other in zip(third.module.state_dict().items(), opened.module.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_training_leaves_the_statistics_of_a_frozen_encoder() -> None:
+    composition = library.compose(
+        decoder=DECODER, encoders={"image": "timm/efficientnet_lite0"}, bridge="perceiver/mlp-tiny", every=1,
+        weights={DECODER: None}, heads=2, head_width=8,
+    )  # fmt: skip
+    model = composition.module.train()
+    assert model.senses["image"].bridge.training
+    assert not model.senses["image"].encoder.training
+    assert not model.decoder.training
+    before = {name: tensor.clone() for name, tensor in model.senses["image"].encoder.state_dict().items()}
+    model.senses["image"].encode([[picture()]])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.senses["image"].encoder.state_dict().items())
+
+
+def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
+    composition = library.compose(
+        decoder=DECODER,
+        encoders={"image": "timm/efficientnet_lite0"},
+        bridge="perceiver/mlp-tiny",
+        every=1,
+        weights={DECODER: None},
+    )
+    next(composition.module.senses["image"].encoder.parameters()).requires_grad_(True)
+    with pytest.raises(
+        UsageError, match="^image.encoder is kept by the name of its file, and a parameter of it requires a gradient"
+    ):
+        save(composition, tmp_path)
+    with pytest.raises(
+        UsageError, match="^the decoder has random weights, which kernel int8 has rounded: save the composition before$"
+    ):
+        save(composed(kernel="int8"), tmp_path)
+    model = composed(kernel="bf16").module
+    asked = written(model, model.tokenizer, [item("image", picture()), "x"]).prompt
+    with pytest.raises(
+        UsageError, match="^no gradient flows through a decoder that runs by a kernel: train the composition as it is"
+    ):
+        model(torch.tensor([asked.ids]), media=[asked.media])
+    model = composed().module
+    with pytest.raises(
+        UsageError, match="^a cache is filled in place, which no gradient survives: use torch.inference_mode"
+    ):
+        model(torch.tensor([asked.ids]), media=[asked.media], cache=model.new_cache(1, 9))
+    with pytest.raises(
+        UsageError, match="^weights names clip/tiny, the parts that have some are clip/tiny-image, smollm/tiny$"
+    ):
+        library.compose(decoder=DECODER, encoders={"image": ENCODER}, bridge=BRIDGE, weights={"clip/tiny": None})
+    with pytest.raises(UsageError, match="^bridge_arguments are arguments of the bridge's builder, weights is none$"):
+        composed(bridge_arguments={"weights": "card"})
+    with pytest.raises(UsageError, match="^two senses have the marker '<m>': give each its own$"):
+        library.compose(
+            decoder=DECODER,
+            encoders={"image": ENCODER, "video": ENCODER},
+            bridge=BRIDGE,
+            weights=None,
+            every=1,
+            marker="<m>",
+        )
+    with pytest.raises(
+        UsageError, match="^a composition is as it was composed: give kernel, weights, dtype and device to zoo.compose"
+    ):
+        library.open_language_model(composed(), kernel="int8")
+    assert library.open_language_model(composed(kernel="int8")).kernel == "int8"
+    assert library.open_language_model(composed(dtype=torch.bfloat16)).kernel == "bfloat16"
+
+
+def test_two_senses_may_share_an_encoder_that_no_file_holds(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    composition = library.compose(
+        decoder=DECODER, encoders={"image": ENCODER, "video": ENCODER}, bridge=BRIDGE, weights=None, every=1
+    )
+    save(composition, tmp_path)
+    other = open_composition(tmp_path)
+    for (name, one), same in zip(other.module.state_dict().items(), composition.module.state_dict().values(), strict=True):
+        assert torch.equal(one, same), name
+
+
+def test_a_saved_recipe_has_every_argument_of_its_bridge(tmp_path: Path) -> None:
+    recipe = save(composed(), tmp_path)
+    (card,) = [card for card in cards(kind="bridge") if card.name == BRIDGE]
+    kept = recipe.senses["image"].bridge_arguments
+    assert kept == {name: value for name, value in card.variant.items() if name != "input_width"}
+    text = (tmp_path / "recipe.toml").read_text()
+    (tmp_path / "recipe.toml").write_text(text.replace(f"latents = {kept['latents']}", "latents = 5"))
+    with pytest.raises(
+        WeightsError, match=r"\n  shape       senses.image.bridge.first_latents \[8, 64\], the model has \[5, 64\]"
+    ):
+        open_composition(tmp_path)
+
+
+def test_frames_are_in_the_order_that_people_count_in(tmp_path: Path) -> None:
+    from zoo.tasks.media_prompt import read_media
+
+    for number in (10, 2, 1):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    film = read_media(tmp_path)
+    assert [frame.getpixel((0, 0))[0] for frame in film.frames] == [1, 2, 10]

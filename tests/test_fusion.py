@@ -203,9 +203,9 @@ def test_a_second_sense_leaves_the_first_as_it_was_to_the_bit(given, adjacent) -
     first = sense(decoder, gate=0.7, seed=1, adjacent=adjacent)
     images = prompt([7, *[part for part in given if isinstance(part, int) or part[0] in ("image", "video")]])
     alone = whole(Fused(decoder, {"image": first}).eval(), images)
-    second = sense(decoder, gate=0.9, seed=2, adjacent=adjacent)
+    second = sense(decoder, gate=0.9, seed=2, adjacent=adjacent, marker="<other>")
     assert torch.equal(alone, whole(Fused(decoder, {"image": first, "audio": second}).eval(), images))
-    silent = sense(decoder, gate=0.0, seed=2, adjacent=adjacent)
+    silent = sense(decoder, gate=0.0, seed=2, adjacent=adjacent, marker="<other>")
     both = prompt([7, *[part for part in given if isinstance(part, int) or part[0] != "series"]])
     heard = whole(Fused(decoder, {"image": first, "audio": silent}).eval(), both)
     only_images = Prompt(both.ids, tuple(placed for placed in both.media if placed.item.modality != "audio"))
@@ -417,3 +417,100 @@ def _running(sizes):
         total += size
         found.append(total)
     return found
+
+
+@pytest.mark.parametrize("change", ["cast", "evaluation", "exchange", "new tensor"])
+def test_what_shapes_an_item_is_watched(change) -> None:
+    fused, one = model({"image": 0.6}), prompt([1, ("image", 0, 3), 2])
+    sense_of_images, kept = fused.senses["image"], MediaCache()
+    sense_of_images.bridge.project = torch.nn.Sequential(
+        sense_of_images.bridge.project, torch.nn.GELU(), torch.nn.Dropout(0.5)
+    )
+    whole(fused, one, media_cache=kept)
+    if change == "cast":
+        fused.senses.double().float()
+    elif change == "evaluation":
+        sense_of_images.bridge.train()
+    elif change == "exchange":
+        sense_of_images.bridge.project[1] = torch.nn.Tanh()
+    else:
+        sense_of_images.bridge.project[0].weight = torch.nn.Parameter(
+            sense_of_images.bridge.project[0].weight.detach().clone()
+        )
+    whole(fused, one, media_cache=kept)
+    assert (kept.hits, kept.misses) == (0, 2)
+    kept.clear()
+    assert kept.size_bytes == 0
+
+
+def test_features_are_told_apart_by_their_numbers() -> None:
+    first, second = (
+        Encoded(torch.full((1, 2, 16), value), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 16))
+        for value in (0.1, 0.2)
+    )
+    assert item("image", features=first).key != item("image", features=second).key
+    assert item("image", features=first).key == item("image", features=first).key
+
+
+def test_a_kept_prefix_holds_no_item_but_its_own() -> None:
+    fused, kept = model({"image": 0.6}), PrefixCache()
+    rows = [prompt([*range(20), ("image", 0, 3), 1, ("image", number, 3), 2]) for number in range(1, 6)]
+    generate(fused, rows, max_tokens=1, prefixes=kept)
+    (entry,) = kept._entries.values()
+    assert [source.count for shown in entry.media.values() for source in shown.sources] == [1]
+    generate(fused, rows[:1], max_tokens=1, prefixes=kept)
+    assert kept.size_bytes == sum(cache.size_bytes - cache.media_bytes for cache in kept._entries.values()) + sum(
+        source.size_bytes
+        for source in {id(s): s for c in kept._entries.values() for m in c.media.values() for s in m.sources}.values()
+    )
+
+
+def test_a_marker_of_another_length_is_another_beginning() -> None:
+    fused = model({"image": 0.6}, adjacent="all")
+    kept = PrefixCache()
+    first, second = thing("image", 0), thing("image", 1)
+    text = tuple(range(20))
+    one = Prompt((*text, 9, 9, 9, 1), (Placed(20, 2, first),))
+    other = Prompt((*text, 9, 9, 9, 1), (Placed(20, 1, first), Placed(21, 1, second)))
+    generate(fused, [one], max_tokens=1, prefixes=kept)
+    near_logprobs = [score_choices(fused, other, [[1], [2]], prefixes=cache)[0].logprob for cache in (kept, None)]
+    assert near_logprobs[0] == pytest.approx(near_logprobs[1], abs=1e-5)
+
+
+def test_ids_that_mean_nothing_steer_nothing() -> None:
+    from zoo.decoding.sampling import Sampling
+
+    fused = model({"series": None}, sharpness=2.0)
+    latents = thing("series", 0, 3)
+    rows = [Prompt((1, filler, filler, filler, 2), (Placed(1, 3, latents),)) for filler in (9, 176)]
+    for sampling in (Sampling(temperature=1.0), Sampling(repetition_penalty=5.0)):
+        one, other = (generate(fused, [row], max_tokens=6, sampling=sampling)[0].ids for row in rows)
+        assert one == other
+
+
+def test_an_encoder_reads_a_bounded_number_at_once() -> None:
+    fused = model({"image": 0.6})
+    many = [thing("image", number, 2).frames for number in range(70)]
+    alone = [fused.senses["image"].encode([frames])[0].tokens_BTD for frames in many]
+    fused.senses["image"].encoder.calls = 0
+    together = fused.senses["image"].encode(many)
+    assert fused.senses["image"].encoder.calls == 3
+    assert all(torch.allclose(one.tokens_BTD, other, atol=1e-6) for one, other in zip(together, alone, strict=True))
+
+
+class NoMask(torch.nn.Module):
+    output_width = 20
+
+    def forward(self, encoded, *, frames=1):
+        return encoded.tokens_BTD
+
+
+def test_a_bridge_that_breaks_its_contract_is_named() -> None:
+    from zoo.errors import PluginError
+
+    fused = model({"image": 0.6})
+    fused.senses["image"].bridge = NoMask()
+    with pytest.raises(
+        PluginError, match=r"a bridge gives latents float\[B, L, W\] and a mask bool\[B, L\] .* NoMask gave .* and NoneType"
+    ):
+        whole(fused, prompt([1, ("image", 0, 3), 2]))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zoo.construct import Built, open_model, weight_hashes
-from zoo.errors import PluginError, ResolutionError, UsageError, WeightsError
+from zoo.errors import PluginError, ResolutionError, StateMismatchError, UsageError, WeightsError
 from zoo.fusion.fused import Fused
 from zoo.fusion.sense import Sense
 from zoo.nn.attention import Attention
@@ -22,7 +22,7 @@ from zoo.nn.kernels import apply_kernel
 from zoo.plugin import describe
 from zoo.recipe import FILE, Recipe, SenseRecipe, read_recipe, recipe_of, write_recipe
 from zoo.registry import default_registry
-from zoo.weights import load_strict, read_state_dict, sha256_of
+from zoo.weights import load_strict, read_state_dict, refuse_nonfinite, sha256_of
 
 TRAINED = "trained.safetensors"
 
@@ -31,12 +31,42 @@ TRAINED = "trained.safetensors"
 class Composition:
     """A composed model, what it is made of, and its recipe.
 
-    module: asked like any decoder. built: the same as one model with its parts, for what takes a built model.
+    module: asked like any decoder. parts: role ("decoder", "image.encoder", "image.bridge") -> what was built. kernel: of the decoder.
+    drawn: how often each trained parameter was written when it was drawn; None when they were trained before.
     """
 
     module: Fused
     recipe: Recipe
-    built: Built
+    parts: Mapping[str, Built]
+    kernel: str = "float32"
+    drawn: tuple[int, ...] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether what is trained was written to since it was drawn."""
+        return self.drawn is None or self.drawn != _writes(self.module)
+
+    @property
+    def built(self) -> Built:
+        """The same as one built model, for what takes one."""
+        known = self.recipe.trained.get("sha256") if self.drawn is None else None
+        parts = dict(self.parts)
+        if self.trained:
+            parts |= {
+                role: replace(part, files={**part.files, "model": known or "in memory"})
+                for role, part in parts.items()
+                if role.endswith(".bridge")
+            }
+        made_of = [*(part.identity for part in parts.values()), repr(self.recipe), str(known or id(self.module))]
+        senses = (f"{sense.bridge} over {sense.encoder}" for sense in self.recipe.senses.values())
+        return Built(
+            module=self.module,
+            found=parts["decoder"].found,
+            name=" + ".join([self.recipe.decoder, *senses]),
+            identity=hashlib.sha256("\n".join(made_of).encode()).hexdigest(),
+            files={},
+            parts=parts,
+        )
 
 
 def compose(
@@ -54,8 +84,8 @@ def compose(
     """One model of a decoder and an encoder for each modality, each joined by a bridge. The decoder and the encoders are frozen.
 
     recipe: the whole as data, instead of the names. encoders: modality -> name. bridge: a name, or one for each modality.
-    weights: of the decoder and the encoders, "card" for those of their cards, None for random ones; or one of the two for each
-        name. kernel: number format of the decoder's linear layers.
+    weights: of the decoder and the encoders, "card" for those of their cards, None for random ones; or one of the two by name
+        ("card" for names left out). kernel: number format of the decoder's linear layers.
     fields: other fields of every sense (`zoo.recipe.SenseRecipe`): fusion, every, gate, adjacent, marker, bridge_arguments ...
     Raises UsageError for widths and modalities that do not fit, and what looking up and building the parts raises.
     """
@@ -64,9 +94,13 @@ def compose(
     elif decoder is not None or encoders is not None or bridge is not None or fields:
         raise UsageError("a recipe says all: leave out decoder, encoders, bridge and fields beside it")
     _look_up(recipe)
+    names = {recipe.decoder, *(sense.encoder for sense in recipe.senses.values())}
+    if isinstance(weights, Mapping) and weights.keys() - names:
+        unknown = min(weights.keys() - names)
+        raise UsageError(f"weights names {unknown}, the parts that have some are {', '.join(sorted(names))}")
 
     def open_part(name: str) -> Built:
-        of_this = weights.get(name) if isinstance(weights, Mapping) else weights
+        of_this = weights.get(name, "card") if isinstance(weights, Mapping) else weights
         return open_model(name, weights=of_this, device=device, dtype=dtype)
 
     built: dict[str, Built] = {"decoder": open_part(recipe.decoder)}
@@ -87,42 +121,55 @@ def compose(
         built[f"{modality}.bridge"] = _bridge(sense, built[f"{modality}.encoder"], language, device, dtype)
         senses[modality] = _sense(sense, built, modality, language, device, dtype)
     module = Fused(language, senses).eval()
-    named = {"decoder": built["decoder"].name} | {
-        f"{modality}.encoder": built[f"{modality}.encoder"].name for modality in senses
-    }
     recipe = replace(
         recipe,
-        decoder=named["decoder"],
+        decoder=built["decoder"].name,
         senses={
-            modality: replace(sense, encoder=named[f"{modality}.encoder"]) for modality, sense in recipe.senses.items()
+            modality: replace(
+                sense,
+                encoder=built[f"{modality}.encoder"].name,
+                bridge_arguments=_every_argument(sense, built[f"{modality}.bridge"]),
+            )
+            for modality, sense in recipe.senses.items()
         },
     )
-    return Composition(module=module, recipe=recipe, built=_as_built(module, recipe, built, None))
+    return Composition(module=module, recipe=recipe, parts=built, kernel=kernel, drawn=_writes(module))
 
 
-def save(composition: Composition, folder: Path, *, drawn: bool = False) -> Recipe:
+def save(composition: Composition, folder: Path) -> Recipe:
     """Write the recipe and what was trained into a folder; frozen models are named, with the sha256 of their files.
 
-    A model with random weights, which no file holds, is stored whole. drawn: nothing was trained yet; who opens it is told.
-    Returns the recipe as written.
+    A model with random weights, which no file holds, is stored whole. Returns the recipe as written. Raises UsageError for a part
+    that is named by its file and may have been trained all the same, and for numbers that a kernel has rounded.
     """
     from safetensors.torch import save_file
 
+    for role, module in _with_files(composition).items():
+        if any(one.requires_grad for one in module.parameters()):
+            raise UsageError(
+                f"{role} is kept by the name of its file, and a parameter of it requires a gradient: what it has learnt would be lost; "
+                f"freeze it (requires_grad_(False)) if it was not trained"
+            )
+    if composition.kernel != "float32" and composition.parts["decoder"].random:
+        raise UsageError(
+            f"the decoder has random weights, which kernel {composition.kernel} has rounded: save the composition before"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().contiguous() for name, tensor in _own_state(composition).items()}
+    state: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in _own_state(composition).items():
+        place = tensor.untyped_storage().data_ptr()
+        state[name] = tensor.detach().clone() if place in places else tensor.detach().contiguous()
+        places.add(place)
     save_file(state, folder / TRAINED)
-    parts = composition.built.parts
-    hashes: dict[str, dict[str, str]] = {}
-    for part in parts.values():
-        hashes |= weight_hashes(part)
-    providers = {part.found.card.provider for part in parts.values()}
+    providers = {part.found.card.provider for part in composition.parts.values()}
     recipe = replace(
         composition.recipe,
-        frozen=hashes,
+        frozen=_hashes(composition),
         trained={
             "file": TRAINED,
             "sha256": sha256_of(folder / TRAINED),
-            "state": "drawn" if drawn else "trained",
+            "state": "trained" if composition.trained else "drawn",
         },
         requires=tuple(sorted(f"{one.distribution}=={one.version}" for one in providers)),
     )
@@ -142,7 +189,7 @@ def open_composition(
     folder = path if path.is_dir() else path.parent
     composition = compose(
         replace(recipe, frozen={}, trained={}),
-        weights=dict.fromkeys(recipe.frozen, "card") if recipe.trained else "card",
+        weights=_kept_weights(recipe) if recipe.trained else "card",
         device=device,
         dtype=dtype,
         kernel="float32" if recipe.trained else kernel,  # what the file holds of a drawn decoder comes first
@@ -150,25 +197,34 @@ def open_composition(
     if not recipe.trained:
         return composition
     _check_frozen(composition, recipe, path)
-    file = folder / Path(recipe.trained.get("file", TRAINED)).name
+    lacking = {"file", "sha256", "state"} - recipe.trained.keys()
+    if lacking:
+        raise UsageError(f"{path}: [trained] must have file, sha256 and state, got no {', '.join(sorted(lacking))}")
+    file = folder / Path(recipe.trained["file"]).name
     if not file.is_file():
         raise WeightsError(f"{path} names {file.name}, and there is no such file in {folder}")
-    if sha256_of(file) != recipe.trained.get("sha256"):
+    if sha256_of(file) != recipe.trained["sha256"]:
         raise WeightsError(
             f"{file} is not the file that {path} was saved with: its sha256 differs; save the composition again"
         )
-    own = _own_state(composition)
-    holder = nn.Module()
-    for number, tensor in enumerate(own.values()):
-        holder.register_buffer(str(number), tensor)
     state = read_state_dict(file)
-    numbers = {name: str(number) for number, name in enumerate(own)}
-    load_strict(holder, {numbers.get(name, name): tensor for name, tensor in state.items()}, str(file))
+    refuse_nonfinite(state, str(file))
+    _load(_own_state(composition), state, str(file))
     if kernel != "float32":
         apply_kernel(composition.module.decoder, kernel)
-    known = None if recipe.trained.get("state") == "drawn" else recipe.trained["sha256"]
-    built = _as_built(composition.module, recipe, dict(composition.built.parts), known)
-    return replace(composition, recipe=recipe, built=built)
+    drawn = _writes(composition.module) if recipe.trained["state"] == "drawn" else None
+    return replace(composition, recipe=recipe, kernel=kernel, drawn=drawn)
+
+
+def _load(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Strictly, into tensors by their names, which a module of their own cannot have with their dots."""
+    holder = nn.Module()
+    for name, tensor in own.items():
+        holder.register_buffer(name.replace(".", ":"), tensor)
+    try:
+        load_strict(holder, {name.replace(".", ":"): tensor for name, tensor in state.items()}, origin)
+    except StateMismatchError as error:
+        raise StateMismatchError(str(error).replace(":", ".")) from None
 
 
 def describe_composition(composition: Composition) -> str:
@@ -257,6 +313,9 @@ def _bridge(sense: SenseRecipe, encoder: Built, language: Any, device: str, dtyp
         raise PluginError(
             f"{describe(card.provider)}: the card of {card.name} does not say how wide its tokens are (tokens.width)"
         )
+    taken = sorted(sense.bridge_arguments.keys() & {"name", "weights", "device", "dtype", "registry"})
+    if taken:
+        raise UsageError(f"bridge_arguments are arguments of the bridge's builder, {taken[0]} is none")
     arguments: dict[str, Any] = {"input_width": width, **sense.bridge_arguments}
     if sense.fusion == "spliced":
         arguments.setdefault("output_width", language.width)
@@ -325,19 +384,50 @@ def _frozen(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
+def _with_files(composition: Composition) -> dict[str, nn.Module]:
+    """By role, the decoder and the encoders whose numbers are those of a file."""
+    senses: Any = composition.module.senses
+    modules = {"decoder": composition.module.decoder} | {
+        f"{modality}.encoder": sense.encoder for modality, sense in senses.items()
+    }
+    return {role: module for role, module in modules.items() if not composition.parts[role].random}
+
+
 def _own_state(composition: Composition) -> dict[str, torch.Tensor]:
     """Tensors that no file of a frozen part holds: bridges and gated layers, and parts that were drawn."""
-    held = {"decoder": "decoder."} | {
-        f"{modality}.encoder": f"senses.{modality}.encoder." for modality in composition.recipe.senses
-    }
-    from_files = tuple(prefix for part, prefix in held.items() if not composition.built.parts[part].random)
-    return {name: tensor for name, tensor in composition.module.state_dict().items() if not name.startswith(from_files)}
+    named = {"decoder": "decoder."}
+    prefixes = tuple(named.get(role, f"senses.{role}.") for role in _with_files(composition))
+    return {name: tensor for name, tensor in composition.module.state_dict().items() if not name.startswith(prefixes)}
+
+
+def _hashes(composition: Composition) -> dict[str, dict[str, str]]:
+    """Name -> role -> sha256 of the files of the decoder and the encoders."""
+    hashes: dict[str, dict[str, str]] = {}
+    for role in _with_files(composition):
+        hashes |= weight_hashes(composition.parts[role])
+    return hashes
+
+
+def _kept_weights(recipe: Recipe) -> dict[str, str | None]:
+    """What a saved recipe names is that of the card; what it stores itself is drawn first."""
+    names = [recipe.decoder, *(sense.encoder for sense in recipe.senses.values())]
+    return {name: "card" if name in recipe.frozen else None for name in names}
+
+
+def _writes(module: Fused) -> tuple[int, ...]:
+    """How often each trained parameter was written to."""
+    parameters = trained_parameters(module)
+    return tuple(0 if one.is_inference() else one._version for one in parameters)  # noqa: SLF001 - the counter that autograd relies on
+
+
+def _every_argument(sense: SenseRecipe, bridge: Built) -> dict[str, Any]:
+    """The bridge's arguments, those of its card included, so that a later card changes nothing."""
+    arguments = {**bridge.found.card.variant, **sense.bridge_arguments}
+    return {name: value for name, value in arguments.items() if name != "input_width"}
 
 
 def _check_frozen(composition: Composition, recipe: Recipe, path: Path) -> None:
-    now: dict[str, dict[str, str]] = {}
-    for part in composition.built.parts.values():
-        now |= weight_hashes(part)
+    now = _hashes(composition)
     for name, files in recipe.frozen.items():
         for role, sha256 in files.items():
             if now.get(name, {}).get(role) != sha256:
@@ -345,20 +435,6 @@ def _check_frozen(composition: Composition, recipe: Recipe, path: Path) -> None:
                     f"{path} was trained with {name} whose {role} file has sha256 {sha256[:16]}, the one here has "
                     f"{now.get(name, {}).get(role, 'none')[:16]}: its answers would mean nothing; get the same file, or train again"
                 )
-
-
-def _as_built(module: Fused, recipe: Recipe, parts: dict[str, Built], trained_sha256: str | None) -> Built:
-    """The composition as one model; its bridges are trained ones when their numbers came from a file."""
-    digest = hashlib.sha256(
-        "\n".join([*(part.identity for part in parts.values()), repr(recipe), str(trained_sha256)]).encode()
-    )
-    if trained_sha256 is not None:
-        parts = {
-            role: replace(part, files={**part.files, "model": trained_sha256}) if role.endswith(".bridge") else part
-            for role, part in parts.items()
-        }
-    name = " + ".join([recipe.decoder, *(f"{sense.bridge} over {sense.encoder}" for sense in recipe.senses.values())])
-    return Built(module=module, found=parts["decoder"].found, name=name, identity=digest.hexdigest(), files={}, parts=parts)
 
 
 def _counts(module: nn.Module) -> tuple[str, str, str]:

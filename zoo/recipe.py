@@ -13,6 +13,7 @@ of the files of every model that was not trained; `[trained]`, the file with wha
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -24,6 +25,7 @@ from zoo.modality import MODALITIES, TEXT
 
 FORMAT = 1
 FILE = "recipe.toml"
+REQUIRED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*")
 FUSIONS = ("gated", "spliced")
 ADJACENT = ("last", "all")
 
@@ -89,8 +91,8 @@ def recipe_of(document: Mapping[str, Any], origin: str) -> Recipe:
     if not isinstance(decoder, str) or not isinstance(senses, Mapping) or not senses:
         raise UsageError(f"{origin} must name a decoder and at least one sense: [senses.image] with its encoder and bridge")
     requires = document.get("requires", [])
-    if not isinstance(requires, list) or not all(isinstance(one, str) for one in requires):
-        raise UsageError(f"{origin}: requires is a list of distributions, got {requires!r}")
+    if not isinstance(requires, list) or not all(isinstance(one, str) and REQUIRED.fullmatch(one) for one in requires):
+        raise UsageError(f"{origin}: requires is a list of distributions as NAME==VERSION, got {requires!r}")
     return Recipe(
         decoder=decoder,
         senses={modality: sense_of(modality, fields, origin) for modality, fields in senses.items()},

@@ -50,8 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.recipe is not None and (any(names) or arguments.out is not None):
         raise UsageError("a recipe says all: leave out --decoder, --encoder, --bridge and --out, or the recipe")
     encoders = read_encoders(arguments.encoder)
-    if arguments.out is not None and arguments.out.exists() and any(arguments.out.iterdir()):
-        raise UsageError(f"{arguments.out} is not empty: name a new folder")
+    if (
+        arguments.out is not None
+        and arguments.out.exists()
+        and (not arguments.out.is_dir() or any(arguments.out.iterdir()))
+    ):
+        raise UsageError(f"{arguments.out} is there already: name a new folder")
     import torch
 
     from zoo.composition import compose, describe_composition, open_composition, save
@@ -70,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             adjacent=arguments.adjacent,
         )
     if arguments.out is not None:
-        save(composition, arguments.out, drawn=True)
+        save(composition, arguments.out)
         print(
             f"zoo: {arguments.out} holds the recipe and what is to be trained; until then its answers mean nothing",
             file=sys.stderr,

@@ -81,6 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
         kernel=arguments.kernel,
     )
+    if arguments.explain:
+        from zoo.tasks.explanation import check_explanation
+
+        check_explanation(language, prompt, Path(arguments.explain))
     if arguments.explain is not None:
         print(
             f"zoo: the prompt is {language.write(prompt, chat=arguments.chat, system=arguments.system).text!r}",

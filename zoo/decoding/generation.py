@@ -109,7 +109,7 @@ def stream(
             number=number * samples + sample,
             prompt=prompt,
             stream=TextStream(stop),
-            generator=generator_for(sampling, prompt.ids, sample),
+            generator=generator_for(sampling, prompt.words, sample),
             room=min(max_tokens, decoder.context - len(prompt)),
         )
         for number, prompt in enumerate(checked)
@@ -136,7 +136,7 @@ def _steps(
     if samples > 1:
         logits_BV, cache = logits_BV.repeat_interleave(samples, 0), cache.copy(capacity=cache.capacity, rows=samples)
     while rows:
-        held = [[*row.prompt.ids, *row.ids] for row in rows] if sampling.repetition_penalty != 1.0 else None
+        held = [[*row.prompt.words, *row.ids] for row in rows] if sampling.repetition_penalty != 1.0 else None
         generators = None if sampling.greedy else [row.generator for row in rows]
         tokens_B = choose(logits_BV, sampling, held=held, generators=generators)
         going = []

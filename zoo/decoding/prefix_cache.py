@@ -55,8 +55,18 @@ class PrefixCache:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the keys and values that are kept."""
-        return sum(cache.size_bytes for cache in self._entries.values())
+        """Memory of the keys and values that are kept, those of a media item once, however many prompts hold it."""
+        with self._lock:
+            caches = list(self._entries.values())
+        sources = {id(source): source for cache in caches for shown in cache.media.values() for source in shown.sources}
+        text_bytes = sum(cache.size_bytes - cache.media_bytes for cache in caches)
+        return text_bytes + sum(source.size_bytes for source in sources.values())
+
+    def clear(self) -> None:
+        """Forget everything, media included."""
+        with self._lock:
+            self._entries.clear()
+        self.media.clear()
 
     def longest(self, prompt: Sequence[Hashable]) -> tuple[int, Cache] | None:
         """(tokens shared, their cache) of the kept prompt that shares most, at least SHORTEST and not the last of `prompt`:

@@ -27,8 +27,15 @@ class Prompt:
         found: list[Hashable] = list(self.ids)
         for placed in self.media:
             for step in range(placed.tokens):
-                found[placed.position + step] = (found[placed.position + step], placed.item.key, placed.item.modality, step)
+                here = placed.position + step
+                found[here] = (found[here], placed.item.key, placed.item.modality, step, placed.tokens)
         return tuple(found)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """The ids that stand for text: those of an item's tokens may mean nothing."""
+        covered = {placed.position + step for placed in self.media for step in range(placed.tokens)}
+        return tuple(token for position, token in enumerate(self.ids) if position not in covered)
 
     def after(self, start: int) -> Prompt:
         """What is left to read when the first tokens were read: items that begin among those are theirs; one whose tokens are
@@ -93,7 +100,11 @@ def _check_media(decoder: Any, prompt: Prompt, number: int) -> None:
     end = 0
     for placed in prompt.media:
         sense_of(placed.item.modality)
-        if placed.position < end or placed.tokens < 1 or placed.position + placed.tokens > len(prompt):
+        if placed.tokens < 1:
+            raise UsageError(
+                f"prompt {number} has an item of {placed.item.modality} that takes no token: nothing of it is real"
+            )
+        if placed.position < end or placed.position + placed.tokens > len(prompt):
             raise UsageError(
                 f"media stand in the order of their tokens and apart: prompt {number} of {len(prompt)} tokens has an item of "
                 f"{placed.item.modality} at {placed.position} that takes {placed.tokens}"

@@ -120,9 +120,12 @@ def _by_attention(
         if stretch is None:
             continue
         first = 0
-        for number in _seen_items(sense.adjacent, watched, numbers, position):
-            count = len(latents[number])
+        seen_items = _seen_items(sense.adjacent, watched, numbers, position)
+        for (source, index), number in zip(seen.groups[stretch], seen_items, strict=True):
+            mask_L = None if source.mask_NL is None else source.mask_NL[index]
+            count = next(iter(source.layers.values()))[0].shape[2]  # with the padding that it shares a batch with
             over_L = mean_SQL[stretch, step, first : first + count]
+            over_L = over_L if mask_L is None or not bool(mask_L.any()) else over_L[mask_L]
             first += count
             features: Any = watched[number].item.features
             made_of = (over_L[:, None] * latents[number] * latents[number].detach()).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from zoo.fusion.media_cache import Kept, MediaCache
 from zoo.fusion.sense import Sense
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Inserted
+from zoo.nn.kernels import runs_by_kernel
 from zoo.nn.seen_media import Piece, Place, SeenMedia, Shown, Source
 from zoo.nn.stack import BeforeLayer
 
@@ -30,8 +31,21 @@ class Fused(nn.Module):
 
     def __init__(self, decoder: nn.Module, senses: Mapping[str, Sense]) -> None:
         super().__init__()
+        markers = [sense.marker for sense in senses.values()]
+        twice = next((marker for marker in markers if markers.count(marker) > 1), None)
+        if twice is not None:
+            raise UsageError(f"two senses have the marker {twice!r}: give each its own")
         self.decoder: Any = decoder
         self.senses = nn.ModuleDict(senses)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; a decoder or an encoder without a parameter to train stays in evaluation: its statistics are its own."""
+        super().train(mode)
+        senses: Any = self.senses.values()
+        for part in (self.decoder, *(sense.encoder for sense in senses)):
+            if part is not None and not any(one.requires_grad for one in part.parameters()):
+                part.eval()
+        return self
 
     @property
     def tokenizer(self) -> Any:
@@ -92,14 +106,8 @@ class Fused(nn.Module):
         """
         before = 0 if cache is None else cache.length
         placed = _check(tokens_BT, mask_BT, media)
-        if (
-            media_cache is not None
-            and torch.is_grad_enabled()
-            and any(one.requires_grad for one in self.senses.parameters())
-        ):
-            raise UsageError(
-                "a media cache keeps numbers through which no gradient flows: use torch.inference_mode() with it"
-            )
+        if torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters()):
+            self._refuse_gradients(cache, media_cache)
         columns = None if mask_BT is None or not any(placed) else [row.nonzero().flatten().tolist() for row in mask_BT]
         shown = dict(cache.media) if cache is not None else {}
         rows_of: dict[str, list[list[Placed]]] = {}
@@ -118,7 +126,7 @@ class Fused(nn.Module):
                 [
                     Place(before + _column(columns, number, one), one.tokens, _piece(kept[one.item.key]))
                     for one in row
-                    if one.position >= 0 or cache is None  # else the cache holds it, and only its marker goes on here
+                    if one.position >= 0 or not before  # else the cache holds it, and only its marker goes on here
                 ]
                 for number, row in enumerate(rows)
             ]
@@ -134,6 +142,20 @@ class Fused(nn.Module):
         if cache is not None:
             cache.media = shown
         return logits
+
+    def _refuse_gradients(self, cache: Cache | None, media_cache: MediaCache | None) -> None:
+        """Raise UsageError where a gradient would be lost without a word."""
+        if media_cache is not None:
+            raise UsageError(
+                "a media cache keeps numbers through which no gradient flows: use torch.inference_mode() with it"
+            )
+        if cache is not None:
+            raise UsageError("a cache is filled in place, which no gradient survives: use torch.inference_mode() with it")
+        if runs_by_kernel(self.decoder):
+            raise UsageError(
+                "no gradient flows through a decoder that runs by a kernel: train the composition as it is (kernel float32), and apply "
+                "the kernel when it is asked; or use torch.inference_mode()"
+            )
 
     def _step(self, tokens_B: torch.Tensor, cache: Cache) -> torch.Tensor:
         before_layer = self._before_layer(cache.media, tokens_B[:, None], cache.length)
@@ -183,7 +205,9 @@ class Fused(nn.Module):
             for index, key in enumerate(missing):
                 if isinstance(made, Source):
                     found[key] = (made, index)
-                    kept = Kept(source=made.item(index)) if media_cache is not None else None
+                    if media_cache is not None:  # alone, so that what is kept holds no other item of its batch
+                        found[key] = (made.item(index), 0)
+                    kept = Kept(source=found[key][0]) if media_cache is not None else None
                 else:
                     latents_NLW, mask_NL = made
                     found[key] = latents_NLW[index] if mask_NL is None else latents_NLW[index][mask_NL[index]]

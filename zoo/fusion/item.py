@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from zoo.batch import Encoded
 from zoo.errors import UsageError
@@ -64,6 +65,10 @@ def key_of(modality: str, frames: Sequence[Any]) -> str:
         elif isinstance(frame, bytes):
             kind, shape, content = "bytes", "", frame
         else:
+            if getattr(frame, "mode", None) == "P":  # its pixels are indices into colours that an array does not have
+                frame = frame.convert("RGBA")  # noqa: PLW2901 - the same picture
+            if isinstance(frame, torch.Tensor):
+                frame = (frame.detach().float() if frame.is_floating_point() else frame).cpu().numpy()  # noqa: PLW2901 - as above
             try:
                 array = np.ascontiguousarray(frame)
             except Exception as error:
@@ -79,5 +84,8 @@ def key_of(modality: str, frames: Sequence[Any]) -> str:
 
 
 def item(modality: str, *frames: Any, features: Encoded | None = None, key: str | None = None) -> Item:
-    """An item of raw frames, with the key of its content."""
-    return Item(modality, frames, key_of(modality, frames) if key is None else key, features)
+    """An item of raw frames, or of features where there are none, with the key of its content."""
+    if key is None:
+        content = frames if frames or features is None else (features.tokens_BTD, features.mask_BT)
+        key = key_of(modality, content)
+    return Item(modality, frames, key, features)

@@ -66,6 +66,12 @@ class MediaCache:
         """Memory of what is kept."""
         return self._size_bytes
 
+    def clear(self) -> None:
+        """Forget everything: after a change that torch does not count (`zoo.nn.stamp.stamp_of` says which)."""
+        with self._lock:
+            self._entries.clear()
+            self._size_bytes = 0
+
     def find(self, modality: str, key: str) -> Kept | None:
         """What is kept of an item."""
         with self._lock:

@@ -15,6 +15,8 @@ from zoo.fusion.item import Item
 from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.seen_media import Source, check_adjacent
 
+MOST_AT_ONCE = 32  # frames that an encoder reads together, but for those of one item
+
 
 class Sense(nn.Module):
     """Items of one modality -> latents -> keys and values for gated layers, or embeddings among the tokens where there are none.
@@ -55,8 +57,7 @@ class Sense(nn.Module):
         order: list[int] = []
         for frames, chosen in numbers.items():
             encoded = _without_padding(self._features([items[number] for number in chosen]))
-            latents_NLW, mask_NL = self.bridge(encoded, frames=frames)
-            found.append((latents_NLW, mask_NL))
+            found.append(_bridged(self.bridge, encoded, frames))
             order += chosen
         longest = max(latents.shape[1] for latents, _ in found)
         latents_NLW = torch.cat([pad(latents, (0, 0, 0, longest - latents.shape[1])) for latents, _ in found])
@@ -98,11 +99,23 @@ class Sense(nn.Module):
         if encoder is None:
             raise UsageError("this sense has no encoder: give its items with their features")
         frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+        chunks: list[list[Any]] = [[]]
+        for frames in items:  # whole items, so that the padding of a chunk is that of its own items
+            if chunks[-1] and sum(map(len, chunks[-1])) + len(frames) > MOST_AT_ONCE:
+                chunks.append([])
+            chunks[-1].append(frames)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            inputs = _moved(encoder, encoder.preprocess([frame for frames in items for frame in frames]))
-            encoded = encoder(inputs)
+            return [one for chunk in chunks for one in self._encode(encoder, chunk)]
+
+    def _encode(self, encoder: Any, items: Sequence[Sequence[Any]]) -> list[Encoded]:
+        frames = [frame for frames in items for frame in frames]
+        encoded = encoder(_moved(encoder, encoder.preprocess(frames)))
         if not isinstance(encoded, Encoded):
             raise PluginError(f"an encoder gives zoo.batch.Encoded, got {type(encoded).__name__}")
+        if len(encoded.tokens_BTD) != len(frames):
+            raise PluginError(
+                f"an encoder gives features of each item, got those of {len(encoded.tokens_BTD)} for {len(frames)}"
+            )
         counts = [len(frames) for frames in items]
         return [
             Encoded(tokens.flatten(0, 1)[None], mask.flatten()[None], pooled.mean(0, keepdim=True))
@@ -113,6 +126,23 @@ class Sense(nn.Module):
                 strict=True,
             )
         ]
+
+
+def _bridged(bridge: nn.Module, encoded: Encoded, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a bridge gives, if it keeps its contract. Raises PluginError."""
+    found = bridge(encoded, frames=frames)
+    latents, mask = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    fits = isinstance(latents, torch.Tensor) and latents.ndim == 3 and len(latents) == len(encoded.tokens_BTD)
+    if not fits or not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape != latents.shape[:2]:
+        raise PluginError(
+            f"a bridge gives latents float[B, L, W] and a mask bool[B, L] (zoo.contracts.Bridge), {type(bridge).__name__} gave "
+            f"{_shown(latents)} and {_shown(mask)}"
+        )
+    return latents, mask
+
+
+def _shown(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _without_padding(encoded: Encoded) -> Encoded:

@@ -44,7 +44,7 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
     """
     if kernel not in LINEARS:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
-    if any(isinstance(part, (PackedLinear, Int4Linear, Int8Linear)) for part in module.modules()):
+    if runs_by_kernel(module):
         raise UsageError(f"the model runs by a kernel already: build it anew for {kernel}")
     wrong = next(
         (tensor for tensor in module.parameters() if tensor.device.type != "cpu" or tensor.dtype != torch.float32), None
@@ -71,6 +71,11 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
         module.one_step = decode_step(module)
     _give_back_memory()
     return module.eval()
+
+
+def runs_by_kernel(module: nn.Module) -> bool:
+    """Whether a kernel was applied to the module, or to a part of it."""
+    return any(isinstance(part, (PackedLinear, Int4Linear, Int8Linear)) for part in module.modules())
 
 
 def _give_back_memory() -> None:

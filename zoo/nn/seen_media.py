@@ -84,10 +84,14 @@ class Shown:
         return replace(self, rows=kept, gathered={})
 
     @property
+    def sources(self) -> list[Source]:
+        """Those that the items come from, each once."""
+        return list({id(place.piece[0]): place.piece[0] for row in self.rows for place in row}.values())
+
+    @property
     def size_bytes(self) -> int:
         """Memory of the keys and values, those that rows share counted once."""
-        sources = {id(place.piece[0]): place.piece[0] for row in self.rows for place in row}
-        return sum(source.size_bytes for source in sources.values())
+        return sum(source.size_bytes for source in self.sources)
 
 
 def spans(row: Sequence[Place], begin: int, end: int, adjacent: str) -> list[tuple[int, int, Group]]:

@@ -1,14 +1,30 @@
 """Whether a module is still as it was: what was computed by it holds only while it is."""
 
+from itertools import count
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+_numbers = count()
+_number_of: Any = WeakIdKeyDictionary()  # an address may come again, a number does not
 
 
 def stamp_of(*modules: nn.Module) -> int:
-    """A number that changes when a tensor of the modules is exchanged, or written to. It means something within one process."""
-    return hash(tuple(_version(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())))
+    """A number that changes when a tensor of the modules is exchanged, cast, moved or written to, when one of their submodules is, and
+    when they change between training and evaluation. It means something within one process.
+
+    What goes round torch's own count of writes is not seen: `.data`, and writes to a model that was built under inference mode.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return hash((tuple((id(type(part)), part.training) for part in parts), tuple(map(_version, tensors))))
 
 
-def _version(tensor: Any) -> tuple[int, int]:
-    return id(tensor), 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - the counter that autograd relies on
+def _version(tensor: Any) -> tuple[int, int, torch.dtype, int]:
+    if tensor not in _number_of:
+        _number_of[tensor] = next(_numbers)
+    version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - the counter that autograd relies on
+    place = tensor.data_ptr() if tensor.layout == torch.strided else 0  # one that oneDNN laid out has none to tell
+    return _number_of[tensor], version, tensor.dtype, place

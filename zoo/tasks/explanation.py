@@ -7,6 +7,7 @@ import html
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from zoo.errors import UsageError
 from zoo.fusion.attention_map import Look, looks
 from zoo.fusion.fused import Fused
 from zoo.fusion.item import Item
+from zoo.nn.kernels import runs_by_kernel
 from zoo.tasks.generation import LanguageModel
 from zoo.tasks.media_prompt import Part
 
@@ -25,37 +27,66 @@ SIDE = 160  # pixels of a picture on the page
 MOST_WORDS = 64
 
 
-def write_explanation(language: LanguageModel, prompt: str | Sequence[Part], answer: str, file: Path) -> None:
-    """Write the page for an answer to a prompt. Raises UsageError for a model without senses and a prompt without media."""
-    model: Any = language.decoder
-    asked = language.write(prompt, chat=False)
-    if not isinstance(model, Fused) or not asked.prompt.media:
+def check_explanation(language: LanguageModel, prompt: str | Sequence[Part], file: Path) -> None:
+    """Raise UsageError, before anything is generated, for what cannot be explained and a place that cannot be written."""
+    if not isinstance(language.decoder, Fused) or isinstance(prompt, str) or all(isinstance(part, str) for part in prompt):
         raise UsageError(
             "an explanation shows what was looked at in media: give a composition, and a prompt that holds some"
         )
+    if runs_by_kernel(language.decoder):
+        raise UsageError(f"an explanation follows gradients, and none flow through kernel {language.kernel}: leave it out")
+    if not file.resolve().parent.is_dir():
+        raise UsageError(f"{file} cannot be written: there is no folder {file.parent}")
+
+
+def write_explanation(language: LanguageModel, prompt: str | Sequence[Part], answer: str, file: Path) -> None:
+    """Write the page for an answer to a prompt. Raises UsageError as `check_explanation`, and for an empty answer."""
+    check_explanation(language, prompt, file)
+    model: Any = language.decoder
+    asked = language.write(prompt, chat=False)
     ids = language.tokenizer.encode(answer)[:MOST_WORDS]
     if not ids:
         raise UsageError("the answer is empty: there is no word to explain")
     found = looks(model, asked.prompt.ids, asked.prompt.media, ids)
-    items = [placed.item for placed in asked.prompt.media]
+    items = [Watched(placed.item, _views(model, placed.item)) for placed in asked.prompt.media]
     words = [language.tokenizer.decode([token]) for token in ids]
     rows = [_row(word, [look for look in found if look.token == number], items) for number, word in enumerate(words)]
     spliced = all(not sense.gated for sense in model.senses.values())
     file.write_text(_page(language.built.name, asked.text, answer, rows, _gates(model), spliced=spliced), encoding="utf-8")
 
 
-def _row(word: str, seen: Sequence[Look], items: Sequence[Item]) -> str:
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """An item, and its frames as its encoder saw them: cut and scaled; none where it is no picture."""
+
+    item: Item
+    views: list[Image.Image]
+
+
+def _views(model: Any, item: Item) -> list[Image.Image]:
+    encoder = model.senses[model.sense_of(item.modality)].encoder
+    if encoder is None or not all(isinstance(frame, Image.Image) for frame in item.frames):
+        return []
+    pixels = encoder.preprocess(list(item.frames))
+    if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or pixels.shape[1] != 3:
+        return []
+    low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
+    bytes_NHWC = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(one.numpy()) for one in bytes_NHWC]
+
+
+def _row(word: str, seen: Sequence[Look], items: Sequence[Watched]) -> str:
     cells = "".join(
-        f"<figure>{_picture(items[look.item], look.features_T)}<figcaption>{html.escape(items[look.item].modality)} "
+        f"<figure>{_picture(items[look.item], look.features_T)}<figcaption>{html.escape(items[look.item].item.modality)} "
         f"{look.item + 1}: {look.share:.0%}</figcaption></figure>"
         for look in seen
     )
-    return f"<tr><th>{html.escape(word)}</th><td>{cells or 'nothing: no item stands before it'}</td></tr>"
+    return f"<tr><th>{html.escape(word)}</th><td>{cells or 'nothing'}</td></tr>"
 
 
-def _picture(item: Item, features_T: torch.Tensor) -> str:
+def _picture(watched: Watched, features_T: torch.Tensor) -> str:
     """The item's frames, lit where its features were looked at; a strip where it is no picture or its features are no grid."""
-    frames = [frame for frame in item.frames if isinstance(frame, Image.Image)]
+    frames = watched.views
     per_frame = features_T.view(len(frames), -1) if frames and len(features_T) % len(frames) == 0 else None
     if per_frame is None:
         return _image(_strip(features_T))

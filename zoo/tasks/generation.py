@@ -20,12 +20,13 @@ from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.prompt import Prompt
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import NORMALISATIONS, score_choices
-from zoo.errors import PluginError, UsageError
+from zoo.errors import PluginError, ResolutionError, UsageError
 from zoo.fusion.item import Item
 from zoo.modality import TEXT
 from zoo.nn.kernels import LINEARS, apply_kernel
 from zoo.plugin import describe
 from zoo.recipe import FILE
+from zoo.registry import default_registry
 from zoo.tasks.encoding import open_for, plugin_errors
 from zoo.tasks.media_prompt import Part, Written, check_senses, read_media, written
 
@@ -144,11 +145,15 @@ def open_language_model(
         if weights != "card":
             raise UsageError(f"{model} is a composition, whose recipe names its weights: leave out --weights")
         model = open_composition(Path(model), device=device, dtype=dtype, kernel=kernel)
+    elif isinstance(model, Composition) and (kernel, weights, dtype, str(device)) != ("float32", "card", None, "cpu"):
+        raise UsageError(
+            "a composition is as it was composed: give kernel, weights, dtype and device to zoo.compose, or name its folder"
+        )
     if isinstance(model, Composition):
         fused: Any = model.module
         if fused.tokenizer is None:
             raise PluginError(f"{model.recipe.decoder} has no tokenizer, so it reads no text")
-        return LanguageModel(model.built, fused, fused.tokenizer, kernel)
+        return LanguageModel(model.built, fused, fused.tokenizer, _format_of(model))
     built = open_for(TASK, model, kinds=("decoder",), modalities=(TEXT,), weights=weights, device=device, dtype=dtype)
     module: Any = built.module
     tokenizer = getattr(module, "tokenizer", None)
@@ -306,11 +311,23 @@ def _answers(
     )
 
 
+def _format_of(composition: Composition) -> str:
+    """The kernel of a composition's decoder, or the number format that it was cast to."""
+    weight = next(composition.module.decoder.parameters(), None)
+    cast = weight is not None and weight.dtype != torch.float32
+    return str(weight.dtype).removeprefix("torch.") if weight is not None and cast else composition.kernel
+
+
 def _is_recipe(path: Path) -> bool:
     try:
-        return (path / FILE).is_file() or (path.suffix == ".toml" and path.is_file())
+        if not (path / FILE).is_file() and not (path.suffix == ".toml" and path.is_file()):
+            return False
+        default_registry().find(str(path))  # the name of a model means the model: ./NAME is the folder
+    except ResolutionError:
+        return True
     except (OSError, ValueError):  # a name that no file can have
         return False
+    return False
 
 
 def _opened(

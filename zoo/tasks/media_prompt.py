@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,12 @@ def _at_markers(decoder: Any, parts: Sequence[str | Item], markers: dict[str, st
     said = [markers[found] for text in texts for found in pattern.findall(text)]
     if not said:
         return [(part, False) for part in parts]
+    kinds = [isinstance(part, Item) for part in parts]
+    if sum(one != other for one, other in pairwise(kinds)) > 1:
+        raise UsageError(
+            f"a text says {pattern.findall(' '.join(texts))[0]}, and the items stand between texts already: leave the marker out, or give "
+            f"the items together, before the texts or after them"
+        )
     waiting: dict[str, list[Item]] = {name: [] for name in markers.values()}
     for part in parts:
         if isinstance(part, Item):
@@ -161,8 +168,13 @@ def _label(part: Any) -> str:
     return str(part) if isinstance(part, Path) else f"a part of type {type(part).__name__}"
 
 
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    """Names as people count them: 2.jpg before 10.jpg."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
 def _frames(folder: Path) -> list[Path]:
-    frames = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES[IMAGE])
+    frames = sorted((path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES[IMAGE]), key=_in_order)
     if not frames:
         raise MediaError(f"{folder} holds no images, so it is no film: expected files {', '.join(SUFFIXES[IMAGE])}")
     if len(frames) > MOST_FRAMES:

@@ -154,7 +154,11 @@ def gradient_reaches_it_through_the_decoder(subject: Subject) -> None:
                 logits = model(torch.tensor([row.ids]), media=[row.media])
                 loss = loss + (logits * torch.randn(logits.shape, generator=generator)).sum()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        dead = [name for name, one in sense.bridge.named_parameters() if one.requires_grad and one.grad is None]
+        dead = [
+            name
+            for name, one in sense.bridge.named_parameters()
+            if one.requires_grad and (one.grad is None or not bool(one.grad.any()))
+        ]
         sense.bridge.zero_grad(set_to_none=True)
         if dead:
             raise CheckFailed(f"{_how(gate)}: no gradient reaches {', '.join(dead[:5])}")
