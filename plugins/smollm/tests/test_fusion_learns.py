@@ -89,7 +89,7 @@ def seeing(decoder: Any) -> Learnt:
     torch.manual_seed(SEED)
     chance = np.random.default_rng(SEED)
     encoder = zoo.open_model("timm/efficientnet_lite0").module.requires_grad_(False)
-    sense = Sense(encoder=encoder, bridge=Pooling(1280), layers=gated_layers(decoder, gate=GATE))
+    sense = Sense(encoder=encoder, bridge=Pooling(1280), layers=gated_layers(decoder, gate=GATE), marker="<image>")
     words = PICTURES * ((TO_LEARN["image"] + TO_ASK) // 2)
     drawn = [picture(word, chance) for word in words]
     pairs = [(item("image", one, features=sense.encode([[one]])[0]), word) for one, word in zip(drawn, words, strict=True)]
@@ -108,7 +108,9 @@ def hearing(seeing: Learnt) -> tuple[Learnt, Logits]:
     chance = np.random.default_rng(SEED + 1)
     seeing.model.requires_grad_(False)
     encoder = Hearing(seed=SEED).requires_grad_(False)
-    sense = Sense(encoder=encoder, bridge=Pooling(64), layers=gated_layers(seeing.model.decoder, gate=0.0))
+    sense = Sense(
+        encoder=encoder, bridge=Pooling(64), layers=gated_layers(seeing.model.decoder, gate=0.0), marker="<audio>"
+    )
     model = Fused(seeing.model.decoder, {"image": seeing.model.senses["image"], "audio": sense}).eval()
     pairs = [(item("audio", sound(word, chance)), word) for word in SOUNDS * ((TO_LEARN["audio"] + TO_ASK) // 2)]
 
