@@ -33,6 +33,7 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/search_recall.py
 	$(BIN)/python benchmarks/embed_memory.py
 	$(BIN)/python benchmarks/clip_throughput.py
+	$(BIN)/python benchmarks/fusion_speed.py
 	@echo "benchmarks/decoder_speed.py and spam_shots.py need peers and data of their own: their heads say which"
 
 .venv/.installed: $(INSTALL_INPUTS)

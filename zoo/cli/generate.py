@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
         kernel=arguments.kernel,
+        plain=bool(arguments.explain),
     )
     if arguments.explain:
         from zoo.tasks.explanation import check_explanation

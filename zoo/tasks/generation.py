@@ -21,9 +21,10 @@ from zoo.decoding.prompt import Prompt
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import NORMALISATIONS, score_choices
 from zoo.errors import PluginError, ResolutionError, UsageError
+from zoo.fusion.fused import Fused
 from zoo.fusion.item import Item
 from zoo.modality import TEXT
-from zoo.nn.kernels import LINEARS, apply_kernel
+from zoo.nn.kernels import LINEARS, apply_kernel, runs_by_kernel
 from zoo.plugin import describe
 from zoo.recipe import FILE
 from zoo.registry import default_registry
@@ -123,13 +124,14 @@ def open_language_model(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     kernel: str = "float32",
+    plain: bool = False,
 ) -> LanguageModel:
     """Build a decoder for `generate` and `score`: the named one, a composition, or the installed default.
 
     model: also the folder of a composition, or a recipe (`zoo.compose`); a text is taken for a folder where it is one.
-
     kernel: number format of its linear layers, from `zoo.nn.kernels.LINEARS`. "float32" rounds nothing; a model that was built
-        already, that is not on the CPU or has another dtype runs as it is then.
+        already, that is not on the CPU or has another dtype runs as it is then. plain: leave a composition's float32 layers as they
+        were trained, not laid out for running alone, so that gradients flow (an explanation follows them).
     Raises UsageError for a model of another kind and a kernel that does not exist, PluginError for a decoder without a tokenizer.
     """
     if isinstance(model, torch.nn.Module):
@@ -145,6 +147,8 @@ def open_language_model(
         if weights != "card":
             raise UsageError(f"{model} is a composition, whose recipe names its weights: leave out --weights")
         model = open_composition(Path(model), device=device, dtype=dtype, kernel=kernel)
+        if dtype is None and str(device) == "cpu" and not (plain and kernel == "float32"):
+            _lay_out(model.module, kernel)
     elif isinstance(model, Composition) and (kernel, weights, dtype, str(device)) != ("float32", "card", None, "cpu"):
         raise UsageError(
             "a composition is as it was composed: give kernel, weights, dtype and device to zoo.compose, or name its folder"
@@ -309,6 +313,15 @@ def _answers(
         samples=samples,
         prefixes=language.prefixes,
     )
+
+
+def _lay_out(module: Fused, kernel: str) -> None:
+    """The layers of a composition that is only asked, as a decoder's by itself: those of its senses by the same kernel."""
+    if not runs_by_kernel(module.decoder):
+        apply_kernel(module.decoder, kernel)
+    senses: Any = module.senses.values()
+    for sense in senses:
+        apply_kernel(sense.gated, kernel)
 
 
 def _format_of(composition: Composition) -> str:
