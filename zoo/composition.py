@@ -422,7 +422,9 @@ def _writes(module: Fused) -> tuple[int, ...]:
 
 def _every_argument(sense: SenseRecipe, bridge: Built) -> dict[str, Any]:
     """The bridge's arguments, those of its card included, so that a later card changes nothing."""
-    arguments = {**bridge.found.card.variant, **sense.bridge_arguments}
+    module: Any = bridge.module
+    width = {"output_width": module.output_width} if sense.fusion == "spliced" else {}
+    arguments = {**bridge.found.card.variant, **sense.bridge_arguments, **width}
     return {name: value for name, value in arguments.items() if name != "input_width"}
 
 
