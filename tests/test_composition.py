@@ -164,7 +164,7 @@ def test_what_is_no_recipe_is_refused(change, message) -> None:
 
 def test_parts_that_do_not_fit_are_refused_before_anything_is_built(tmp_path: Path) -> None:
     for fields, error, message in (
-        ({"bridge": ENCODER}, UsageError, "senses.image.bridge must be a bridge, clip/tiny-image is a encoder: zoo list --kind bridge"),
+        ({"bridge": ENCODER}, UsageError, "senses.image.bridge must be of kind bridge, clip/tiny-image is of kind encoder: zoo list --kind bridge"),
         ({"encoder": "text/minilm-tiny"}, UsageError, "senses.image.encoder must read image, text/minilm-tiny reads text: zoo list --modality image"),
         ({"bridge": "perceiver/nonesuch"}, UnknownNameError, "senses.image.bridge: "),
         ({"bridge_arguments": {"input_width": 7}}, UsageError, "perceiver/resampler-tiny is built for features 7 wide, clip/tiny-image gives 64"),
@@ -173,7 +173,9 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_built(tmp_path: Pa
         with pytest.raises(error) as caught:
             composed(**fields)
         assert message in str(caught.value)
-    with pytest.raises(UsageError, match="^senses.image: every = 9, and the decoder has 2 layers: take at most so many$"):
+    with pytest.raises(
+        UsageError, match=r"^senses.image: every = 9 .--every., and the decoder has 2 layers: take at most so many$"
+    ):
         library.compose(decoder=DECODER, encoders={"image": ENCODER}, bridge=BRIDGE, weights=None, every=9)
     with pytest.raises(UsageError, match="^a composition needs a decoder, encoders and a bridge: zoo.compose"):
         library.compose(decoder=DECODER)
@@ -223,7 +225,17 @@ def test_a_folder_of_pictures_is_a_film(saved, photos, tmp_path: Path, main) -> 
     run = main("generate", f"{tmp_path}/", "a", "--model", str(saved), "--max-tokens", "3", "--json")
     assert json.loads(run.stdout)["results"][0]["input"] == "<image>a", run.stderr
     (tmp_path / "empty").mkdir()
-    assert main("generate", f"{tmp_path}/empty/", "--model", str(saved), "--max-tokens", "1").returncode == 0, "a text"
+    for part, message in (
+        (f"{tmp_path}/empty/", "holds no images, so it is no film: expected files .jpg"),
+        (f"{tmp_path}/nowhere/", "there is no folder"),
+        (f"{tmp_path}/my photo.jpg", "there is no file"),
+    ):
+        run = main("generate", part, "a", "--model", str(saved), "--max-tokens", "1")
+        assert (run.returncode != 0, message in run.stderr) == (True, True), run.stderr
+    said = main("generate", str(tmp_path), "a", "--model", str(saved), "--max-tokens", "1").stderr
+    assert f"zoo: {tmp_path} is read as text; {tmp_path}/ is the film in that folder" in said
+    with pytest.raises(UsageError, match=r"which names a file: give it as pathlib.Path"):
+        library.generate([[str(tmp_path / "0.jpg"), "a"]], model=saved)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +326,7 @@ def test_the_command_composes_describes_and_says_what_is_not_trained(main, tmp_p
         ([*arguments, "--out", str(tmp_path / "new")], "is there already: name a new folder"),
         (
             [str(tmp_path / "new"), "--bridge", BRIDGE],
-            "a recipe says all: leave out --decoder, --encoder, --bridge and --out",
+            "a recipe says all: leave out --bridge, or the recipe",
         ),
         (["--encoder", "image"], "--encoder takes MODALITY=NAME, as image=NAME (zoo list --kind encoder), got 'image'"),
         (["--encoder", "image=a", "--encoder", "image=b"], "--encoder names two for image: a and b"),
@@ -488,3 +500,18 @@ def test_frames_are_in_the_order_that_people_count_in(tmp_path: Path) -> None:
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
     film = read_media(tmp_path)
     assert [frame.getpixel((0, 0))[0] for frame in film.frames] == [1, 2, 10]
+
+
+def test_a_folder_is_composed_again_as_it_was(tmp_path: Path) -> None:
+    composition = composed(bridge="resampler-tiny")
+    assert save(composition, str(tmp_path)).senses["image"].bridge == BRIDGE
+    assert (tmp_path / "trained.safetensors").stat().st_mode & 0o777 == 0o644
+    again = library.compose(str(tmp_path))
+    for (name, one), other in zip(again.module.state_dict().items(), composition.module.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    with pytest.raises(
+        UsageError, match="^a recipe says all: leave out decoder, encoders, bridge, weights and fields beside it$"
+    ):
+        library.compose(tmp_path, every=2)
+    with pytest.raises(UsageError, match="^encoders are given for each modality"):
+        library.compose(decoder=DECODER, encoders=ENCODER, bridge=BRIDGE)

@@ -87,7 +87,7 @@ def test_samples_and_beams(main) -> None:
         (("x", "--seed", str(2**64)), "--seed must fit 64 bits, got 18446744073709551616"),
         (("x", "--stop", ""), "--stop ends an answer at a text, got an empty one"),
         (("-", "-"), "- reads standard input, which is there once: give it once"),
-        (("photo.jpg",), "there is no file photo.jpg; if it is meant as text, say more than a file's name"),
+        (("photo.jpg",), "there is no file photo.jpg; if it is meant as text, end it with something else than the name of a file"),
         (("x", "--explain", "page.txt"), "--explain writes an HTML file, got page.txt; to see the prompt alone, put --explain last"),
         (("x", "--samples", "3"), "--samples are drawn, and greedy answers are all the same: add --temperature 1"),
         (("x", "--choices", ","), "(in quotes with commas inside), got []"),

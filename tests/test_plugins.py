@@ -48,6 +48,7 @@ EXPECTED = {
     "modalzoo-conse": ("ok", "", ""),
     "modalzoo-lm": ("ok", "", ""),
     "modalzoo-smollm": ("ok", "", ""),
+    "modalzoo-perceiver": ("ok", "", ""),
 }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ class Composition:
 
 
 def compose(
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | Path | None = None,
     *,
     decoder: str | None = None,
     encoders: Mapping[str, str] | None = None,
@@ -83,7 +83,7 @@ def compose(
 ) -> Composition:
     """One model of a decoder and an encoder for each modality, each joined by a bridge. The decoder and the encoders are frozen.
 
-    recipe: the whole as data, instead of the names. encoders: modality -> name. bridge: a name, or one for each modality.
+    recipe: the whole as data, instead of the names; or the folder of a composition, or a recipe file, to open. encoders: modality -> name. bridge: a name, or one for each modality.
     weights: of the decoder and the encoders, "card" for those of their cards, None for random ones; or one of the two by name
         ("card" for names left out). kernel: number format of the decoder's linear layers.
     fields: other fields of every sense (`zoo.recipe.SenseRecipe`): fusion, every, gate, adjacent, marker, bridge_arguments ...
@@ -91,6 +91,10 @@ def compose(
     """
     if recipe is None:
         recipe = _recipe(decoder, encoders, bridge, fields)
+    elif isinstance(recipe, (str, Path)):
+        if decoder is not None or encoders is not None or bridge is not None or fields or weights != "card":
+            raise UsageError("a recipe says all: leave out decoder, encoders, bridge, weights and fields beside it")
+        return open_composition(Path(recipe), device=device, dtype=dtype, kernel=kernel)
     elif decoder is not None or encoders is not None or bridge is not None or fields:
         raise UsageError("a recipe says all: leave out decoder, encoders, bridge and fields beside it")
     _look_up(recipe)
@@ -128,6 +132,7 @@ def compose(
             modality: replace(
                 sense,
                 encoder=built[f"{modality}.encoder"].name,
+                bridge=built[f"{modality}.bridge"].found.card.name,
                 bridge_arguments=_every_argument(sense, built[f"{modality}.bridge"]),
             )
             for modality, sense in recipe.senses.items()
@@ -136,7 +141,7 @@ def compose(
     return Composition(module=module, recipe=recipe, parts=built, kernel=kernel, drawn=_writes(module))
 
 
-def save(composition: Composition, folder: Path) -> Recipe:
+def save(composition: Composition, folder: str | Path) -> Recipe:
     """Write the recipe and what was trained into a folder; frozen models are named, with the sha256 of their files.
 
     A model with random weights, which no file holds, is stored whole. Returns the recipe as written. Raises UsageError for a part
@@ -144,6 +149,7 @@ def save(composition: Composition, folder: Path) -> Recipe:
     """
     from safetensors.torch import save_file
 
+    folder = Path(folder)
     for role, module in _with_files(composition).items():
         if any(one.requires_grad for one in module.parameters()):
             raise UsageError(
@@ -162,6 +168,7 @@ def save(composition: Composition, folder: Path) -> Recipe:
         state[name] = tensor.detach().clone() if place in places else tensor.detach().contiguous()
         places.add(place)
     save_file(state, folder / TRAINED)
+    (folder / TRAINED).chmod(0o644)  # as any file; safetensors leaves it to its owner
     providers = {part.found.card.provider for part in composition.parts.values()}
     recipe = replace(
         composition.recipe,
@@ -264,6 +271,8 @@ def _recipe(
     bridge: str | Mapping[str, str] | None,
     fields: Mapping[str, Any],
 ) -> Recipe:
+    if encoders is not None and not isinstance(encoders, Mapping):
+        raise UsageError(f'encoders are given for each modality, {{"image": NAME}}, got {encoders!r:.60}')
     if decoder is None or not encoders or bridge is None:
         raise UsageError(
             'a composition needs a decoder, encoders and a bridge: zoo.compose(decoder=NAME, encoders={"image": NAME}, bridge=NAME); '
@@ -295,9 +304,7 @@ def _look_up(recipe: Recipe) -> None:
             wanted = f"; the recipe was saved with {', '.join(recipe.requires)}: zoo install {' '.join(recipe.requires)}"
             raise type(error)(f"{where}: {error}{wanted if recipe.requires else ''}") from error
         if card.kind != kind:
-            raise UsageError(
-                f"{where} must be a {kind}, {card.name} is a {card.kind.replace('_', ' ')}: zoo list --kind {kind}"
-            )
+            raise UsageError(f"{where} must be of kind {kind}, {card.name} is of kind {card.kind}: zoo list --kind {kind}")
         modality = where.split(".")[1] if kind == "encoder" else ""
         reads = {modality, "image"} if modality == "video" else {modality}
         if modality and not reads & set(card.modalities):
@@ -355,7 +362,7 @@ def _sense(
             ).to(device=device, dtype=dtype)
         if not layers:
             raise UsageError(
-                f"senses.{modality}: every = {sense.every}, and the decoder has {language.layers} layers: take at most so many"
+                f"senses.{modality}: every = {sense.every} (--every), and the decoder has {language.layers} layers: take at most so many"
             )
     return Sense(
         encoder=_frozen(built[f"{modality}.encoder"].module),

@@ -10,6 +10,8 @@ from typing import Any
 from zoo.cli.output import print_json
 from zoo.errors import UsageError
 
+FIELDS = ("fusion", "every", "adjacent", "gate")  # of every sense
+
 
 def add_commands(commands: Any) -> None:
     command = commands.add_parser(
@@ -29,26 +31,24 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--bridge", metavar="NAME", help="what joins them (zoo list --kind bridge)")
     command.add_argument(
-        "--fusion", choices=("gated", "spliced"), default="gated", help="cross-attention, or latents among the tokens"
+        "--fusion", choices=("gated", "spliced"), help="cross-attention, or latents among the tokens (gated)"
     )
+    command.add_argument("--every", type=int, metavar="N", help="gated layers before each N-th layer of the decoder (4)")
+    command.add_argument("--adjacent", choices=("last", "all"), help="what is seen of several items in a row (last)")
     command.add_argument(
-        "--every", type=int, default=4, metavar="N", help="gated layers before each N-th layer of the decoder (4)"
+        "--gate", type=float, metavar="G", help="what gates begin with: 0 answers as the decoder (0), .5 learns sooner"
     )
-    command.add_argument(
-        "--adjacent", choices=("last", "all"), default="last", help="what is seen of several items in a row (last)"
-    )
-    command.add_argument(
-        "--weights", choices=("card", "none"), default="card", help="of decoder and encoders: none for random ones"
-    )
+    command.add_argument("--weights", choices=("card", "none"), help="of decoder and encoders: none for random ones (card)")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="write the composition there")
     command.add_argument("--seed", type=int, default=0, help="of what is not trained yet (0)")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    names = [arguments.decoder, arguments.bridge, *arguments.encoder]
-    if arguments.recipe is not None and (any(names) or arguments.out is not None):
-        raise UsageError("a recipe says all: leave out --decoder, --encoder, --bridge and --out, or the recipe")
+    fields = {name: getattr(arguments, name) for name in FIELDS if getattr(arguments, name) is not None}
+    given = [*fields, *(name for name in ("decoder", "encoder", "bridge", "weights", "out") if getattr(arguments, name))]
+    if arguments.recipe is not None and given:
+        raise UsageError(f"a recipe says all: leave out --{given[0]}, or the recipe")
     encoders = read_encoders(arguments.encoder)
     if (
         arguments.out is not None
@@ -69,9 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             encoders=encoders,
             bridge=arguments.bridge,
             weights=None if arguments.weights == "none" else "card",
-            fusion=arguments.fusion,
-            every=arguments.every,
-            adjacent=arguments.adjacent,
+            **fields,
         )
     if arguments.out is not None:
         save(composition, arguments.out)

@@ -139,10 +139,19 @@ def read_parts(parts: list[str]) -> str | list[str | Path]:
             found.append(read_stdin())
             continue
         named = "\n" not in part and Path(part).suffix.lower() in MEDIA_SUFFIXES
-        if (named and _is(Path.is_file, part)) or (part.endswith(("/", os.sep)) and _is(_is_film, part)):
+        if named and not _is(Path.is_file, part):
+            raise UsageError(
+                f"there is no file {part}; if it is meant as text, end it with something else than the name of a file"
+            )
+        if part.endswith(("/", os.sep)) and "\n" not in part and " " not in part and not _is(Path.is_dir, part):
+            raise UsageError(
+                f"there is no folder {part}; if it is meant as text, end it with something else than {part[-1]}"
+            )
+        if named or (part.endswith(("/", os.sep)) and _is(Path.is_dir, part)):
             found.append(Path(part))
-        elif named and not any(map(str.isspace, part)):
-            raise UsageError(f"there is no file {part}; if it is meant as text, say more than a file's name")
+        elif _is(_is_film, part):
+            print(f"zoo: {part} is read as text; {part}/ is the film in that folder", file=sys.stderr)
+            found.append(part)
         else:
             found.append(part)
     if any(isinstance(part, Path) for part in found):

@@ -23,13 +23,13 @@ from zoo.decoding.scoring import NORMALISATIONS, score_choices
 from zoo.errors import PluginError, ResolutionError, UsageError
 from zoo.fusion.fused import Fused
 from zoo.fusion.item import Item
-from zoo.modality import TEXT
+from zoo.modality import TEXT, VIDEO
 from zoo.nn.kernels import LINEARS, apply_kernel, runs_by_kernel
 from zoo.plugin import describe
 from zoo.recipe import FILE
 from zoo.registry import default_registry
 from zoo.tasks.encoding import open_for, plugin_errors
-from zoo.tasks.media_prompt import Part, Written, check_senses, read_media, written
+from zoo.tasks.media_prompt import Part, Written, check_senses, modality_of, read_media, written
 
 TASK = "generate"
 ROLES = ("system", "user", "assistant")
@@ -370,6 +370,11 @@ def _prompts(prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]]) ->
                 f"a prompt is a string, or a list of texts and media, prompt {number} is {type(prompt).__name__}; one prompt of several "
                 f"parts is a list in the list: [[picture, 'a text']]"
             )
+        files = [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str) and _is_medium(part)]
+        if files:
+            raise UsageError(
+                f"prompt {number} has the text {files[0]!r}, which names a file: give it as pathlib.Path({files[0]!r})"
+            )
         wrong = [part for part in prompt if not isinstance(part, (str, Path, Image.Image, Item, tuple))]
         if wrong or (not prompt and not isinstance(prompt, str)):
             got = type(wrong[0]).__name__ if wrong else "none"
@@ -377,6 +382,13 @@ def _prompts(prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]]) ->
                 f"the parts of prompt {number} are texts, paths, pictures or items of zoo.fusion.item, got {got}"
             )
     return asked
+
+
+def _is_medium(text: str) -> bool:
+    try:
+        return "\n" not in text and modality_of(Path(text)) not in (None, VIDEO) and Path(text).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _check_choices(choices: Sequence[str]) -> list[str]:
