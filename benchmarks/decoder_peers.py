@@ -25,6 +25,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -259,7 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gguf", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--task", choices=ROWS, default="decode1")
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/peers/hf"), help="folder of the converted weights")  # noqa: S108
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "zoo-peers", help="folder of the converted weights"
+    )
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)  # when the process that measures was spawned
     told = parser.parse_args(arguments)
     if told.started is not None:

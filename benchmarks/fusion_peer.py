@@ -69,6 +69,7 @@ class Features(nn.Module):
         self.visual = self.forward
 
     def forward(self, features_N1VD: torch.Tensor) -> tuple[None, torch.Tensor]:
+        """float[N, 1, v, D] -> (None, float[N, v, D])."""
         return None, features_N1VD[:, 0]
 
 

@@ -52,7 +52,7 @@ from zoo_perceiver.open_flamingo import from_checkpoint
 from zoo_perceiver.resampler import resampler
 
 from zoo.batch import Encoded
-from zoo.composition import gated_layer
+from zoo.composition_parts import gated_layer
 from zoo.decoding.generation import stream
 from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.prompt import Prompt

@@ -514,3 +514,37 @@ def test_a_bridge_that_breaks_its_contract_is_named() -> None:
         PluginError, match=r"a bridge gives latents float\[B, L, W\] and a mask bool\[B, L\] .* NoMask gave .* and NoneType"
     ):
         whole(fused, prompt([1, ("image", 0, 3), 2]))
+
+
+@few
+@given(given=parts, adjacent=modes, beams=st.integers(1, 4))
+def test_hypotheses_have_the_probability_that_the_whole_gives_them(given, adjacent, beams) -> None:
+    """Each beam goes on with the media of its parent, however often a parent was kept."""
+    fused, one = model(adjacent=adjacent, sharpness=2.0), asked([*given, ("image", 1, 3), 1])
+    for answer in beam_search(fused, one, beams=beams, max_tokens=4):
+        logprobs = whole(fused, Prompt((*one.ids, *answer.ids), one.media)).log_softmax(-1)
+        said = [float(logprobs[len(one) - 1 + step, token]) for step, token in enumerate(answer.ids)]
+        if answer.ended:
+            (end,) = fused.tokenizer.end_ids
+            said.append(float(logprobs[len(one) - 1 + len(answer.ids), end]))
+        assert answer.logprob == pytest.approx(sum(said), abs=1e-4)
+
+
+def test_rows_that_end_early_leave_the_others_their_media() -> None:
+    fused = model({"image": 0.9, "audio": 0.9}, sharpness=2.0)
+    rows = [prompt([7, (modality, number, 3), number]) for modality in ("image", "audio") for number in range(4)]
+    stops = [generate(fused, [row], max_tokens=8)[0].text[1] for row in rows[::3]]
+    together = generate(fused, rows, max_tokens=8, stop=stops)
+    assert together == [generate(fused, [row], max_tokens=8, stop=stops)[0] for row in rows]
+    assert len({len(answer.ids) for answer in together}) > 1, "some end before others"
+
+
+@torch.inference_mode()
+def test_a_marker_may_be_cut() -> None:
+    """The item that its first half brought is not brought again by the second: adjacent ones would part."""
+    fused = model({"image": 0.6}, adjacent="all")
+    one = prompt([7, ("image", 0, 3), ("image", 1, 2), 1, 2])
+    cache, cut = fused.new_cache(1, len(one)), one.media[1].position + 1
+    first = fused(torch.tensor([one.ids[:cut]]), cache=cache, media=[one.media])
+    second = fused(torch.tensor([one.ids[cut:]]), cache=cache, media=[one.after(cut).media])
+    near(torch.cat((first, second), 1)[0], whole(fused, one))

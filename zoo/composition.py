@@ -11,20 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.composition_parts import every_argument, frozen, look_up, make_sense, open_bridge, recipe_of_names
 from zoo.construct import Built, open_model, weight_hashes
-from zoo.errors import PluginError, ResolutionError, StateMismatchError, UsageError, WeightsError
+from zoo.errors import StateMismatchError, UsageError, WeightsError
 from zoo.fusion.fused import Fused
-from zoo.fusion.sense import Sense
-from zoo.nn.attention import Attention
-from zoo.nn.feed_forward import Dense
-from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.kernels import apply_kernel
-from zoo.plugin import describe
-from zoo.recipe import FILE, Recipe, SenseRecipe, read_recipe, recipe_of, write_recipe
-from zoo.registry import default_registry
+from zoo.recipe import FILE, Recipe, read_recipe, write_recipe
 from zoo.weights import load_strict, read_state_dict, refuse_nonfinite, sha256_of
 
 TRAINED = "trained.safetensors"
+DOT = "\x1f"  # for the dots of a tensor's name, where none may be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +79,24 @@ def compose(
 ) -> Composition:
     """One model of a decoder and an encoder for each modality, each joined by a bridge. The decoder and the encoders are frozen.
 
-    recipe: the whole as data, instead of the names; or the folder of a composition, or a recipe file, to open. encoders: modality -> name. bridge: a name, or one for each modality.
+    recipe: the whole as data, instead of the names; or the folder of a composition, or a recipe file, to open.
+    encoders: modality -> name. bridge: a name, or one for each modality.
     weights: of the decoder and the encoders, "card" for those of their cards, None for random ones; or one of the two by name
         ("card" for names left out). kernel: number format of the decoder's linear layers.
     fields: other fields of every sense (`zoo.recipe.SenseRecipe`): fusion, every, gate, adjacent, marker, bridge_arguments ...
     Raises UsageError for widths and modalities that do not fit, and what looking up and building the parts raises.
     """
     if recipe is None:
-        recipe = _recipe(decoder, encoders, bridge, fields)
+        recipe = recipe_of_names(decoder, encoders, bridge, fields)
     elif isinstance(recipe, (str, Path)):
         if decoder is not None or encoders is not None or bridge is not None or fields or weights != "card":
             raise UsageError("a recipe says all: leave out decoder, encoders, bridge, weights and fields beside it")
         return open_composition(Path(recipe), device=device, dtype=dtype, kernel=kernel)
     elif decoder is not None or encoders is not None or bridge is not None or fields:
         raise UsageError("a recipe says all: leave out decoder, encoders, bridge and fields beside it")
-    _look_up(recipe)
+    elif recipe.trained:
+        raise UsageError("the recipe names trained numbers, which lie in its folder: zoo.compose(FOLDER) opens both")
+    look_up(recipe)
     names = {recipe.decoder, *(sense.encoder for sense in recipe.senses.values())}
     if isinstance(weights, Mapping) and weights.keys() - names:
         unknown = min(weights.keys() - names)
@@ -108,7 +107,7 @@ def compose(
         return open_model(name, weights=of_this, device=device, dtype=dtype)
 
     built: dict[str, Built] = {"decoder": open_part(recipe.decoder)}
-    language: Any = _frozen(built["decoder"].module)
+    language: Any = frozen(built["decoder"].module)
     for name in ("width", "layers", "new_cache"):
         if not hasattr(language, name):
             raise UsageError(
@@ -122,8 +121,8 @@ def compose(
         if sense.encoder not in opened:
             opened[sense.encoder] = open_part(sense.encoder)
         built[f"{modality}.encoder"] = opened[sense.encoder]
-        built[f"{modality}.bridge"] = _bridge(sense, built[f"{modality}.encoder"], language, device, dtype)
-        senses[modality] = _sense(sense, built, modality, language, device, dtype)
+        built[f"{modality}.bridge"] = open_bridge(sense, built[f"{modality}.encoder"], language, device, dtype)
+        senses[modality] = make_sense(sense, built, modality, language, device, dtype)
     module = Fused(language, senses).eval()
     recipe = replace(
         recipe,
@@ -133,7 +132,7 @@ def compose(
                 sense,
                 encoder=built[f"{modality}.encoder"].name,
                 bridge=built[f"{modality}.bridge"].found.card.name,
-                bridge_arguments=_every_argument(sense, built[f"{modality}.bridge"]),
+                bridge_arguments=every_argument(sense, built[f"{modality}.bridge"]),
             )
             for modality, sense in recipe.senses.items()
         },
@@ -168,7 +167,6 @@ def save(composition: Composition, folder: str | Path) -> Recipe:
         state[name] = tensor.detach().clone() if place in places else tensor.detach().contiguous()
         places.add(place)
     save_file(state, folder / TRAINED)
-    (folder / TRAINED).chmod(0o644)  # as any file; safetensors leaves it to its owner
     providers = {part.found.card.provider for part in composition.parts.values()}
     recipe = replace(
         composition.recipe,
@@ -181,6 +179,7 @@ def save(composition: Composition, folder: str | Path) -> Recipe:
         requires=tuple(sorted(f"{one.distribution}=={one.version}" for one in providers)),
     )
     write_recipe(recipe, folder / FILE)
+    (folder / TRAINED).chmod((folder / FILE).stat().st_mode)  # who may read the one may read the other
     return recipe
 
 
@@ -227,11 +226,11 @@ def _load(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], or
     """Strictly, into tensors by their names, which a module of their own cannot have with their dots."""
     holder = nn.Module()
     for name, tensor in own.items():
-        holder.register_buffer(name.replace(".", ":"), tensor)
+        holder.register_buffer(name.replace(".", DOT), tensor)
     try:
-        load_strict(holder, {name.replace(".", ":"): tensor for name, tensor in state.items()}, origin)
+        load_strict(holder, {name.replace(".", DOT): tensor for name, tensor in state.items()}, origin)
     except StateMismatchError as error:
-        raise StateMismatchError(str(error).replace(":", ".")) from None
+        raise StateMismatchError(str(error).replace(DOT, ".")) from None
 
 
 def describe_composition(composition: Composition) -> str:
@@ -263,132 +262,6 @@ def describe_composition(composition: Composition) -> str:
 def trained_parameters(module: Fused) -> Iterator[nn.Parameter]:
     """What is trained: bridges and gated layers."""
     return (parameter for parameter in module.parameters() if parameter.requires_grad)
-
-
-def _recipe(
-    decoder: str | None,
-    encoders: Mapping[str, str] | None,
-    bridge: str | Mapping[str, str] | None,
-    fields: Mapping[str, Any],
-) -> Recipe:
-    if encoders is not None and not isinstance(encoders, Mapping):
-        raise UsageError(f'encoders are given for each modality, {{"image": NAME}}, got {encoders!r:.60}')
-    if decoder is None or not encoders or bridge is None:
-        raise UsageError(
-            'a composition needs a decoder, encoders and a bridge: zoo.compose(decoder=NAME, encoders={"image": NAME}, bridge=NAME); '
-            "zoo list --kind decoder, --kind encoder and --kind bridge show what there is"
-        )
-    bridges = bridge if isinstance(bridge, Mapping) else dict.fromkeys(encoders, bridge)
-    lacking = [modality for modality in encoders if modality not in bridges]
-    if lacking:
-        raise UsageError(f"bridge names none for {lacking[0]}: it has {', '.join(bridges)}")
-    senses = {
-        modality: {"encoder": encoder, "bridge": bridges[modality], **fields} for modality, encoder in encoders.items()
-    }
-    return recipe_of({"recipe": 1, "decoder": decoder, "senses": senses}, "the composition")
-
-
-def _look_up(recipe: Recipe) -> None:
-    """Every part is found and of its kind before any is built. Raises UsageError and ResolutionError."""
-    registry = default_registry()
-    parts = [("decoder", recipe.decoder, "decoder")]
-    for modality, sense in recipe.senses.items():
-        parts += [
-            (f"senses.{modality}.encoder", sense.encoder, "encoder"),
-            (f"senses.{modality}.bridge", sense.bridge, "bridge"),
-        ]
-    for where, name, kind in parts:
-        try:
-            card = registry.find(name).card
-        except (ResolutionError, PluginError) as error:
-            wanted = f"; the recipe was saved with {', '.join(recipe.requires)}: zoo install {' '.join(recipe.requires)}"
-            raise type(error)(f"{where}: {error}{wanted if recipe.requires else ''}") from error
-        if card.kind != kind:
-            raise UsageError(f"{where} must be of kind {kind}, {card.name} is of kind {card.kind}: zoo list --kind {kind}")
-        modality = where.split(".")[1] if kind == "encoder" else ""
-        reads = {modality, "image"} if modality == "video" else {modality}
-        if modality and not reads & set(card.modalities):
-            raise UsageError(
-                f"{where} must read {modality}, {card.name} reads {'+'.join(card.modalities)}: zoo list --modality {modality}"
-            )
-
-
-def _bridge(sense: SenseRecipe, encoder: Built, language: Any, device: str, dtype: torch.dtype | None) -> Built:
-    card = encoder.found.card
-    width = card.tokens.get("width")
-    if width is None:
-        raise PluginError(
-            f"{describe(card.provider)}: the card of {card.name} does not say how wide its tokens are (tokens.width)"
-        )
-    taken = sorted(sense.bridge_arguments.keys() & {"name", "weights", "device", "dtype", "registry"})
-    if taken:
-        raise UsageError(f"bridge_arguments are arguments of the bridge's builder, {taken[0]} is none")
-    arguments: dict[str, Any] = {"input_width": width, **sense.bridge_arguments}
-    if sense.fusion == "spliced":
-        arguments.setdefault("output_width", language.width)
-    built = open_model(sense.bridge, weights=None, device=device, dtype=dtype, **arguments)
-    output_width = getattr(built.module, "output_width", None)
-    if not isinstance(output_width, int):
-        raise PluginError(
-            f"{describe(built.found.card.provider)}: {sense.bridge} does not say its output_width (zoo.contracts.Bridge)"
-        )
-    if arguments["input_width"] != width:
-        raise UsageError(
-            f"{sense.bridge} is built for features {arguments['input_width']} wide, {card.name} gives {width}: leave out input_width"
-        )
-    if sense.fusion == "spliced" and output_width != language.width:
-        raise UsageError(
-            f"{sense.bridge} gives latents {output_width} wide, and among the tokens of the decoder they must be {language.width} wide: "
-            f'set output_width = {language.width}, or fusion = "gated"'
-        )
-    return built
-
-
-def _sense(
-    sense: SenseRecipe, built: Mapping[str, Built], modality: str, language: Any, device: str, dtype: torch.dtype | None
-) -> Sense:
-    bridge: Any = built[f"{modality}.bridge"].module
-    layers = {}
-    if sense.fusion == "gated":
-        for layer in range(sense.every - 1, language.layers, sense.every):
-            layers[layer] = gated_layer(
-                language.width,
-                bridge.output_width,
-                heads=sense.heads,
-                head_width=sense.head_width,
-                hidden_factor=sense.hidden_factor,
-                gate=sense.gate,
-                feeds_all=sense.feeds_all,
-            ).to(device=device, dtype=dtype)
-        if not layers:
-            raise UsageError(
-                f"senses.{modality}: every = {sense.every} (--every), and the decoder has {language.layers} layers: take at most so many"
-            )
-    return Sense(
-        encoder=_frozen(built[f"{modality}.encoder"].module),
-        bridge=bridge.requires_grad_(True),
-        layers=layers,
-        adjacent=sense.adjacent,
-        marker=sense.marker or f"<{modality}>",
-    )
-
-
-def gated_layer(
-    width: int, source_width: int, *, heads: int, head_width: int, hidden_factor: int, gate: float, feeds_all: bool
-) -> GatedCrossAttention:
-    """Flamingo's block as OpenFlamingo builds it: layer norms, projections without biases, GELU."""
-    return GatedCrossAttention(
-        attention_norm=nn.LayerNorm(width),
-        attention=Attention(width, heads=heads, head_width=head_width, source_width=source_width),
-        feed_forward_norm=nn.LayerNorm(width),
-        feed_forward=Dense(width, hidden_factor * width, bias=False),
-        gate=gate,
-        feeds_all=feeds_all,
-    )
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    return module.requires_grad_(False).eval()
 
 
 def _with_files(composition: Composition) -> dict[str, nn.Module]:
@@ -425,14 +298,6 @@ def _writes(module: Fused) -> tuple[int, ...]:
     """How often each trained parameter was written to."""
     parameters = trained_parameters(module)
     return tuple(0 if one.is_inference() else one._version for one in parameters)  # noqa: SLF001 - the counter that autograd relies on
-
-
-def _every_argument(sense: SenseRecipe, bridge: Built) -> dict[str, Any]:
-    """The bridge's arguments, those of its card included, so that a later card changes nothing."""
-    module: Any = bridge.module
-    width = {"output_width": module.output_width} if sense.fusion == "spliced" else {}
-    arguments = {**bridge.found.card.variant, **sense.bridge_arguments, **width}
-    return {name: value for name, value in arguments.items() if name != "input_width"}
 
 
 def _check_frozen(composition: Composition, recipe: Recipe, path: Path) -> None:

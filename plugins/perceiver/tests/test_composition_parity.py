@@ -20,7 +20,7 @@ from torch import nn
 from zoo_perceiver.open_flamingo import load_checkpoint
 from zoo_perceiver.resampler import from_open_flamingo, resampler
 
-from zoo.composition import gated_layer
+from zoo.composition_parts import gated_layer
 from zoo.decoding.generation import generate
 from zoo.decoding.prompt import Prompt
 from zoo.errors import UsageError, WeightsError

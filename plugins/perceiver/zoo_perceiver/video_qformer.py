@@ -8,6 +8,8 @@ positions, which that refuses, stretch the learned ones.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -82,25 +84,8 @@ def video_qformer(
         video_cross_every=video_cross_every,
         most_frames=most_frames,
     )
-    frame = QFormer(
-        source_width=input_width,
-        queries=queries,
-        layers=layers,
-        width=width,
-        heads=heads,
-        hidden=hidden,
-        cross_every=cross_every,
-        epsilon=epsilon,
-    )
-    video = QFormer(
-        source_width=width,
-        queries=video_queries,
-        layers=video_layers,
-        width=width,
-        heads=heads,
-        hidden=hidden,
-        cross_every=video_cross_every,
-        epsilon=epsilon,
-    )
+    alike = partial(QFormer, width=width, heads=heads, hidden=hidden, epsilon=epsilon)
+    frame = alike(source_width=input_width, queries=queries, layers=layers, cross_every=cross_every)
+    video = alike(source_width=width, queries=video_queries, layers=video_layers, cross_every=video_cross_every)
     times = TimeEmbedding(most_frames, width)
     return VideoQFormer(frame, times, video, input_width=input_width, output_width=output_width)

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 import zoo
 from zoo.cache import blobs_dir
-from zoo.composition import gated_layer
+from zoo.composition_parts import gated_layer
 from zoo.decoding.generation import generate
 from zoo.decoding.prompt import Prompt
 from zoo.decoding.scoring import score_choices
