@@ -157,7 +157,7 @@ def zoo(path: Path, threads: int, rows: int, *, kernel: str) -> Peer:  # noqa: A
     import torch
 
     from zoo.decoding.reading import prefill, step
-    from zoo.tasks.generation import open_language_model
+    from zoo.tasks.language_model import open_language_model
 
     torch.set_num_threads(threads)
     language = open_language_model("smollm/135m-instruct.q4_1", kernel=kernel)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.classify import classify
     from zoo.tasks.embedding import embed
     from zoo.tasks.filtering import filter_pairs
-    from zoo.tasks.generation import generate, open_language_model, score
+    from zoo.tasks.generation import generate, score
+    from zoo.tasks.language_model import open_language_model
     from zoo.tasks.search import search
     from zoo.tasks.text_classification import classify_texts
     from zoo.weights import fetch
@@ -37,7 +38,7 @@ _EXPORTS = {
     "generate": "zoo.tasks.generation",
     "hookimpl": "zoo.hookspecs",
     "installed_plugins": "zoo.registry",
-    "open_language_model": "zoo.tasks.generation",
+    "open_language_model": "zoo.tasks.language_model",
     "open_model": "zoo.construct",
     "score": "zoo.tasks.generation",
     "search": "zoo.tasks.search",

@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from zoo.decoding.sampling import Sampling
-    from zoo.tasks.generation import generate, joined, open_language_model, score
+    from zoo.tasks.generation import generate, joined, score
+    from zoo.tasks.language_model import open_language_model
 
     prepare_torch(arguments)
     numbers = {name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None}

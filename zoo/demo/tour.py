@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from zoo.tasks.classify import Answer, Classification, classify
-from zoo.tasks.generation import Generation, generate, open_language_model, score
+from zoo.tasks.generation import Generation, generate, score
+from zoo.tasks.language_model import open_language_model
 
 _Outcome = TypeVar("_Outcome")
 PHOTOS = Path(__file__).with_name("photos")

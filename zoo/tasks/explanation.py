@@ -20,7 +20,7 @@ from zoo.fusion.attention_map import Look, looks
 from zoo.fusion.fused import Fused
 from zoo.fusion.item import Item
 from zoo.nn.kernels import runs_by_kernel
-from zoo.tasks.generation import LanguageModel
+from zoo.tasks.language_model import LanguageModel
 from zoo.tasks.media_prompt import Part
 
 SIDE = 160  # pixels of a picture on the page

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from zoo.composition import Composition, open_composition
+from zoo.composition import Composition
 from zoo.construct import Built, weight_hashes
-from zoo.contracts import Decoder, Tokenizer
 from zoo.decoding.beams import beam_answer
 from zoo.decoding.generation import Generated, Piece, stream
 from zoo.decoding.generation import generate as generate_ids
-from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.prompt import Prompt
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import NORMALISATIONS, score_choices
-from zoo.errors import PluginError, ResolutionError, UsageError
-from zoo.fusion.fused import Fused
+from zoo.errors import UsageError
 from zoo.fusion.item import Item
-from zoo.modality import TEXT, VIDEO
-from zoo.nn.kernels import LINEARS, apply_kernel, runs_by_kernel
-from zoo.plugin import describe
-from zoo.recipe import FILE
-from zoo.registry import default_registry
-from zoo.tasks.encoding import open_for, plugin_errors
-from zoo.tasks.media_prompt import Part, Written, check_senses, modality_of, read_media, written
+from zoo.modality import VIDEO
+from zoo.tasks.encoding import plugin_errors
+from zoo.tasks.language_model import LanguageModel, open_language_model
+from zoo.tasks.media_prompt import Part, modality_of
 
-TASK = "generate"
 ROLES = ("system", "user", "assistant")
 
 
@@ -76,101 +69,6 @@ class Generation:
     weights: dict[str, dict[str, str]]
     results: tuple[Any, ...]
     random_weights: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LanguageModel:
-    """A built decoder with its tokenizer, ready to be asked many times; prompts that begin alike are read once."""
-
-    built: Built = field(repr=False)
-    decoder: Decoder = field(repr=False)
-    tokenizer: Tokenizer = field(repr=False)
-    kernel: str
-    prefixes: PrefixCache = field(default_factory=PrefixCache, repr=False)
-
-    def write(self, prompt: str | Sequence[Part | tuple[str, str]], *, chat: bool, system: str | None = None) -> Written:
-        """A prompt as it is read: a user's turn of a conversation, or the text and the media themselves. Raises UsageError."""
-        parts: list[Any] = [prompt] if isinstance(prompt, str) else list(prompt)
-        turns = [part for part in parts if isinstance(part, tuple)]
-        if turns and len(turns) == len(parts) and chat and self.tokenizer.chat is not None:
-            if system is not None:
-                raise UsageError('the turns of a conversation say all: ("system", text) is the first of them, not system')
-            text = "\n".join(f"{turn[0]}: {turn[1]}" for turn in turns if len(turn) == 2)
-            return Written(Prompt(tuple(self.tokenizer.chat(turns))), text)
-        if turns:
-            raise UsageError(
-                "turns (role, text) are asked with chat=True, of a model trained on conversations, and stand alone"
-            )
-        check_senses(self.decoder, parts, self.built.name)
-        if not chat:
-            if system is not None:
-                raise UsageError("a system message belongs to a conversation: add --chat (in Python: chat=True)")
-            media = [read_media(part) for part in parts]
-            return written(self.decoder, self.tokenizer, media, media_cache=self.prefixes.media)
-        if self.tokenizer.chat is None:
-            raise UsageError(f"{self.built.name} was not trained on conversations: leave out --chat")
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) < len(parts):
-            raise UsageError("a conversation holds text alone so far: leave out --chat, or the media")
-        before = [] if system is None else [("system", system)]
-        text = "\n".join(texts)
-        return Written(Prompt(tuple(self.tokenizer.chat([*before, ("user", text)]))), text)
-
-
-def open_language_model(
-    model: str | Path | Built | Composition | None = None,
-    *,
-    weights: str | Path | None = "card",
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    kernel: str = "float32",
-    plain: bool = False,
-) -> LanguageModel:
-    """Build a decoder for `generate` and `score`: the named one, a composition, or the installed default.
-
-    model: also the folder of a composition, or a recipe (`zoo.compose`); a text is taken for a folder where it is one.
-    kernel: number format of its linear layers, from `zoo.nn.kernels.LINEARS`. "float32" rounds nothing; a model that was built
-        already, that is not on the CPU or has another dtype runs as it is then. plain: leave a composition's float32 layers as they
-        were trained, not laid out for running alone, so that gradients flow (an explanation follows them).
-    Raises UsageError for a model of another kind and a kernel that does not exist, PluginError for a decoder without a tokenizer.
-    """
-    if isinstance(model, torch.nn.Module):
-        raise UsageError(
-            "a language model is named, or opened by zoo.open_model; a decoder module of your own is asked by the functions of "
-            "zoo.decoding (generate in zoo/decoding/generation.py)"
-        )
-    if kernel not in LINEARS:
-        raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
-    if kernel != "float32" and isinstance(model, Built):
-        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
-    if isinstance(model, Path) or (isinstance(model, str) and _is_recipe(Path(model))):
-        if weights != "card":
-            raise UsageError(f"{model} is a composition, whose recipe names its weights: leave out --weights")
-        model = open_composition(Path(model), device=device, dtype=dtype, kernel=kernel)
-        if dtype is None and str(device) == "cpu" and not (plain and kernel == "float32"):
-            _lay_out(model.module, kernel)
-    elif isinstance(model, Composition) and (kernel, weights, dtype, str(device)) != ("float32", "card", None, "cpu"):
-        raise UsageError(
-            "a composition is as it was composed: give kernel, weights, dtype and device to zoo.compose, or name its folder"
-        )
-    if isinstance(model, Composition):
-        fused: Any = model.module
-        if fused.tokenizer is None:
-            raise PluginError(f"{model.recipe.decoder} has no tokenizer, so it reads no text")
-        return LanguageModel(model.built, fused, fused.tokenizer, _format_of(model))
-    built = open_for(TASK, model, kinds=("decoder",), modalities=(TEXT,), weights=weights, device=device, dtype=dtype)
-    module: Any = built.module
-    tokenizer = getattr(module, "tokenizer", None)
-    if tokenizer is None:
-        raise PluginError(
-            f"{describe(built.found.card.provider)}: {built.name} has no tokenizer, so it reads no text (zoo fetch {built.found.name} "
-            f"brings what belongs to its weights)"
-        )
-    as_built = isinstance(model, Built) or dtype is not None or str(device) != "cpu"
-    if kernel != "float32" or not as_built:
-        apply_kernel(module, kernel)
-        return LanguageModel(built, module, tokenizer, kernel)
-    return LanguageModel(built, module, tokenizer, str(next(module.parameters()).dtype).removeprefix("torch."))
 
 
 def generate(
@@ -313,34 +211,6 @@ def _answers(
         samples=samples,
         prefixes=language.prefixes,
     )
-
-
-def _lay_out(module: Fused, kernel: str) -> None:
-    """The layers of a composition that is only asked, as a decoder's by itself: those of its senses by the same kernel."""
-    if not runs_by_kernel(module.decoder):
-        apply_kernel(module.decoder, kernel)
-    senses: Any = module.senses.values()
-    for sense in senses:
-        apply_kernel(sense.gated, kernel)
-
-
-def _format_of(composition: Composition) -> str:
-    """The kernel of a composition's decoder, or the number format that it was cast to."""
-    weight = next(composition.module.decoder.parameters(), None)
-    cast = weight is not None and weight.dtype != torch.float32
-    return str(weight.dtype).removeprefix("torch.") if weight is not None and cast else composition.kernel
-
-
-def _is_recipe(path: Path) -> bool:
-    try:
-        if not (path / FILE).is_file() and not (path.suffix == ".toml" and path.is_file()):
-            return False
-        default_registry().find(str(path))  # the name of a model means the model: ./NAME is the folder
-    except ResolutionError:
-        return True
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-    return False
 
 
 def _opened(

@@ -12,7 +12,8 @@ import torch
 from zoo.construct import Built, weight_hashes
 from zoo.errors import MediaError, UsageError
 from zoo.tasks.classify import MANY_LABELS, Answer, Classification, check_labels
-from zoo.tasks.generation import Choice, LanguageModel, joined, open_language_model, ranked, score
+from zoo.tasks.generation import Choice, joined, ranked, score
+from zoo.tasks.language_model import LanguageModel, open_language_model
 
 TEMPLATE = "Text: {text}\nLabel:"
 BETWEEN = "\n\n"

@@ -12,7 +12,7 @@ import zoo
 from zoo.cache import blobs_dir
 from zoo.decoding.generation import generate
 from zoo.decoding.scoring import perplexity
-from zoo.tasks.generation import LanguageModel, open_language_model
+from zoo.tasks.language_model import LanguageModel, open_language_model
 
 PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PROMPTS = [
