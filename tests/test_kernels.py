@@ -78,9 +78,9 @@ def test_the_loudness_of_a_row_does_not_touch_the_others() -> None:
 
 def test_the_4_bit_layout_is_the_one_that_is_unpacked() -> None:
     layer = Int4Linear(q4_1_weight(130, 64))
-    assert layer.unpackable
+    assert layer.pack_rows is not None
     levels, _, _ = four_bits(q4_1_weight(130, 64))
-    assert torch.equal(unpacked(layer.packed)[:130], levels.to(torch.uint8))
+    assert torch.equal(unpacked(layer.packed, layer.pack_rows)[:130], levels.to(torch.uint8))
 
 
 @pytest.mark.parametrize("kernel", LINEARS)

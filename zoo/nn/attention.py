@@ -28,9 +28,10 @@ class Attention(nn.Module):
         head_width: int | None = None,
         source_width: int | None = None,
         bias: bool = False,
+        key_bias: bool | None = None,
         scale: float | None = None,
     ) -> None:
-        """scale: factor of the scores, 1 / sqrt(K) when None.
+        """bias: of all projections; key_bias: of the keys, where it differs. scale: factor of the scores, 1 / sqrt(K) when None.
 
         Raises UsageError when heads do not divide the width (where `head_width` is left out) or kv_heads the heads.
         """
@@ -44,7 +45,7 @@ class Attention(nn.Module):
         self.head_width = head_width or width // heads
         self.scale = self.head_width**-0.5 if scale is None else scale
         self.query: nn.Module = nn.Linear(width, heads * self.head_width, bias=bias)
-        self.key: nn.Module = nn.Linear(source_width or width, kv_heads * self.head_width, bias=bias)
+        self.key: nn.Module = nn.Linear(source_width or width, kv_heads * self.head_width, bias=bias if key_bias is None else key_bias)
         self.value: nn.Module = nn.Linear(source_width or width, kv_heads * self.head_width, bias=bias)
         self.output = nn.Linear(heads * self.head_width, width, bias=bias)
         self.query_key_value: nn.Module | None = None

@@ -54,8 +54,9 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
             f"kernel {kernel} takes a model on the CPU in float32, got {wrong.dtype} on {wrong.device}: leave out dtype and device"
         )
     make = LINEARS[kernel]
-    if isinstance(module, Decoder):
-        _replace_head(module, kernel)
+    decoders = [part for part in module.modules() if isinstance(part, Decoder)]
+    for decoder in decoders:
+        _replace_head(decoder, kernel)
     for part in list(module.modules()):
         if isinstance(part, Block):
             _join(part.attention, ("query", "key", "value"), "query_key_value")
@@ -67,8 +68,8 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
                 layer = (make if fits else LINEARS["bf16"])(child.weight, child.bias)
                 setattr(part, name, layer)
         del part
-    if isinstance(module, Decoder):
-        module.one_step = decode_step(module)
+    for decoder in decoders:
+        decoder.one_step = decode_step(decoder)
     _give_back_memory()
     return module.eval()
 
@@ -92,7 +93,9 @@ def _join(part: Any, names: tuple[str, ...], joined: str) -> None:
     layers = [getattr(part, name) for name in names]
     if not all(type(layer) is nn.Linear for layer in layers):
         return
-    bias = torch.cat([layer.bias.detach() for layer in layers]) if layers[0].bias is not None else None
+    bias = None
+    if any(layer.bias is not None for layer in layers):
+        bias = torch.cat([layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach() for layer in layers])
     weight = torch.cat([layer.weight.detach() for layer in layers])
     together = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     together.weight = nn.Parameter(weight, requires_grad=False)

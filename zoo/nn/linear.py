@@ -6,18 +6,22 @@ change the last digits, since few and many rows take different paths through the
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import nn
 from torch.nn.functional import linear, pad
+
+from zoo.errors import UsageError
 
 GROUP = 32  # weights that share a scale in 4 bits
 MANY_ROWS = 512  # that a layout is chosen for; it suits one row as well (measured)
 FEW_ROWS = (
     16  # up to here reading the weights decides the time, and 4 bits win; above it arithmetic does, and bfloat16 wins
 )
-PACK_ROWS = 64  # rows that torch's 4-bit layout interleaves
+PACK_ROWS = (64, 32)  # rows that torch's 4-bit layout interleaves: with AVX-512, and with AVX2
 SMALLEST_HALF = 2.0**-14  # of the float16 numbers with all their digits
-DIGIT, ZERO = 127, 128  # a digit of an 8-bit input goes from -DIGIT to DIGIT and is stored above ZERO
+LEVELS = 127  # of an 8-bit weight, to either side
 
 
 class PackedLinear(nn.Module):
@@ -33,7 +37,7 @@ class PackedLinear(nn.Module):
         self.features = (weight_NK.shape[1], weight_NK.shape[0])
         self.dtype = dtype
         weight = weight_NK.detach().to(dtype).contiguous()
-        self.packed = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"  # type: ignore[no-untyped-call]
+        self.packed = weight.device.type == "cpu" and _library_takes(dtype)
         if self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, MANY_ROWS)  # noqa: SLF001 - its public name is this
         self.register_buffer("weight", weight, persistent=False)
@@ -64,21 +68,22 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.features = (weight_NK.shape[1], weight_NK.shape[0])
         levels_NK, scales_NG, least_NG = four_bits(weight_NK.detach().float())
-        levels_NK = pad(levels_NK, (0, 0, 0, -len(levels_NK) % PACK_ROWS))
+        levels_NK = pad(levels_NK, (0, 0, 0, -len(levels_NK) % max(PACK_ROWS)))
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels_NK, 1)  # noqa: SLF001 - its public name is this
         both_GN2 = torch.stack((scales_NG, least_NG + 8 * scales_NG), -1).transpose(0, 1)
         both_GN2 = pad(both_GN2, (0, 0, 0, len(levels_NK) - both_GN2.shape[1])).bfloat16().contiguous()
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales_and_zeros", both_GN2, persistent=False)
         self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
-        # The layout is torch's own affair: where it is not the one that `unpacked` knows, few rows at a time must do.
-        self.unpackable = torch.equal(unpacked(packed), levels_NK.to(torch.uint8))
+        # The layout is torch's own affair: where it is none that `unpacked` knows, few rows at a time must do.
+        levels_NK = levels_NK.to(torch.uint8)
+        self.pack_rows = next((rows for rows in PACK_ROWS if torch.equal(unpacked(packed, rows), levels_NK)), None)
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
         columns, outputs = self.features
         rows_MK = input_BTK.reshape(-1, columns).to(torch.bfloat16, memory_format=torch.contiguous_format)
-        if rows_MK.shape[0] <= FEW_ROWS or not self.unpackable:
+        if rows_MK.shape[0] <= FEW_ROWS or self.pack_rows is None:
             product_MN = torch.ops.aten._weight_int4pack_mm_for_cpu(  # noqa: SLF001 - its public name is this
                 rows_MK, self.packed, GROUP, self.scales_and_zeros
             )
@@ -91,15 +96,19 @@ class Int4Linear(nn.Module):
 
     def dequantised(self) -> torch.Tensor:
         """The weights, bfloat16[N, K], N rounded up to the layout's rows."""
+        if self.pack_rows is None:
+            raise UsageError("this processor's 4-bit layout is not known: multiply by it, a few rows at a time")
         scales_NG1, zeros_NG1 = self.scales_and_zeros.transpose(0, 1)[..., None].unbind(2)
-        groups_NGX = unpacked(self.packed).view(self.packed.shape[0], -1, GROUP).float()
+        groups_NGX = unpacked(self.packed, self.pack_rows).view(self.packed.shape[0], -1, GROUP).float()
         return groups_NGX.sub_(8).mul_(scales_NG1).add_(zeros_NG1).bfloat16().flatten(1)
 
 
 class Int8Linear(nn.Module):
     """Weights in 8 bits with a scale for each output. Inputs have 16: a first digit of 8 bits and a second of what it leaves over.
 
-    One digit would be faster for many rows, and wrong: what comes before a head has a few large values that take all its levels.
+    One digit would be faster for many rows, and wrong: what comes before a head has a few large values that take all its levels. A
+    digit goes from -`digit` to `digit` and is stored above `zero`: 127 and 128, or 63 and 64 on processors that add two products of
+    8 bits in 16.
     """
 
     scales_N: torch.Tensor
@@ -109,6 +118,7 @@ class Int8Linear(nn.Module):
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
         super().__init__()
         self.features = (weight_NK.shape[1], weight_NK.shape[0])
+        self.digit, self.zero = (127, 128) if sums_are_whole() else (63, 64)
         levels_NK, scales_N = eight_bits(weight_NK.detach().float())
         self.packed = torch.ops.onednn.qlinear_prepack(levels_NK, None)
         self.register_buffer("scales_N", scales_N, persistent=False)
@@ -118,16 +128,16 @@ class Int8Linear(nn.Module):
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
         rows_MK = input_BTK.reshape(-1, self.features[0])
-        steps_M1 = rows_MK.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / DIGIT
+        steps_M1 = rows_MK.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / self.digit
         scaled_MK = rows_MK / steps_M1
         first_MK = scaled_MK.round()
-        second_MK = (scaled_MK - first_MK).mul_(2 * DIGIT).round_()
-        digits = torch.cat((first_MK, second_MK)).add_(ZERO).to(torch.uint8)
+        second_MK = (scaled_MK - first_MK).mul_(2 * self.digit).round_()
+        digits = torch.cat((first_MK, second_MK)).add_(self.zero).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
-            digits, 1.0, ZERO, self.packed, self.scales_N, self.zeros_N, None, 1.0, 0, torch.float32, "none", [], ""
+            digits, 1.0, self.zero, self.packed, self.scales_N, self.zeros_N, None, 1.0, 0, torch.float32, "none", [], ""
         )
         high_MN, low_MN = product.chunk(2)
-        product_MN = high_MN.add_(low_MN, alpha=1 / (2 * DIGIT)).mul_(steps_M1)
+        product_MN = high_MN.add_(low_MN, alpha=1 / (2 * self.digit)).mul_(steps_M1)
         return _with_bias(product_MN, self.bias).view(*input_BTK.shape[:-1], self.features[1])
 
 
@@ -171,17 +181,35 @@ def _as_in_a_block(numbers: torch.Tensor) -> torch.Tensor:
 
 def eight_bits(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """float32[N, K] -> levels int8[N, K] from -127 to 127, and the step of each row, float32[N]."""
-    scales_N = (weight_NK.abs().amax(1) / DIGIT).clamp(min=1e-30)
+    scales_N = (weight_NK.abs().amax(1) / LEVELS).clamp(min=1e-30)
     return (weight_NK / scales_N[:, None]).round_().to(torch.int8), scales_N
 
 
-def unpacked(packed: torch.Tensor) -> torch.Tensor:
-    """The 4-bit layout of torch, uint8[N, K/2] -> levels uint8[N, K]: 64 rows lie together, column by column, row r in the low half of
-    a byte and row r + 32 in the high half.
+def unpacked(packed: torch.Tensor, pack_rows: int) -> torch.Tensor:
+    """The 4-bit layout of torch, uint8[N, K/2] -> levels uint8[N, K]: `pack_rows` rows lie together, column by column, row r in the
+    low half of a byte and row r + pack_rows / 2 in the high half.
     """
     rows, half = packed.shape
-    blocks = packed.view(rows // PACK_ROWS, 2 * half, PACK_ROWS // 2)
+    blocks = packed.view(rows // pack_rows, 2 * half, pack_rows // 2)
     return torch.cat((blocks & 15, blocks >> 4), -1).transpose(1, 2).reshape(rows, 2 * half)
+
+
+@cache
+def sums_are_whole() -> bool:
+    """Whether this processor adds products of 8 bits in 32; without such instructions (VNNI) two of them meet in 16, and are cut."""
+    ones = torch.full((1, GROUP), LEVELS, dtype=torch.int8)
+    product = torch.ops.onednn.qlinear_pointwise(
+        torch.full((1, GROUP), 255, dtype=torch.uint8), 1.0, 0, torch.ops.onednn.qlinear_prepack(ones, None), torch.ones(1),
+        torch.zeros(1, dtype=torch.long), None, 1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
+    return float(product) == 255 * LEVELS * GROUP
+
+
+def _library_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN lays out weights of this format on this processor."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - its public name is this
 
 
 def _with_bias(output: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
