@@ -396,7 +396,7 @@ def test_keys_are_of_content() -> None:
     ]
     keys = {key_of("image", [picture]), key_of("video", [picture]), key_of("image", [picture, picture])}
     assert len(keys | {key_of("image", [other]) for other in others}) == 3 + len(others)
-    with pytest.raises(UsageError, match="^an item of image must be a picture or numbers, got object$"):
+    with pytest.raises(UsageError, match="^an item of image must be a picture, a sound or numbers, got object$"):
         key_of("image", [object()])
     with pytest.raises(UsageError, match="^an item of image needs at least one frame, got none$"):
         item("image")

@@ -49,6 +49,8 @@ EXPECTED = {
     "modalzoo-lm": ("ok", "", ""),
     "modalzoo-smollm": ("ok", "", ""),
     "modalzoo-perceiver": ("ok", "", ""),
+    "modalzoo-whisper": ("ok", "", ""),
+    "modalzoo-audio": ("ok", "", ""),
 }  # fmt: skip
 
 

@@ -336,7 +336,7 @@ def test_a_checkpoint_that_inflates_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is neither a safetensors file nor a torch checkpoint"),
+        (b"", "is neither a safetensors file, a torch checkpoint, a GGUF file nor a model.bin of CTranslate2"),
         (b"GGUF....", "is not a valid GGUF file: version"),
         ((2**62).to_bytes(8, "little") + b"{}", "is not a valid safetensors file"),
         ((2).to_bytes(8, "little") + b"{", "is not a valid safetensors file"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.language_model import open_language_model
     from zoo.tasks.search import search
     from zoo.tasks.text_classification import classify_texts
+    from zoo.tasks.transcription import transcribe
     from zoo.weights import fetch
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _EXPORTS = {
     "open_model": "zoo.construct",
     "score": "zoo.tasks.generation",
     "search": "zoo.tasks.search",
+    "transcribe": "zoo.tasks.transcription",
 }
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "open_model",
     "score",
     "search",
+    "transcribe",
 ]
 
 

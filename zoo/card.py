@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-KINDS = ("encoder", "dual_encoder", "bridge", "decoder", "adapter", "kernel", "generator", "task")
+KINDS = ("encoder", "dual_encoder", "bridge", "decoder", "transcriber", "adapter", "kernel", "generator", "task")
 
 
 def _empty() -> Mapping[str, Any]:

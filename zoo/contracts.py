@@ -4,13 +4,15 @@ nothing from here. Shapes follow the legend in `zoo.modality`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from zoo.batch import Encoded
+from zoo.media.audio import AudioReader
 from zoo.nn.cache import Cache
+from zoo.transcript import Window
 
 
 @runtime_checkable
@@ -145,3 +147,37 @@ class Decoder(Protocol):
         mask_BT: bool, True where a token is real; None: all are.
         """
         ...
+
+
+@runtime_checkable
+class Transcriber(Protocol):
+    """Speech -> text, window by window.
+
+    `languages` maps the codes that it tells apart to their names; empty where it knows but one. `windows` reads a sound from its
+    start, at the transcriber's rate, and gives what is said in order; each Window carries the state from which another call goes
+    on after it. It takes `language` (a code or a name; None: as it sounds), `task` ("transcribe" or "translate"),
+    `word_timestamps` and `state`, and whatever other options the model has by name; an option that it cannot keep is a UsageError,
+    never left out in silence. A transcriber that can decode windows together takes `batch_size` and `speech`, spans in seconds in
+    which somebody speaks. One that chooses its own number formats has `use_kernel(kernel)`.
+    """
+
+    sample_rate_hz: int
+
+    @property
+    def languages(self) -> Mapping[str, str]: ...
+
+    def windows(self, reader: AudioReader, /, **options: Any) -> Iterator[Window]: ...
+
+
+@runtime_checkable
+class VoiceActivity(Protocol):
+    """Sound -> how likely somebody speaks, every `hop_samples`.
+
+    `activity(samples, state)` takes the next piece, a multiple of `hop_samples` long but for the last, and gives probabilities
+    float[T] and the state to go on from; the state of the start is None.
+    """
+
+    sample_rate_hz: int
+    hop_samples: int
+
+    def activity(self, samples_N: torch.Tensor, state: Any = None, /) -> tuple[torch.Tensor, Any]: ...

@@ -17,6 +17,6 @@ MODALITIES = (TEXT, IMAGE, AUDIO, VIDEO, SERIES)
 
 SUFFIXES = {  # of files, by which a command tells a medium from a text
     IMAGE: (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
-    AUDIO: (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"),
+    AUDIO: (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".aif"),
     VIDEO: (".mp4", ".webm"),
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.activation import call_hook
 from zoo.cache import blobs_dir, cache_errors, cached_blobs, locked, prune
 from zoo.card import File, Weights
+from zoo.ctranslate2 import is_ctranslate2
 from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError, ZooError
 from zoo.pins import drop_pin, expected_sha256, file_key, write_pin
 from zoo.plugin import describe
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 22
+STATE_KEYS = ("model_state_dict", "state_dict")  # under which checkpoints keep their tensors beside other numbers
 MAX_INFLATION = 1.05  # a checkpoint stores its tensors uncompressed; more is a decompression bomb
 
 
@@ -139,7 +141,8 @@ def unpin(name: str, *, registry: Registry | None = None) -> list[str]:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file, a torch checkpoint (unpickled with `weights_only=True`) or GGUF, told apart by content.
+    """Tensors of a safetensors file, a torch checkpoint (unpickled with `weights_only=True`), GGUF or CTranslate2's model.bin,
+    told apart by content. Of a checkpoint that holds its tensors as `state_dict` or `model_state_dict`, those are meant.
 
     A quantised tensor of a GGUF file stands as its blocks, uint8[rows, row_bytes], under `<name>:<TYPE>`
     (`zoo.gguf.dequantise` takes them); a view of the mapped file, like all of that file's tensors.
@@ -148,8 +151,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     with path.open("rb") as file:
-        head = file.read(9)
-    if len(head) == 9 and head[8:9] == b"{":
+        head = file.read(16)
+    if head[8:9] == b"{":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -161,6 +164,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         from zoo.gguf import read_tensors
 
         return read_tensors(path)
+    if is_ctranslate2(head):
+        from zoo import ctranslate2
+
+        return ctranslate2.read_tensors(path)
     if head[:4] == b"PK\x03\x04":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -171,7 +178,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             raise WeightsError(f"{path} would inflate from {path.stat().st_size:,} to {declared:,} bytes: refused")
     elif head[:1] != b"\x80":
         raise WeightsError(
-            f"{path} is neither a safetensors file nor a torch checkpoint nor a GGUF file (it begins with {head[:4]!r})"
+            f"{path} is neither a safetensors file, a torch checkpoint, a GGUF file nor a model.bin of CTranslate2 (it begins with {head[:4]!r})"
         )
     load = _torch_load()
     try:
@@ -179,6 +186,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} cannot be read as tensors alone ({reason})") from error
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{path} must hold a flat mapping of names to tensors, got {type(state).__name__}")
     stored_bytes = _stored_bytes(path, state)

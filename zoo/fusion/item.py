@@ -12,6 +12,7 @@ import torch
 
 from zoo.batch import Encoded
 from zoo.errors import UsageError
+from zoo.media.audio import Sound
 
 MOST_ITEMS = 256  # media items of one prompt
 
@@ -54,7 +55,8 @@ class Placed:
 
 
 def key_of(modality: str, frames: Sequence[Any]) -> str:
-    """A hash of the content of raw items: pictures by their pixels, arrays by their numbers, texts and bytes by themselves.
+    """A hash of the content of raw items: pictures by their pixels, sounds by their samples, arrays by their numbers, texts and bytes
+    by themselves.
 
     Raises UsageError for anything else.
     """
@@ -64,6 +66,8 @@ def key_of(modality: str, frames: Sequence[Any]) -> str:
             kind, shape, content = "text", "", frame.encode()
         elif isinstance(frame, bytes):
             kind, shape, content = "bytes", "", frame
+        elif isinstance(frame, Sound):
+            kind, shape, content = "sound", str(frame.sample_rate_hz), frame.samples.tobytes()
         else:
             if getattr(frame, "mode", None) == "P":  # its pixels are indices into colours that an array does not have
                 frame = frame.convert("RGBA")  # noqa: PLW2901 - the same picture
@@ -73,10 +77,10 @@ def key_of(modality: str, frames: Sequence[Any]) -> str:
                 array = np.ascontiguousarray(frame)
             except Exception as error:
                 raise UsageError(
-                    f"an item of {modality} must be a picture or numbers, got {type(frame).__name__}"
+                    f"an item of {modality} must be a picture, a sound or numbers, got {type(frame).__name__}"
                 ) from error
             if array.dtype == object:
-                raise UsageError(f"an item of {modality} must be a picture or numbers, got {type(frame).__name__}")
+                raise UsageError(f"an item of {modality} must be a picture, a sound or numbers, got {type(frame).__name__}")
             kind, shape, content = f"{getattr(frame, 'mode', '')}{array.dtype.str}", str(array.shape), array.tobytes()
         digest.update(f"\0{kind}\0{shape}\0{len(content)}\0".encode())
         digest.update(content)

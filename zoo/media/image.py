@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zoo.errors import MediaError, UsageError
+from zoo.media.file import check_file, describe_content
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def open_image(
         ) from error
     except UnidentifiedImageError as error:
         raise MediaError(
-            f"{label}: not an image that can be read ({_content(data)}); expected {', '.join(FORMATS)}"
+            f"{label}: not an image that can be read ({describe_content(data)}); expected {', '.join(FORMATS)}"
         ) from error
     except Exception as error:  # decoders raise whatever hostile bytes lead them to
         raise MediaError(f"{label}: a damaged image ({error or type(error).__name__})") from error
@@ -164,23 +164,11 @@ def _square(image: Image.Image, preprocess: Mapping[str, Any]) -> np.ndarray[Any
 
 def read_file(path: Path) -> bytes:
     """The bytes of a file that should be an image. Raises MediaError when it cannot be read, is empty or is too large."""
+    check_file(path, "an image file", max_bytes=MAX_BYTES)
     try:
-        if path.is_dir():
-            raise MediaError(f"{path}: a folder, expected an image file")
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe or /dev/zero, which a list from elsewhere may name, has no end
-            raise MediaError(f"{path}: not a regular file, expected an image file")
-        size_bytes = status.st_size
-        if size_bytes > MAX_BYTES:
-            raise MediaError(f"{path}: {size_bytes:,} bytes, more than the limit of {MAX_BYTES:,}")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise MediaError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
+        return path.read_bytes()
+    except OSError as error:
         raise MediaError(f"{path}: cannot be read ({error})") from error
-    if not data:
-        raise MediaError(f"{path}: the file is empty")
-    return data
 
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:
@@ -222,8 +210,3 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the array")
-
-
-def _content(data: bytes) -> str:
-    printable = data[:64].isascii() and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in data[:64])
-    return "it holds text" if printable else f"it begins with {data[:4].hex(' ')}"

@@ -45,7 +45,9 @@ class Attention(nn.Module):
         self.head_width = head_width or width // heads
         self.scale = self.head_width**-0.5 if scale is None else scale
         self.query: nn.Module = nn.Linear(width, heads * self.head_width, bias=bias)
-        self.key: nn.Module = nn.Linear(source_width or width, kv_heads * self.head_width, bias=bias if key_bias is None else key_bias)
+        self.key: nn.Module = nn.Linear(
+            source_width or width, kv_heads * self.head_width, bias=bias if key_bias is None else key_bias
+        )
         self.value: nn.Module = nn.Linear(source_width or width, kv_heads * self.head_width, bias=bias)
         self.output = nn.Linear(heads * self.head_width, width, bias=bias)
         self.query_key_value: nn.Module | None = None

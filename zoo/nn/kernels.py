@@ -1,7 +1,9 @@
 """A built model with its linear layers in another number format: module -> module, in place, layer by layer.
 
-    float32  laid out once, nothing rounded        int8  weights in 8 bits, one scale for each output
+    float32  laid out once, nothing rounded (*)    int8  weights in 8 bits, one scale for each output
     bf16     products in bfloat16, laid out once   int4  weights in 4 bits, one scale for 32: exactly what a Q4_1 file holds
+
+(*) weights that were published in float16 stay so; products and sums are float32.
 
 What is left over (norms, positions, attention, the residual) stays in float32. A model that runs by a kernel is not trained
 and not saved: the trained one is.
@@ -23,12 +25,20 @@ from zoo.errors import UsageError
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
 from zoo.nn.feed_forward import Gated
-from zoo.nn.linear import GROUP, Int4Linear, Int8Embedding, Int8Linear, PackedLinear
+from zoo.nn.linear import GROUP, HalfLinear, Int4Linear, Int8Embedding, Int8Linear, PackedLinear, halves_exactly
 from zoo.nn.mixture import Mixture
 from zoo.nn.step import decode_step
 
+
+def _exact(weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> nn.Module:
+    """float32, and in half the memory where the weights were published in float16."""
+    if halves_exactly(weight_NK):
+        return HalfLinear(weight_NK, bias_N)
+    return PackedLinear(weight_NK, bias_N, dtype=torch.float32)
+
+
 LINEARS: dict[str, Callable[..., nn.Module]] = {
-    "float32": partial(PackedLinear, dtype=torch.float32),
+    "float32": _exact,
     "bf16": partial(PackedLinear, dtype=torch.bfloat16),
     "int8": Int8Linear,
     "int4": Int4Linear,
@@ -76,7 +86,7 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
 
 def runs_by_kernel(module: nn.Module) -> bool:
     """Whether a kernel was applied to the module, or to a part of it."""
-    return any(isinstance(part, (PackedLinear, Int4Linear, Int8Linear)) for part in module.modules())
+    return any(isinstance(part, (PackedLinear, HalfLinear, Int4Linear, Int8Linear)) for part in module.modules())
 
 
 def _give_back_memory() -> None:
@@ -95,7 +105,9 @@ def _join(part: Any, names: tuple[str, ...], joined: str) -> None:
         return
     bias = None
     if any(layer.bias is not None for layer in layers):
-        bias = torch.cat([layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach() for layer in layers])
+        bias = torch.cat(
+            [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach() for layer in layers]
+        )
     weight = torch.cat([layer.weight.detach() for layer in layers])
     together = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     together.weight = nn.Parameter(weight, requires_grad=False)

@@ -53,6 +53,26 @@ class PackedLinear(nn.Module):
         return _with_bias(output.float(), self.bias)
 
 
+class HalfLinear(nn.Module):
+    """Weights that are float16 numbers, kept as such; products and sums in float32, so that nothing is rounded.
+
+    Half the bytes are read, which decides the time of a few rows. For weights of which `halves_exactly` is true.
+    """
+
+    bias: torch.Tensor | None
+
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.features = (weight_NK.shape[1], weight_NK.shape[0])
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight_NK.detach().float(), None)
+        self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
+
+    def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
+        """float32[..., K] -> float32[..., N]."""
+        output: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(input_BTK, self.packed)
+        return _with_bias(output, self.bias)
+
+
 class Int4Linear(nn.Module):
     """Sixteen levels between the least and the greatest weight of each group of 32 in a row; inputs in bfloat16.
 
@@ -118,11 +138,20 @@ class Int8Linear(nn.Module):
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
         super().__init__()
         self.features = (weight_NK.shape[1], weight_NK.shape[0])
-        self.digit, self.zero = (127, 128) if sums_are_whole() else (63, 64)
+        self.whole = sums_are_whole()
+        self.digit, self.zero = (127, 128) if self.whole else (63, 64)
         levels_NK, scales_N = eight_bits(weight_NK.detach().float())
-        self.packed = torch.ops.onednn.qlinear_prepack(levels_NK, None)
+        zeros_N = torch.zeros(len(scales_N), dtype=torch.long)
+        self.packed = (
+            torch.ops.onednn.qlinear_prepack(levels_NK, None)
+            if self.whole
+            else torch.ops.quantized.linear_prepack(
+                torch._make_per_channel_quantized_tensor(levels_NK, scales_N.double(), zeros_N, 0),  # noqa: SLF001 - its public name is this
+                None,
+            )
+        )
         self.register_buffer("scales_N", scales_N, persistent=False)
-        self.register_buffer("zeros_N", torch.zeros(len(scales_N), dtype=torch.long), persistent=False)
+        self.register_buffer("zeros_N", zeros_N, persistent=False)
         self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
@@ -132,13 +161,25 @@ class Int8Linear(nn.Module):
         scaled_MK = rows_MK / steps_M1
         first_MK = scaled_MK.round()
         second_MK = (scaled_MK - first_MK).mul_(2 * self.digit).round_()
-        digits = torch.cat((first_MK, second_MK)).add_(self.zero).to(torch.uint8)
-        product = torch.ops.onednn.qlinear_pointwise(
-            digits, 1.0, self.zero, self.packed, self.scales_N, self.zeros_N, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        high_MN, low_MN = product.chunk(2)
+        high_MN, low_MN = self._products(torch.cat((first_MK, second_MK)))
         product_MN = high_MN.add_(low_MN, alpha=1 / (2 * self.digit)).mul_(steps_M1)
         return _with_bias(product_MN, self.bias).view(*input_BTK.shape[:-1], self.features[1])
+
+    def _products(self, digits_2MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whole numbers from -digit to digit, float32[2 M, K] -> their exact products with the weights, float32[M, N] twice."""
+        if self.whole:
+            product = torch.ops.onednn.qlinear_pointwise(
+                digits_2MK.add_(self.zero).to(torch.uint8), 1.0, self.zero, self.packed, self.scales_N, self.zeros_N,
+                None, 1.0, 0, torch.float32, "none", [], "",
+            )  # fmt: skip
+            high_MN, low_MN = product.chunk(2)
+            return high_MN, low_MN
+        # The library chooses a scale from the least and the greatest number; one more row of those two makes it 1.
+        extremes = digits_2MK.new_zeros(1, digits_2MK.shape[1])
+        extremes[0, 0], extremes[0, 1] = -self.zero, self.digit
+        product = torch.ops.quantized.linear_dynamic(torch.cat((digits_2MK, extremes)), self.packed, True)
+        high_MN, low_MN, _ = product.split((len(digits_2MK) // 2, len(digits_2MK) // 2, 1))
+        return high_MN, low_MN
 
 
 class Int8Embedding(nn.Module):
@@ -203,6 +244,19 @@ def sums_are_whole() -> bool:
         torch.zeros(1, dtype=torch.long), None, 1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
     return float(product) == 255 * LEVELS * GROUP
+
+
+def halves_exactly(weight_NK: torch.Tensor) -> bool:
+    """Whether every weight is a float16 number, and torch has float16 products on this processor."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines or weight_NK.device.type != "cpu":
+        return False
+    weight_NK = weight_NK.detach()
+    return all(bool((rows.half() == rows).all()) for rows in torch.split(weight_NK, 4096))
+
+
+def multiplies_in_bfloat16() -> bool:
+    """Whether this processor has bfloat16 products; without, they are float32 products with conversions, and slow."""
+    return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())  # noqa: SLF001 - their public names are these
 
 
 def _library_takes(dtype: torch.dtype) -> bool:

@@ -16,7 +16,7 @@ from zoo.nn.attention import Attention
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Decoder, check_room, check_tokens
 from zoo.nn.feed_forward import Gated
-from zoo.nn.linear import Int4Linear, Int8Linear, PackedLinear
+from zoo.nn.linear import HalfLinear, Int4Linear, Int8Linear, PackedLinear
 from zoo.nn.norm import RMSNorm
 from zoo.nn.stack import BeforeLayer
 
@@ -106,7 +106,7 @@ def _is_plain(block: Any) -> bool:
         and isinstance(forward, Gated)
         and forward.activation is silu
         and all(
-            isinstance(layer, (PackedLinear, Int4Linear, Int8Linear))
+            isinstance(layer, (PackedLinear, HalfLinear, Int4Linear, Int8Linear))
             for layer in (attention.query_key_value, attention.output, forward.gate_and_up, forward.down)
         )
     )

@@ -21,7 +21,8 @@ from PIL import Image
 
 from zoo.errors import MediaError, UsageError
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, read_file
-from zoo.modality import IMAGE, TEXT
+from zoo.modality import AUDIO, IMAGE, TEXT
+from zoo.modality import SUFFIXES as FILES_OF
 from zoo.settings import offline
 
 TIMEOUT_S = 30
@@ -76,6 +77,14 @@ def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Sour
     if not sources:
         raise UsageError("nothing to embed: name image files, folders, patterns or texts")
     return sources
+
+
+def audio_files(inputs: Iterable[str | Path]) -> list[Item]:
+    """Audio files: a folder gives those in it (recursively, sorted), a pattern its matches, anything else itself.
+
+    Raises UsageError where that is nothing, or an address.
+    """
+    return [item for given in inputs for item in _expand_files(given, AUDIO)]
 
 
 def refuse_empty(given: object, expected: str) -> None:
@@ -258,39 +267,47 @@ def _expand(given: Any) -> list[Item]:
         return [Item(f"array {list(given.shape)}", given)]
     if not isinstance(given, (str, Path)):
         raise UsageError(f"an image is a path, a PIL image or an array, got {type(given).__name__}")
+    return _expand_files(given, IMAGE)
+
+
+def _expand_files(given: str | Path, modality: str) -> list[Item]:
+    """What a path, a pattern or an address of images or sounds stands for."""
     text = str(given)
-    refuse_empty(given, "an image file, a folder or a pattern")
+    refuse_empty(given, f"an {modality} file, a folder or a pattern")
     if is_url(text):
+        if modality == AUDIO:
+            raise UsageError(f"{text}: addresses of sounds are not followed: download the file first")
         return [Item(text, text)]
     path = Path(given).expanduser()
     if path.is_dir():
         there = sorted(file for file in path.rglob("*") if file.is_file())
-        files = [file for file in there if file.suffix.lower() in SUFFIXES]
+        files = [file for file in there if file.suffix.lower() in FILES_OF[modality]]
         if not files:
-            raise UsageError(f"{path}: the folder holds no image ({', '.join(SUFFIXES)})")
-        _say_left_out(path, there)
+            raise UsageError(f"{path}: the folder holds no {modality} ({', '.join(FILES_OF[modality])})")
+        _say_left_out(path, there, modality)
         return [Item(str(file), file) for file in files]
     if glob.has_magic(text) and not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
         if not matches:
             raise UsageError(f"{text}: no file matches the pattern")
-        return [item for match in matches for item in _expand(match)]
+        return [item for match in matches for item in _expand_files(match, modality)]
     return [Item(text, path)]
 
 
-def _say_left_out(folder: Path, there: Sequence[Path]) -> None:
-    """One warning that counts the files of a folder that are no images; what begins with a dot is nobody's input."""
+def _say_left_out(folder: Path, there: Sequence[Path], modality: str) -> None:
+    """One warning that counts the files of a folder that are of no such modality; what begins with a dot is nobody's input."""
     others = Counter(
         file.suffix.lower() or file.name
         for file in there
-        if file.suffix.lower() not in SUFFIXES and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.suffix.lower() not in FILES_OF[modality]
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
         more = ", ..." if len(others) > 5 else ""
         logging.getLogger("zoo").warning(
-            "%s: %d %s left out, no image by the suffix (%s%s)",
-            printable(str(folder)), others.total(), "file" if others.total() == 1 else "files", printable(kinds), more,
+            "%s: %d %s left out, no %s by the suffix (%s%s)",
+            printable(str(folder)), others.total(), "file" if others.total() == 1 else "files", modality, printable(kinds), more,
         )  # fmt: skip
 
 

@@ -17,10 +17,11 @@ from zoo.errors import MediaError, UsageError
 from zoo.fusion.fused import Fused
 from zoo.fusion.item import MOST_ITEMS, Item, Placed, item
 from zoo.fusion.media_cache import MediaCache
+from zoo.media.audio import Sound, open_audio
 from zoo.media.image import open_image
-from zoo.modality import IMAGE, SUFFIXES, VIDEO
+from zoo.modality import AUDIO, IMAGE, SUFFIXES, VIDEO
 
-Part = str | Path | Image.Image | Item
+Part = str | Path | Image.Image | Sound | Item
 
 MOST_FRAMES = 64  # of a folder that is read as a film
 
@@ -68,9 +69,13 @@ def read_media(part: Part) -> str | Item:
         return part
     if isinstance(part, Image.Image):
         return item(IMAGE, open_image(part))
+    if isinstance(part, Sound):
+        return item(AUDIO, part)
     if part.is_dir():
         return item(VIDEO, *(open_image(frame) for frame in _frames(part)))
     modality = modality_of(part)
+    if modality == AUDIO:
+        return item(AUDIO, open_audio(part))
     if modality != IMAGE:
         raise MediaError(f"{part}: {modality} files are not read yet; a folder of images is read as a film")
     return item(IMAGE, open_image(part))
@@ -161,6 +166,8 @@ def _markers(decoder: Any) -> dict[str, str]:
 def _modality(part: Any) -> str | None:
     if isinstance(part, Item):
         return part.modality
+    if isinstance(part, Sound):
+        return AUDIO
     return modality_of(part) if isinstance(part, Path) else IMAGE
 
 

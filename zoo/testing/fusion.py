@@ -18,7 +18,7 @@ from zoo.decoding.prompt import Prompt
 from zoo.fusion.fused import Fused
 from zoo.fusion.item import Item, Placed, key_of
 from zoo.fusion.sense import Sense
-from zoo.modality import IMAGE
+from zoo.modality import AUDIO, IMAGE
 from zoo.nn.attention import Attention
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
@@ -254,7 +254,7 @@ def _decoder() -> Decoder:
 
 def _items(subject: Subject) -> list[Item]:
     modality = subject.reads[0]
-    if subject.found.card.kind == "encoder" and modality not in (IMAGE, FEATURES):
+    if subject.found.card.kind == "encoder" and modality not in (AUDIO, IMAGE, FEATURES):
         raise CheckSkipped(f"the kit has no samples of {modality} yet")
     items = []
     for raw in uneven(modality):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.modality import IMAGE, TEXT
+from zoo.media.audio import Sound
+from zoo.modality import AUDIO, IMAGE, TEXT
 from zoo.testing.check import FEATURES, CheckSkipped
 
 WIDEST = 8192
@@ -22,6 +23,8 @@ def ordinary(modality: str) -> list[Any]:
         return [_picture(seed) for seed in range(3)]
     if modality == TEXT:
         return list(TEXTS)
+    if modality == AUDIO:
+        return [_sound(seed, 1.0) for seed in range(3)]
     if modality == FEATURES:
         return [_features(seed, 12) for seed in range(3)]
     raise CheckSkipped(f"the kit has no samples of {modality} yet")
@@ -33,6 +36,8 @@ def uneven(modality: str) -> list[Any]:
         return [_picture(0, 48, 64), _picture(1, 300, 200), _picture(2, 31, 97)]
     if modality == TEXT:
         return list(SENTENCES)
+    if modality == AUDIO:
+        return [_sound(0, 0.3), _sound(1, 2.0, rate_hz=44_100), _sound(2, 1.1, rate_hz=8_000)]
     if modality == FEATURES:
         return [_features(0, 4), _features(1, 12), _features(2, 8)]
     raise CheckSkipped(f"the kit has no samples of {modality} yet")
@@ -49,6 +54,8 @@ def extreme(modality: str) -> list[tuple[str, Any]]:
         return [(name, Image.fromarray(pixels)) for name, pixels in items]
     if modality == TEXT:
         return [(f"the text {text[:12]!r} ({len(text)} characters)", text) for text in EXTREME_TEXTS]
+    if modality == AUDIO:
+        return _extreme_sounds()
     if modality == FEATURES:
         one = _features(0, 12)
         return [
@@ -57,6 +64,32 @@ def extreme(modality: str) -> list[tuple[str, Any]]:
             ("equal features", one[:1].repeat(12, 0)),
         ]
     raise CheckSkipped(f"the kit has no samples of {modality} yet")
+
+
+def _extreme_sounds() -> list[tuple[str, Sound]]:
+    loud = np.sign(np.sin(np.arange(16_000) * 0.05)).astype(np.float32)
+    click = np.zeros(16_000, np.float32)
+    click[8_000] = 1.0
+    return [
+        ("silence of 1 s", Sound(np.zeros(16_000, np.float32), 16_000)),
+        ("a sound of 1 sample", Sound(np.full(1, 0.5, np.float32), 16_000)),
+        ("a sound of 10 ms", Sound(loud[:160], 16_000)),
+        ("a square wave at full scale", Sound(loud, 16_000)),
+        ("a sound at 100 times full scale", Sound(100 * loud, 16_000)),
+        ("a sound at a millionth of full scale", Sound(loud / 1e6, 16_000)),
+        ("one click", Sound(click, 16_000)),
+        ("a constant", Sound(np.full(16_000, 0.5, np.float32), 16_000)),
+        ("a sound at 192 kHz", Sound(np.tile(loud, 2), 192_000)),
+    ]
+
+
+def _sound(seed: int, duration_s: float, *, rate_hz: int = 16_000) -> Sound:
+    """Noise that swells, and two tones: every sound differs."""
+    generator = np.random.default_rng(seed)
+    times = np.arange(int(duration_s * rate_hz)) / rate_hz
+    tones = sum(np.sin(2 * np.pi * pitch * times) for pitch in generator.uniform(150, 3000, 2))
+    noise = generator.standard_normal(len(times)) * times / duration_s
+    return Sound((0.1 * tones + 0.05 * noise).astype(np.float32), rate_hz)
 
 
 def _features(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from zoo.batch import Encoded
-from zoo.contracts import Bridge, Decoder, DualEncoder, Encoder
+from zoo.contracts import Bridge, Decoder, DualEncoder, Encoder, Transcriber
 from zoo.errors import WeightsMissingError
 from zoo.modality import MODALITIES
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject, check
@@ -15,9 +15,10 @@ from zoo.testing.samples import ordinary
 
 ENCODERS = ("encoder", "dual_encoder")
 MODELS = (*ENCODERS, "decoder", "bridge")  # what is built from a card, has parameters and reads items of its modalities
+CARDS = (*MODELS, "transcriber")  # what is built from a card
 
 
-@check("manifest", "The card names licence, parameters and the width of what comes out.", kinds=MODELS, needs_model=False)
+@check("manifest", "The card names licence, parameters and the width of what comes out.", kinds=CARDS, needs_model=False)
 def card_is_complete(subject: Subject) -> None:
     card = subject.found.card
     missing = [] if card.licence or (subject.found.weights and subject.found.weights.licence) else ["licence"]
@@ -35,9 +36,15 @@ def card_is_complete(subject: Subject) -> None:
         raise CheckFailed(f"the card does not say: {', '.join(missing)}")
 
 
-@check("manifest", "What is built has the methods of its kind.", kinds=MODELS, needs_model=False)
+@check("manifest", "What is built has the methods of its kind.", kinds=CARDS, needs_model=False)
 def contract_is_kept(subject: Subject) -> None:
-    kinds = {"encoder": Encoder, "dual_encoder": DualEncoder, "decoder": Decoder, "bridge": Bridge}
+    kinds = {
+        "encoder": Encoder,
+        "dual_encoder": DualEncoder,
+        "decoder": Decoder,
+        "bridge": Bridge,
+        "transcriber": Transcriber,
+    }
     kind: Any = kinds[subject.found.card.kind]
     if not isinstance(subject.module, kind):
         wanted = [name for name in kind.__protocol_attrs__ if not hasattr(subject.module, name)]
@@ -46,7 +53,7 @@ def contract_is_kept(subject: Subject) -> None:
         raise CheckFailed("it is in training mode after building")
 
 
-@check("manifest", "It has as many parameters as the card says.", kinds=MODELS)
+@check("manifest", "It has as many parameters as the card says.", kinds=CARDS)
 def parameters_as_declared(subject: Subject) -> None:
     declared = subject.found.card.parameters
     if declared is None:
@@ -110,7 +117,7 @@ def other_modalities_are_refused(subject: Subject) -> None:
     raise CheckFailed(f"preprocess({other!r}, ...) was accepted")
 
 
-@check("weights", "Each weight file has a full sha256, a size and a licence.", kinds=MODELS, needs_model=False)
+@check("weights", "Each weight file has a full sha256, a size and a licence.", kinds=CARDS, needs_model=False)
 def weights_are_pinned(subject: Subject) -> None:
     row = subject.found.weights
     if row is None:
@@ -124,7 +131,7 @@ def weights_are_pinned(subject: Subject) -> None:
         raise CheckFailed(f"weights {row.tag!r} do not say: {', '.join(missing)}")
 
 
-@check("weights", "The weights are the bytes the card names, fit exactly, and are finite.", kinds=MODELS)
+@check("weights", "The weights are the bytes the card names, fit exactly, and are finite.", kinds=CARDS)
 def weights_load(subject: Subject) -> None:
     if subject.found.weights is None:
         raise CheckSkipped("the card has no weights of its own")

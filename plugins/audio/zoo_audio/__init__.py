@@ -1,0 +1,1 @@
+"""Encoders of sound for the zoo. The cards are in `zoo.toml`; importing this package costs nothing."""

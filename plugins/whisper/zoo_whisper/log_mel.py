@@ -1,0 +1,132 @@
+"""A sound -> what Whisper hears: the logarithm of 80 or 128 mel bands, 100 times a second.
+
+The numbers are those of openai-whisper (`log_mel_spectrogram` in audio.py). There the whole recording is one array, since the quietest
+level that counts lies 8 below the loudest of all; here that level is found in a first pass and windows are computed in a second,
+so that an hour takes no more memory than a minute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import nn
+
+from zoo.media.audio import AudioReader
+
+SAMPLE_RATE_HZ = 16_000
+FFT, HOP = 400, 160
+FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP
+WINDOW_FRAMES = 3_000  # 30 s
+QUIETEST = 8.0  # below the loudest, in powers of ten; less is raised to that
+CHUNK_FRAMES = WINDOW_FRAMES
+
+
+class LogMel:
+    """Windows of the log-mel of one sound. `frames` is how many frames of 10 ms it has."""
+
+    def __init__(self, reader: AudioReader, bands: int) -> None:
+        """reader: at 16 kHz. It is read once to the end, and from its start again for the windows."""
+        self.reader, self.bands = reader, bands
+        self.frames, self.loudest = self._survey()
+        reader.rewind()
+
+    def window(self, first: int, count: int) -> torch.Tensor:
+        """Frames `first` to `first + count`, float[bands, count], as the model takes them."""
+        count = max(0, min(count, self.frames - first))
+        if not count:
+            return torch.empty(self.bands, 0)
+        logarithms = self._logarithms(first, count)
+        return (torch.maximum(logarithms, logarithms.new_tensor(self.loudest - QUIETEST)) + 4.0) / 4.0
+
+    def padded(self, first: int, count: int) -> torch.Tensor:
+        """As `window`, filled with zeros to 30 s, float[bands, 3000]."""
+        return nn.functional.pad(window := self.window(first, count), (0, WINDOW_FRAMES - window.shape[1]))
+
+    def _survey(self) -> tuple[int, float]:
+        """The number of whole frames, and the loudest value in all of them and in the cut one after the last."""
+        total, loudest = 0, -10.0  # the clamp: what silence gives
+        held = torch.empty(0)
+        start = 0  # where in the sound `held` begins, without what is mirrored before it
+        for block in self.reader.blocks():
+            total += len(block)
+            held = torch.cat((held, torch.from_numpy(block)))
+            ready = (len(held) - FFT) // HOP
+            if ready >= CHUNK_FRAMES:
+                loudest = max(loudest, self._loudest_of(held, start, ready))
+                kept = max(0, ready - 2) * HOP  # two frames twice, so that no window is left out at a seam
+                held, start = held[kept:], start + kept
+        held = torch.cat((held, torch.zeros(FFT)))
+        return total // HOP, max(loudest, self._loudest_of(held, start, (len(held) - FFT // 2) // HOP))
+
+    def _loudest_of(self, samples: torch.Tensor, start: int, frames: int) -> float:
+        return max(
+            float(_log_mel(piece, self.bands).max())
+            for piece in _pieces(mirrored(samples) if start == 0 else samples, frames)
+        )
+
+    def _logarithms(self, first: int, count: int) -> torch.Tensor:
+        start, length = first * HOP - FFT // 2, (count - 1) * HOP + FFT
+        missing = max(0, -start)
+        samples = torch.from_numpy(self.reader.read(max(0, start), length - missing))
+        wanted = max(length - missing, FFT // 2 + 1)  # what is mirrored lies inside, too
+        samples = nn.functional.pad(samples, (0, wanted - len(samples)))
+        return _log_mel((mirrored(samples) if missing else samples)[:length], self.bands)
+
+
+def log_mel(samples_BN: torch.Tensor, bands: int) -> torch.Tensor:
+    """Sounds of up to 30 s at 16 kHz, float[B, N], silent after their end -> float[B, bands, 3000], each by its own loudest value.
+
+    What openai-whisper makes of `pad_or_trim(samples)`.
+    """
+    filled = nn.functional.pad(samples_BN, (0, WINDOW_FRAMES * HOP - samples_BN.shape[1]))
+    rows = []
+    for samples in filled:
+        both_ends = mirrored(mirrored(samples).flip(0)).flip(0)
+        logarithms = _log_mel(both_ends, bands)[:, :WINDOW_FRAMES]
+        rows.append((torch.maximum(logarithms, logarithms.max() - QUIETEST) + 4.0) / 4.0)
+    return torch.stack(rows)
+
+
+def mirrored(samples: torch.Tensor) -> torch.Tensor:
+    """With half a window of itself, mirrored, before the first sample: the first frame is centred there."""
+    return torch.cat((samples[1 : FFT // 2 + 1].flip(0), samples))
+
+
+def _pieces(samples: torch.Tensor, frames: int) -> Iterator[torch.Tensor]:
+    for first in range(0, max(1, frames), CHUNK_FRAMES):
+        piece = samples[first * HOP : (min(first + CHUNK_FRAMES, frames) - 1) * HOP + FFT]
+        if len(piece) >= FFT:
+            yield piece
+
+
+def _log_mel(samples: torch.Tensor, bands: int) -> torch.Tensor:
+    """float[N] -> float[bands, 1 + (N - 400) // 160]."""
+    spectrum = torch.stft(samples, FFT, HOP, window=_window(), center=False, return_complex=True)
+    return (_filters(bands) @ spectrum.abs().square()).clamp(min=1e-10).log10()
+
+
+@cache
+def _window() -> torch.Tensor:
+    return torch.hann_window(FFT)
+
+
+@cache
+def _filters(bands: int) -> torch.Tensor:
+    """Slaney's mel filters (Auditory Toolbox, 1998), float[bands, 201]: linear up to 1 kHz, logarithmic above, each of area 1.
+
+    In float64 as the reference has them: where a filter barely touches a frequency, float32 is off by percents.
+    """
+    linear_hz, corner_hz, ratio = 200 / 3, 1000.0, math.log(6.4) / 27
+    corner = corner_hz / linear_hz
+    highest = corner + math.log(SAMPLE_RATE_HZ / 2 / corner_hz) / ratio
+    mels = torch.linspace(0, highest, bands + 2, dtype=torch.float64)
+    edges_hz = torch.where(mels < corner, mels * linear_hz, corner_hz * torch.exp(ratio * (mels - corner)))
+    frequencies_hz = torch.linspace(0, SAMPLE_RATE_HZ / 2, FFT // 2 + 1, dtype=torch.float64)
+    slopes = edges_hz[:, None] - frequencies_hz[None]
+    widths_hz = edges_hz.diff()[:, None]
+    rising, falling = -slopes[:-2] / widths_hz[:-1], slopes[2:] / widths_hz[1:]
+    triangles = torch.minimum(rising, falling).clamp(min=0)
+    return (triangles * 2 / (edges_hz[2:] - edges_hz[:-2])[:, None]).float()

@@ -1,0 +1,206 @@
+"""Whisper (Radford et al. 2022, arXiv:2212.04356): two convolutions and a transformer over a log-mel of 30 s, and a decoder that
+reads what they made of it by cross-attention.
+
+The reference implementation is openai-whisper's `model.py`; the tests hold this one to it, forward and backward, on shared weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu
+
+from zoo.batch import Encoded
+from zoo.errors import UsageError
+from zoo.media.audio import AudioReader, Sound, to_waveforms
+from zoo.nn.attention import Attention
+from zoo.nn.block import Block
+from zoo.nn.decoder import Decoder
+from zoo.nn.feed_forward import Dense
+from zoo.nn.kernels import apply_kernel
+from zoo.nn.linear import Int8Linear, multiplies_in_bfloat16
+from zoo.nn.stack import Stack
+from zoo_whisper.log_mel import HOP, SAMPLE_RATE_HZ, WINDOW_FRAMES, log_mel
+from zoo_whisper.tokens import LANGUAGES, controls
+from zoo_whisper.vocabulary import open_vocabulary
+
+POSITIONS = WINDOW_FRAMES // 2  # the second convolution halves the time
+SAMPLES_PER_POSITION = 2 * HOP
+
+
+def whisper(
+    *,
+    bands: int,
+    width: int,
+    heads: int,
+    layers: int,
+    vocabulary: int,
+    decoder_layers: int | None = None,
+    context: int = 448,
+    alignment_heads: Sequence[Sequence[int]] = (),
+    preprocess: Mapping[str, Any] | None = None,
+    tokenizer_path: Path | None = None,
+) -> nn.Module:
+    """Build a Whisper with random weights.
+
+    bands: of the log-mel. width, heads, layers: of both sides; decoder_layers: where it has another number of them.
+    context: the most tokens that it reads and writes together.
+    alignment_heads: (layer, head) of the cross-attention that follows the words; without any, all of the upper half do.
+    tokenizer_path: a tokenizer.json. None: a token for each byte, which suits random weights alone.
+    Raises UsageError for numbers that contradict each other and for a tokenizer that does not fit them.
+    """
+    del preprocess  # its numbers are part of the architecture
+    known = controls(vocabulary)
+    text_tokens = known.end
+    deep = layers if decoder_layers is None else decoder_layers
+    wrong = [pair for pair in alignment_heads if not (0 <= pair[0] < deep and 0 <= pair[1] < heads)]
+    if wrong:
+        raise UsageError(f"alignment_heads are (layer, head) of {deep} x {heads}, got {wrong[0]}")
+    chosen = [(int(layer), int(head)) for layer, head in alignment_heads]
+    return Whisper(
+        encoder=AudioEncoder(bands=bands, width=width, heads=heads, layers=layers),
+        decoder=Decoder(
+            embedding=nn.Embedding(vocabulary, width),
+            position_embedding=nn.Embedding(context, width),
+            stack=Stack([_block(width, heads, reads=True) for _ in range(deep)], norm=nn.LayerNorm(width), causal=True),
+            context=context,
+        ),
+        vocabulary=open_vocabulary(tokenizer_path, text_tokens),
+        alignment_heads=chosen or [(layer, head) for layer in range(deep // 2, deep) for head in range(heads)],
+    )
+
+
+def audio_encoder(
+    *, bands: int, width: int, heads: int, layers: int, preprocess: Mapping[str, Any] | None = None, **_: object
+) -> nn.Module:
+    """Build Whisper's encoder alone, with random weights. Arguments as those of `whisper`; what is the decoder's is left aside."""
+    del preprocess
+    return AudioEncoder(bands=bands, width=width, heads=heads, layers=layers)
+
+
+class AudioEncoder(nn.Module):
+    """Sounds of up to 30 s -> 1,500 tokens, one for each 20 ms."""
+
+    positions_TD: torch.Tensor
+
+    def __init__(self, *, bands: int, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.bands = bands
+        self.conv1 = nn.Conv1d(bands, width, 3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.register_buffer("positions_TD", sinusoids(POSITIONS, width), persistent=False)
+        self.stack = Stack(
+            [_block(width, heads, reads=False) for _ in range(layers)], norm=nn.LayerNorm(width), causal=False
+        )
+
+    def preprocess(self, items: Sequence[Sound]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sounds -> log-mel float[B, bands, 3000] and mask bool[B, 1500], True where there is sound.
+
+        Raises MediaError for a sound of more than 30 s, UsageError for what is no Sound.
+        """
+        samples_BN, real_BN = to_waveforms(
+            items, {"sample_rate_hz": SAMPLE_RATE_HZ, "max_s": WINDOW_FRAMES * HOP / SAMPLE_RATE_HZ}
+        )
+        positions_B = real_BN.sum(1).div(SAMPLES_PER_POSITION).ceil().long().clamp(1, POSITIONS)
+        return log_mel(samples_BN, self.bands), torch.arange(POSITIONS) < positions_B[:, None]
+
+    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> Encoded:
+        """(log-mel float[B, bands, 3000], mask bool[B, 1500]) -> tokens float[B, 1500, D], mask, pooled float[B, D].
+
+        Every token has heard all 30 s, as the model was trained; the mask says which lie in the sound, and `pooled_BD` is their mean.
+        """
+        mel_BCT, mask_BT = inputs
+        device = self.conv1.weight.device
+        tokens_BTD, mask_BT = self.features(mel_BCT), mask_BT.to(device)
+        weights_BT1 = mask_BT[:, :, None].to(tokens_BTD.dtype)
+        pooled_BD = (tokens_BTD * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1)
+        return Encoded(tokens_BTD, mask_BT, pooled_BD)
+
+    def features(self, mel_BCT: torch.Tensor) -> torch.Tensor:
+        """Log-mel float[B, bands, 3000] -> float[B, 1500, D]. Raises UsageError for any other shape."""
+        if mel_BCT.shape[1:] != (self.bands, WINDOW_FRAMES):
+            raise UsageError(f"expected a log-mel float[B, {self.bands}, {WINDOW_FRAMES}], got {list(mel_BCT.shape)}")
+        mel_BCT = mel_BCT.to(self.conv1.weight)
+        heard_BDT = gelu(self.conv2(gelu(self.conv1(mel_BCT))))
+        tokens_BTD = heard_BDT.transpose(1, 2) + self.positions_TD.to(heard_BDT.dtype)
+        positions_BT = torch.arange(POSITIONS, device=tokens_BTD.device).expand(len(tokens_BTD), POSITIONS)
+        features_BTD: torch.Tensor = self.stack(tokens_BTD, positions_BT)
+        return features_BTD
+
+
+class Whisper(nn.Module):
+    """The whole model. `forward` is for training and for one's own decoding; `windows` transcribes."""
+
+    sample_rate_hz = SAMPLE_RATE_HZ
+
+    def __init__(
+        self, *, encoder: AudioEncoder, decoder: Decoder, vocabulary: Any, alignment_heads: Sequence[tuple[int, int]]
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.vocabulary = vocabulary
+        self.alignment_heads = tuple(alignment_heads)
+        self.controls = controls(decoder.vocabulary)
+
+    @property
+    def languages(self) -> Mapping[str, str]:
+        """Code -> name of the languages that it tells apart; none for a model of English alone."""
+        return {code: LANGUAGES[code] for code in self.controls.languages}
+
+    def forward(self, mel_BCT: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Log-mel float[B, bands, 3000] and token ids int[B, T] -> logits of the next token, float[B, T, V]."""
+        logits_BTV: torch.Tensor = self.decoder(tokens_BT, source_BSD=self.encoder.features(mel_BCT))
+        return logits_BTV
+
+    @property
+    def options(self) -> frozenset[str]:
+        """Names that `windows` takes."""
+        import inspect
+
+        from zoo_whisper.transcription import windows
+
+        return frozenset(inspect.signature(windows).parameters) - {"model", "reader"}
+
+    def use_kernel(self, kernel: str) -> None:
+        """Run by a kernel, in place.
+
+        The encoder's time is arithmetic on many rows: bfloat16 for any kernel that rounds, where the processor multiplies in it. The
+        decoder's time is reading weights, half of them the head's: "int8" rounds the head alone, "int4" and "bf16" all of it.
+        """
+        rounds = kernel != "float32"
+        apply_kernel(self.encoder, "bf16" if rounds and multiplies_in_bfloat16() else "float32")
+        if kernel == "int8":
+            self.decoder.head = Int8Linear(self.decoder.embedding.weight)  # type: ignore[arg-type]  # an nn.Embedding as long as no kernel ran
+            apply_kernel(self.decoder.stack, "float32")
+        else:
+            apply_kernel(self.decoder, kernel)
+
+    def windows(self, reader: AudioReader, /, **options: Any) -> Iterator[Any]:
+        """What is said, window by window: see `zoo_whisper.transcription.windows`."""
+        from zoo_whisper.transcription import windows
+
+        return windows(self, reader, **options)
+
+
+def sinusoids(length: int, channels: int, longest: float = 10_000.0) -> torch.Tensor:
+    """float[length, channels]: sines, then cosines, of wavelengths that grow to `longest` (times 2 pi)."""
+    rates = torch.exp(-math.log(longest) / (channels // 2 - 1) * torch.arange(channels // 2))
+    angles = torch.arange(length)[:, None] * rates[None]
+    return torch.cat((angles.sin(), angles.cos()), 1)
+
+
+def _block(width: int, heads: int, *, reads: bool) -> Block:
+    """One layer; with cross-attention where it reads the encoder's tokens."""
+    return Block(
+        attention_norm=nn.LayerNorm(width),
+        attention=Attention(width, heads=heads, bias=True, key_bias=False),
+        cross_norm=nn.LayerNorm(width) if reads else None,
+        cross_attention=Attention(width, heads=heads, bias=True, key_bias=False) if reads else None,
+        feed_forward_norm=nn.LayerNorm(width),
+        feed_forward=Dense(width, 4 * width),
+    )

@@ -1,0 +1,252 @@
+"""`zoo transcribe`: sounds in, text, subtitles or a JSON document out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, prepare_torch
+from zoo.cli.output import about_model, print_json, warn_of_random_weights
+from zoo.errors import UsageError
+
+FORMATS = ("txt", "srt", "vtt", "tsv", "json")
+MAX_DURATION_S = 4 * 3600
+# Of the model, by the names that it gives them: each is passed on only where it was given.
+NUMBERS = {
+    "beam_size": (int, "beams at temperature 0 (greedy without)"),
+    "patience": (float, "finished beams to wait for, as a share of --beam-size"),
+    "best_of": (int, "samples to choose from at temperatures above 0"),
+    "length_penalty": (float, "exponent of the length that scores are divided by"),
+    "compression_ratio_threshold": (float, "a text that shrinks more than this is tried again (2.4)"),
+    "logprob_threshold": (float, "a window less probable than this is tried again (-1.0)"),
+    "no_speech_threshold": (float, "a window is silence above this, if it is also improbable (0.6)"),
+    "max_initial_timestamp": (float, "second where the first word of a window may begin at the latest (1.0)"),
+    "hallucination_silence_threshold": (float, "with --word-timestamps: seconds of silence around what was made up"),
+}
+
+
+def add_commands(commands: Any) -> None:
+    command = commands.add_parser(
+        "transcribe",
+        help="write what is said in audio files",
+        description="Reads wav, flac, ogg, opus, mp3 and aiff of any length, and m4a where ffmpeg is installed.",
+    )
+    command.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, folders or patterns")
+    command.add_argument("--format", choices=FORMATS, default="txt", help="what is written (txt)")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="a file, or for several sounds a folder; long work goes on where it stopped",
+    )
+    command.add_argument("--language", help="a code or a name, as de or german; without it, as the sound begins")
+    command.add_argument(
+        "--task", choices=("transcribe", "translate"), default="transcribe", help="translate writes English"
+    )
+    command.add_argument("--word-timestamps", action="store_true", help="the time of each word (in json)")
+    command.add_argument("--initial-prompt", metavar="TEXT", help="what came before: names and spellings to expect")
+    command.add_argument("--carry-initial-prompt", action="store_true", help="say it again before each window")
+    command.add_argument(
+        "--no-previous-text",
+        action="store_true",
+        help="tell no window what was written before it: fewer loops, less context",
+    )
+    command.add_argument("--temperature", metavar="T,...", help="the ladder of temperatures (0,0.2,0.4,0.6,0.8,1)")
+    command.add_argument(
+        "--suppress-tokens", metavar="ID,...", help="tokens never written; -1 is all that nobody speaks (-1)"
+    )
+    command.add_argument("--clip-timestamps", metavar="S,...", help="start, end, start, ... in seconds: listen only there")
+    command.add_argument("--without-timestamps", action="store_true", help="text alone inside each window")
+    for name, (kind, words) in NUMBERS.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=words)
+    command.add_argument("--vad", action="store_true", help="find voices first, and listen only there")
+    command.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="windows decoded together, cut in pauses; each stands alone (1)",
+    )
+    command.add_argument(
+        "--kernel", choices=KERNELS, default="float32", help="number format of the linear layers (float32)"
+    )
+    command.add_argument(
+        "--max-duration",
+        type=float,
+        default=MAX_DURATION_S,
+        metavar="S",
+        help=f"longest sound in seconds ({MAX_DURATION_S})",
+    )
+    add_model_arguments(command)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from zoo.tasks.inputs import audio_files, require_one
+
+    check_weights(arguments)
+    format_ = "json" if arguments.json else arguments.format
+    items = audio_files(arguments.audio)
+    require_one(items)
+    files = [Path(str(item.source)) for item in items]
+    targets = _targets(arguments.out, files, format_)
+    options = _options(arguments)
+    import torch
+
+    from zoo.tasks.transcription import open_transcriber, transcribe
+
+    prepare_torch(arguments)
+    built, kernel = open_transcriber(
+        arguments.model,
+        weights=None if arguments.weights == "none" else arguments.weights,
+        device=arguments.device,
+        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+        kernel=arguments.kernel,
+    )
+    streamed = format_ == "txt" and arguments.out is None and len(files) == 1
+    documents = []
+    failed = False
+    for file in files:
+        target = targets.get(file)
+        outcome = transcribe(
+            file,
+            model=built,
+            language=arguments.language,
+            task=arguments.task,
+            vad=arguments.vad,
+            batch_size=arguments.batch_size,
+            max_duration_s=arguments.max_duration,
+            journal=None if target is None else target.with_name(f"{target.name}.part"),
+            on_window=_print_window if streamed else None,
+            progress=not streamed or not sys.stdout.isatty(),
+            **options,
+        )
+        document = _document(outcome, kernel)
+        result = outcome.results[0]
+        if result.error:
+            failed = True
+            print(f"zoo: {result.error}", file=sys.stderr)
+        elif target is not None:
+            _write(target, document if format_ == "json" else _formatted(result, format_))
+        elif format_ != "json" and not streamed:
+            _print_result(result, format_, len(files))
+        documents.append(document)
+    merged = {**documents[0], "results": [entry for document in documents for entry in document["results"]]}
+    if format_ == "json" and (arguments.out is None or arguments.json):
+        print_json(merged)
+    warn_of_random_weights(outcome)
+    note = f"; {outcome.note}" if outcome.note else ""
+    print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {kernel}{note}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of the model that were given."""
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in NUMBERS if getattr(arguments, name) is not None}
+    for name in ("word_timestamps", "carry_initial_prompt", "without_timestamps"):
+        if getattr(arguments, name):
+            options[name] = True
+    if arguments.initial_prompt is not None:
+        options["initial_prompt"] = arguments.initial_prompt
+    if arguments.no_previous_text:
+        options["condition_on_previous_text"] = False
+    for name, kind in (("temperature", float), ("suppress_tokens", int), ("clip_timestamps", float)):
+        given = getattr(arguments, name)
+        if given is not None:
+            options[name] = _numbers(f"--{name.replace('_', '-')}", given, kind)
+    if arguments.seed:
+        options["seed"] = arguments.seed
+    return options
+
+
+def _numbers(flag: str, text: str, kind: type[float | int]) -> tuple[float, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"{flag} takes numbers between commas, got {text!r}") from None
+
+
+def _targets(out: Path | None, files: list[Path], format_: str) -> dict[Path, Path]:
+    """Where each transcript is written: the file named, or one beside another in the folder named. Raises UsageError."""
+    if out is None:
+        return {}
+    if len(files) == 1 and not out.is_dir():
+        if not out.parent.is_dir():
+            raise UsageError(f"--out {out}: there is no folder {out.parent}")
+        return {files[0]: out}
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: {len(files)} transcripts need a folder, and this is a file")
+    out.mkdir(parents=True, exist_ok=True)
+    targets = {file: out / f"{file.name}.{format_}" for file in files}
+    names = list(targets.values())
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--out {out}: two of the sounds would be written to {twice.name}: transcribe them one by one")
+    return targets
+
+
+def _write(target: Path, content: Any) -> None:
+    """Under its final name only when it is whole."""
+    import json
+
+    from zoo.tasks.journal import replace_durably
+
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    temporary = target.with_name(f"{target.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    replace_durably(temporary, target)
+    print(f"{target}", file=sys.stderr)
+
+
+def _formatted(result: Any, format_: str) -> str:
+    from zoo.tasks.subtitles import FORMATS as WRITERS
+
+    return WRITERS[format_](result.segments)
+
+
+def _print_window(_: str, window: Any) -> None:
+    from zoo.tasks.subtitles import plain
+
+    print(plain(window.segments), end="", flush=True)
+
+
+def _print_result(result: Any, format_: str, count: int) -> None:
+    if count > 1 and format_ == "txt":
+        print(f"{result.input}: {result.text}")
+        return
+    if count > 1:
+        print(f"NOTE {result.input}\n" if format_ == "vtt" else f"{result.input}")
+    print(_formatted(result, format_), end="")
+
+
+def _document(outcome: Any, kernel: str) -> dict[str, Any]:
+    """The JSON document of a transcription."""
+    return {
+        **about_model(outcome),
+        "weights": outcome.weights,
+        "kernel": kernel,
+        "settings": outcome.settings,
+        "note": outcome.note,
+        "results": [
+            {"input": result.input, "error": result.error}
+            if result.error
+            else {
+                "input": result.input,
+                "text": result.text,
+                "language": result.language,
+                "duration_s": result.duration_s,
+                "segments": [_segment(segment) for segment in result.segments],
+            }
+            for result in outcome.results
+        ],
+    }
+
+
+def _segment(segment: Any) -> dict[str, Any]:
+    fields = asdict(segment)
+    if fields["words"] is None:
+        del fields["words"]
+    return fields

@@ -1,0 +1,419 @@
+"""Audio files and bytes -> mono samples, behind one gate with limits.
+
+Every sound of the zoo passes here: the command line, Python and benchmarks hear the same samples and get the same errors. Files are
+decoded in blocks and resampled as they come, so that memory follows the block and never what a header claims. libsndfile decodes
+wav, flac, ogg (vorbis and opus), mp3 and aiff; m4a is turned into wav by `ffmpeg`, where the system has it, first.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.errors import MediaError, UsageError, ZooError
+from zoo.media.file import check_file, describe_content
+
+if TYPE_CHECKING:
+    import torch
+
+# Few decoders: each is code that hostile bytes reach.
+FORMATS = {
+    "WAV": "wav",
+    "WAVEX": "wav",
+    "RF64": "wav",
+    "FLAC": "flac",
+    "OGG": "ogg, opus",
+    "MPEG": "mp3",
+    "MP3": "mp3",
+    "AIFF": "aiff",
+}
+MAX_DURATION_S = 600.0  # of a sound that is held in memory whole: 38 MB at 16 kHz
+MAX_BYTES = 4_000_000_000
+MAX_DECODE_S = 600.0
+MAX_CHANNELS = 64
+RATES_HZ = (1_000, 768_000)
+BLOCK_NUMBERS = 1 << 20  # decoded at a time, all channels together: 4 MB
+LARGEST_TERM = (
+    1_000  # of a ratio of rates: filters for 44,101 to 16,000 as they stand would take 3 GB, and this errs by 1e-6
+)
+
+Samples = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sound:
+    """One sound in memory: `samples` float32[N], mono, full scale at 1, and how many of them make a second."""
+
+    samples: Samples
+    sample_rate_hz: int
+
+    def __post_init__(self) -> None:
+        samples = np.asarray(self.samples)
+        if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+            raise MediaError(
+                f"a sound is float[N], mono, full scale at 1, got {samples.dtype}{list(samples.shape)}: "
+                f"mix its channels (samples.mean(0)), divide integers by their full scale"
+            )
+        if not RATES_HZ[0] <= self.sample_rate_hz <= RATES_HZ[1]:
+            raise MediaError(f"a sample rate is from {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz, got {self.sample_rate_hz:,}")
+        _refuse_nonfinite(samples, 0, self.sample_rate_hz, "the sound")
+        object.__setattr__(self, "samples", np.ascontiguousarray(samples, np.float32))
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / self.sample_rate_hz
+
+
+AudioSource = str | Path | bytes | Sound
+
+
+def open_audio(
+    source: AudioSource,
+    *,
+    sample_rate_hz: int | None = None,
+    max_duration_s: float = MAX_DURATION_S,
+    max_decode_s: float = MAX_DECODE_S,
+    label: str | None = None,
+) -> Sound:
+    """Anything that is a sound -> `Sound`, its channels averaged.
+
+    source: a path, the bytes of a file, or a Sound.
+    sample_rate_hz: what it is resampled to; None: as it was recorded.
+    max_duration_s, max_decode_s: seconds of sound, and seconds of decoding, after which it is refused.
+    label: what errors call it, for bytes that came from somewhere with a name.
+    Raises MediaError: what was given, why it cannot be read, what was expected.
+    """
+    with open_reader(
+        source, sample_rate_hz=sample_rate_hz, max_duration_s=max_duration_s, max_decode_s=max_decode_s, label=label
+    ) as reader:
+        blocks = list(reader.blocks())
+        whole = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+        if not len(whole):
+            raise MediaError(f"{reader.label}: it holds no sample")
+        return Sound(whole, reader.sample_rate_hz)
+
+
+class AudioReader:
+    """A sound that is read piece by piece: `read(start, count)` gives mono samples at `sample_rate_hz`.
+
+    Reading goes forward; a step back before what is still held decodes again from the start. `claimed_s` is how long the sound
+    says it is, which is no promise. Made by `open_reader`, and closed by it.
+    """
+
+    def __init__(self, decoder: _Decoder, sample_rate_hz: int) -> None:
+        self.label = decoder.label
+        self.sample_rate_hz = sample_rate_hz
+        self.claimed_s = decoder.claimed_s
+        self._decoder = decoder
+        self._held = np.empty(0, np.float32)
+        self._start = 0  # where in the sound what is held begins
+        self._blocks = decoder.resampled(sample_rate_hz)
+
+    def read(self, start: int, count: int) -> Samples:
+        """Samples `start` to `start + count`, float32[N]; N is less than `count` only where the sound ends."""
+        if start < self._start:
+            self.rewind()
+        pieces = [self._held]
+        reached = self._start + len(self._held)
+        while reached < start + count:
+            block = next(self._blocks, None)
+            if block is None:
+                break
+            pieces.append(block)
+            reached += len(block)
+            if reached <= start:  # nothing of this is wanted
+                pieces, self._start = [], reached
+        held = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+        skipped = min(max(start - self._start, 0), len(held))
+        self._held, self._start = held[skipped:], self._start + skipped
+        return self._held[:count]
+
+    def blocks(self) -> Iterator[Samples]:
+        """All of it from the start, block after block."""
+        self.rewind()
+        yield from self._blocks
+
+    def rewind(self) -> None:
+        """Start again."""
+        self._decoder.rewind()
+        self._held, self._start = np.empty(0, np.float32), 0
+        self._blocks = self._decoder.resampled(self.sample_rate_hz)
+
+
+@contextmanager
+def open_reader(
+    source: AudioSource,
+    *,
+    sample_rate_hz: int | None = None,
+    max_duration_s: float = MAX_DURATION_S,
+    max_decode_s: float = MAX_DECODE_S,
+    label: str | None = None,
+) -> Iterator[AudioReader]:
+    """As `open_audio`, for a sound that is read piece by piece, in constant memory."""
+    if sample_rate_hz is not None and not RATES_HZ[0] <= sample_rate_hz <= RATES_HZ[1]:
+        raise UsageError(f"sample_rate_hz is from {RATES_HZ[0]:,} to {RATES_HZ[1]:,}, got {sample_rate_hz:,}")
+    limits = _Limits(max_duration_s, max_decode_s)
+    if isinstance(source, Sound):
+        decoder = _Decoder(label or "the sound", None, source, limits)
+        yield AudioReader(decoder, sample_rate_hz or source.sample_rate_hz)
+        return
+    if not isinstance(source, (str, Path, bytes)):
+        raise MediaError(
+            f"a sound is a path, the bytes of a file, or zoo.media.audio.Sound(samples, sample_rate_hz), got "
+            f"{type(source).__name__}: an array says nothing of its rate"
+        )
+    label = label or (str(source) if isinstance(source, (str, Path)) else f"{len(source):,} bytes")
+    with _opened(source, label, limits) as file:
+        yield AudioReader(_Decoder(label, file, None, limits), sample_rate_hz or file.samplerate)
+
+
+def resample(samples: torch.Tensor, from_hz: int, to_hz: int) -> torch.Tensor:
+    """float[..., N] at one rate -> float[..., ceil(N * to_hz / from_hz)], by torchaudio's windowed sinc."""
+    if from_hz == to_hz:
+        return samples
+    ratio = _ratio(from_hz, to_hz)
+    _need("torchaudio")
+    from torchaudio.functional import resample as by_sinc
+
+    resampled: torch.Tensor = by_sinc(samples, ratio.denominator, ratio.numerator)
+    return resampled
+
+
+def to_waveforms(sounds: Sequence[Sound], preprocess: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sounds -> samples float[B, N], zero where a sound has ended, and mask bool[B, N]; what most encoders of sounds begin with.
+
+    preprocess: the card's numbers: sample_rate_hz, to which each is resampled, and max_s, the longest that the encoder takes.
+    Raises UsageError for what is no Sound, MediaError for one that is longer.
+    """
+    import torch
+
+    rate_hz = int(preprocess["sample_rate_hz"])
+    rows = []
+    for number, sound in enumerate(sounds):
+        if not isinstance(sound, Sound):
+            raise UsageError(f"an encoder of sounds takes zoo.media.audio.Sound, item {number} is {type(sound).__name__}")
+        limit_s = preprocess.get("max_s", math.inf)
+        if sound.duration_s > limit_s:
+            raise MediaError(f"a sound of {sound.duration_s:.1f} s: this encoder takes at most {limit_s:g} s, cut it first")
+        rows.append(resample(torch.from_numpy(sound.samples), sound.sample_rate_hz, rate_hz))
+    longest = max(map(len, rows), default=0)
+    samples_BN = torch.zeros(len(rows), longest)
+    for row, samples in zip(samples_BN, rows, strict=True):
+        row[: len(samples)] = samples
+    lengths_B = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    return samples_BN, torch.arange(longest) < lengths_B[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    duration_s: float
+    decode_s: float
+
+
+class _Decoder:
+    """Blocks of one source, mono, as recorded; counted against the limits."""
+
+    def __init__(self, label: str, file: Any, sound: Sound | None, limits: _Limits) -> None:
+        self.label, self.file, self.sound, self.limits = label, file, sound, limits
+        self.rate_hz: int = file.samplerate if sound is None else sound.sample_rate_hz
+        self.claimed_s: float = (file.frames if sound is None else len(sound.samples)) / self.rate_hz
+        self.spent_s = 0.0
+        self._refuse_long(self.claimed_s)
+
+    def rewind(self) -> None:
+        if self.file is not None:
+            self._guarded(lambda: self.file.seek(0))
+
+    def resampled(self, rate_hz: int) -> Iterator[Samples]:
+        return self._native() if rate_hz == self.rate_hz else _resampled(self._native(), self.rate_hz, rate_hz)
+
+    def _native(self) -> Iterator[Samples]:
+        if self.sound is not None:
+            for start in range(0, len(self.sound.samples), BLOCK_NUMBERS):
+                yield self.sound.samples[start : start + BLOCK_NUMBERS]
+            return
+        frames = max(1, BLOCK_NUMBERS // self.file.channels)
+        done = 0
+        while True:
+            block: Any = self._guarded(lambda: self.file.read(frames, dtype="float32", always_2d=True))
+            if not len(block):
+                break
+            mono = block[:, 0].copy() if block.shape[1] == 1 else block.mean(1)
+            _refuse_nonfinite(mono, done, self.rate_hz, self.label)
+            done += len(block)
+            self._refuse_long(done / self.rate_hz)
+            yield mono
+        if done < 0.99 * self.file.frames:
+            logging.getLogger("zoo").warning(
+                "%s: the header promises %.1f s, the file holds %.1f s; what is there is used",
+                self.label, self.claimed_s, done / self.rate_hz,
+            )  # fmt: skip
+
+    def _guarded(self, call: Any) -> Any:
+        """What the library gives, its errors as ours, and its time counted."""
+        started = time.perf_counter()
+        try:
+            answer = call()
+        except Exception as error:  # decoders raise whatever hostile bytes lead them to
+            raise MediaError(f"{self.label}: a damaged sound ({error or type(error).__name__})") from error
+        self.spent_s += time.perf_counter() - started
+        if self.spent_s > self.limits.decode_s:
+            raise MediaError(
+                f"{self.label}: decoding took more than {self.limits.decode_s:g} s; raise max_decode_s if that is right"
+            )
+        return answer
+
+    def _refuse_long(self, duration_s: float) -> None:
+        if duration_s > self.limits.duration_s:
+            raise MediaError(
+                f"{self.label}: {duration_s:,.0f} s of sound or more, the limit is {self.limits.duration_s:,.0f} s; cut it, or "
+                f"raise max_duration_s (--max-duration)"
+            )
+
+
+@contextmanager
+def _opened(source: str | Path | bytes, label: str, limits: _Limits) -> Iterator[Any]:
+    """The source as libsndfile's file, checked."""
+    soundfile = _need("soundfile")
+    if isinstance(source, bytes):
+        if not source:
+            raise MediaError(f"{label}: there are no bytes")
+        with _checked(soundfile, io.BytesIO(source), source[:64], label) as file:
+            yield file
+        return
+    path = Path(source).expanduser()
+    check_file(path, "an audio file", max_bytes=MAX_BYTES)
+    with path.open("rb") as raw:
+        head = raw.read(64)
+    if head[4:8] == b"ftyp" or head[:2] in (b"\xff\xf1", b"\xff\xf9"):  # MPEG-4, or AAC as a stream: libsndfile has neither
+        with _by_ffmpeg(path, label, limits) as converted, _checked(soundfile, str(converted), head, label) as file:
+            yield file
+        return
+    _warn_if_cut(path, head, label)
+    # An absolute path: libsndfile takes "-" for standard input. It looks at the content, not at the suffix.
+    with _checked(soundfile, str(path.absolute()), head, label) as file:
+        yield file
+
+
+@contextmanager
+def _checked(soundfile: Any, given: Any, head: bytes, label: str) -> Iterator[Any]:
+    expected = "expected wav, flac, ogg, opus, mp3, aiff, or m4a with ffmpeg"
+    try:
+        file = soundfile.SoundFile(given)
+    except Exception as error:  # as above
+        raise MediaError(f"{label}: not a sound that can be read ({describe_content(head)}); {expected}") from error
+    with file:
+        if file.format not in FORMATS:
+            raise MediaError(f"{label}: {file.format_info} is not among the formats that are read; {expected}")
+        if not 1 <= file.channels <= MAX_CHANNELS:
+            raise MediaError(f"{label}: {file.channels} channels, the limit is {MAX_CHANNELS}")
+        if not RATES_HZ[0] <= file.samplerate <= RATES_HZ[1]:
+            raise MediaError(
+                f"{label}: the header says {file.samplerate:,} samples a second, expected {RATES_HZ[0]:,} to {RATES_HZ[1]:,}"
+            )
+        yield file
+
+
+@contextmanager
+def _by_ffmpeg(path: Path, label: str, limits: _Limits) -> Iterator[Path]:
+    """The sound of a file as a wav, in a temporary folder. No shell is involved, and no other file or address is followed."""
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise MediaError(
+            f"{label}: m4a is read with ffmpeg, which is not installed (apt install ffmpeg, brew install ffmpeg)"
+        )
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+        target = Path(folder, "sound.wav")
+        command = [
+            *(program, "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-i", f"file:{path.absolute()}"),
+            *("-vn", "-map", "0:a:0", "-t", f"{limits.duration_s + 1:g}", "-c:a", "pcm_s16le", str(target)),
+        ]
+        try:
+            run = subprocess.run(  # noqa: S603 - a list, not a shell; the path is behind file:
+                command, capture_output=True, text=True, errors="replace", timeout=limits.decode_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise MediaError(f"{label}: decoding took more than {limits.decode_s:g} s; raise max_decode_s") from None
+        if run.returncode or not target.is_file():
+            reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise MediaError(f"{label}: a damaged sound (ffmpeg: {reason})")
+        yield target
+
+
+def _warn_if_cut(path: Path, head: bytes, label: str) -> None:
+    """Libsndfile takes a wav that ends early for a whole one, without a word."""
+    claimed = int.from_bytes(head[4:8], "little") + 8
+    size = path.stat().st_size
+    if (
+        head[:4] == b"RIFF" and claimed > size + 1 and claimed < 2**32 - 64
+    ):  # streams that do not know write the largest number
+        logging.getLogger("zoo").warning(
+            "%s: the header speaks of %s bytes, the file has %s; what is there is used", label, f"{claimed:,}", f"{size:,}"
+        )
+
+
+def _refuse_nonfinite(samples: np.ndarray[Any, Any], before: int, rate_hz: int, label: str) -> None:
+    finite = np.isfinite(samples)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise MediaError(f"{label}: sample {before + first:,} ({(before + first) / rate_hz:.2f} s) is {samples[first]}")
+
+
+def _ratio(from_hz: int, to_hz: int) -> Fraction:
+    ratio = Fraction(to_hz, from_hz)
+    if max(ratio.numerator, ratio.denominator) <= LARGEST_TERM:
+        return ratio
+    return ratio.limit_denominator(LARGEST_TERM) if ratio <= 1 else 1 / (1 / ratio).limit_denominator(LARGEST_TERM)
+
+
+def _resampled(blocks: Iterator[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
+    """The same numbers as resampling the whole: each block is computed with what lies around it, and that cut off again."""
+    import torch
+
+    ratio = _ratio(from_hz, to_hz)
+    step, outputs = ratio.denominator, ratio.numerator  # so many samples in give so many out
+    margin = step * (
+        1 + math.ceil(8 / min(step, outputs)) + math.ceil(8 / step)
+    )  # wider than torchaudio's filter, whole steps
+    held = np.zeros(margin, np.float32)  # silence before the start
+    fresh = 0  # how much at the end of `held` has not been given out
+
+    def give(count: int) -> Samples:
+        nonlocal held, fresh
+        window = torch.from_numpy(held[: margin + count + margin])
+        edge = margin // step * outputs
+        answer: Samples = resample(window, from_hz, to_hz)[edge : edge + math.ceil(count * outputs / step)].numpy()
+        held, fresh = held[count:], fresh - count
+        return answer
+
+    for block in blocks:
+        held, fresh = np.concatenate((held, block)), fresh + len(block)
+        ready = (fresh - margin) // step * step
+        if ready > 0:
+            yield give(ready)
+    if fresh:
+        held = np.concatenate((held, np.zeros(margin, np.float32)))
+        yield give(fresh)
+
+
+def _need(name: str) -> Any:
+    """A library of the extra `audio`. Raises ZooError with the command that installs it."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ZooError(f"reading sounds needs {name} ({error}): pip install 'modalzoo[audio]'") from error

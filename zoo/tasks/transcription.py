@@ -1,0 +1,300 @@
+"""Sounds -> what is said in them, by any transcriber; a recording of any length in constant memory, resumed where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from zoo.construct import Built, weight_hashes
+from zoo.contracts import Transcriber
+from zoo.errors import MediaError, PluginError, UsageError
+from zoo.media.audio import AudioReader, AudioSource, Sound, open_reader
+from zoo.modality import AUDIO
+from zoo.nn.kernels import LINEARS, apply_kernel
+from zoo.plugin import describe
+from zoo.tasks.encoding import open_for, plugin_errors
+from zoo.tasks.inputs import printable
+from zoo.tasks.journal import Journal, alone, read_about
+from zoo.tasks.voice_activity import open_detector, speech_spans
+from zoo.transcript import Segment, Window, Word
+
+TASK = "transcribe"
+MAX_DURATION_S = 4 * 3600.0
+PROGRESS_FROM_S = 60.0  # a shorter sound is done before a bar could be read
+BATCHES_IGNORE = "each window is decoded by itself: none is told what was written before it"
+
+OnWindow = Callable[[str, Window], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """What is said in one sound, or the reason why nobody knows.
+
+    language: its code, as given or as it sounded; None where the model knows but one, or nothing was heard. duration_s: of the sound.
+    """
+
+    input: str
+    text: str
+    language: str | None
+    duration_s: float
+    segments: tuple[Segment, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcription:
+    """Transcripts in the order of the inputs, and what produced them.
+
+    kernel: the number format of the linear layers. settings: the options that were given. note: what batches change; None without.
+    """
+
+    model: str
+    distribution: str
+    version: str
+    weights: dict[str, dict[str, str]]
+    kernel: str
+    settings: dict[str, Any]
+    results: tuple[Transcript, ...]
+    note: str | None = None
+    random_weights: bool = False
+
+
+def transcribe(
+    audio: AudioSource | Sequence[AudioSource],
+    *,
+    model: str | Built | None = None,
+    weights: str | Path | None = "card",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernel: str = "float32",
+    language: str | None = None,
+    task: str = "transcribe",
+    vad: bool = False,
+    batch_size: int = 1,
+    max_duration_s: float = MAX_DURATION_S,
+    journal: str | Path | None = None,
+    on_window: OnWindow | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Transcription:
+    """Transcribe sounds.
+
+    audio: one or many of: path, the bytes of a file, `zoo.media.audio.Sound`.
+    model: a transcriber; the installed default when None. To ask many times, build it once: `zoo.open_model(name)`; then
+        `weights`, `device`, `dtype` and `kernel` are those it was built with.
+    kernel: number format of the linear layers, from `zoo.nn.kernels.LINEARS`; "float32" rounds nothing.
+    language: a code or a name; None: as it sounds. task: "translate" writes English.
+    vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there.
+    batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
+    max_duration_s: longer sounds are refused.
+    journal: a file beside which a sound that takes long is safe: if the work is interrupted, the same call goes on from there; it is
+        removed when the work is done. For one sound.
+    on_window: called with the sound's name and each window as soon as it is there.
+    options: of the model itself, as word_timestamps, beam_size, temperature, initial_prompt (`zoo_whisper.transcription.windows`).
+    Raises UsageError for arguments that make no sense, and what building the model raises. A sound that cannot be read becomes a result
+    with `error`; it never costs the others theirs.
+    """
+    single = isinstance(audio, (str, Path, bytes, Sound))
+    sounds: list[Any] = [audio] if single else list(audio)  # type: ignore[arg-type]  # single says which of the two it is
+    if not sounds:
+        raise UsageError("no sound given: name audio files")
+    if journal is not None and len(sounds) != 1:
+        raise UsageError(f"a journal is of one sound, got {len(sounds)}")
+    if task not in ("transcribe", "translate"):
+        raise UsageError(f"task is transcribe or translate, got {task!r}")
+    built, format_ = open_transcriber(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
+    _check_options(built, {**options, "language": language, "batch_size": batch_size})
+    detector = open_detector() if vad or batch_size > 1 else None
+    given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad, **options}
+    run = _Run(built, detector, given, max_duration_s, on_window, progress)
+    results = [run.transcript(source, journal=None if journal is None else Path(journal)) for source in sounds]
+    provider = built.found.card.provider
+    return Transcription(
+        model=built.name,
+        distribution=provider.distribution,
+        version=provider.version,
+        weights=weight_hashes(built),
+        kernel=format_,
+        settings=given,
+        results=tuple(results),
+        note=BATCHES_IGNORE if batch_size > 1 else None,
+        random_weights=built.random,
+    )
+
+
+def open_transcriber(
+    model: str | Built | None = None,
+    *,
+    weights: str | Path | None = "card",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernel: str = "float32",
+) -> tuple[Built, str]:
+    """A transcriber and its number format: the named one, the one handed over, or the installed default.
+
+    Raises UsageError for a model of another kind, PluginError for one that keeps no such contract.
+    """
+    if kernel not in LINEARS:
+        raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
+    if kernel != "float32" and isinstance(model, Built):
+        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
+    built = open_for(TASK, model, kinds=("transcriber",), modalities=(AUDIO,), weights=weights, device=device, dtype=dtype)
+    module: Any = built.module
+    if not isinstance(module, Transcriber):
+        raise PluginError(
+            f"{describe(built.found.card.provider)}: {built.name} has no sample_rate_hz, languages and windows"
+        )
+    if isinstance(model, Built) or dtype is not None or str(device) != "cpu":
+        if kernel != "float32":
+            raise UsageError(f"kernel {kernel} takes a model on the CPU in float32: leave out dtype and device")
+        return built, str(next(built.module.parameters(), torch.empty(0)).dtype).removeprefix("torch.")
+    if hasattr(module, "use_kernel"):
+        module.use_kernel(kernel)
+    else:
+        apply_kernel(built.module, kernel)
+    return built, kernel
+
+
+class _Run:
+    """One call of `transcribe`: what holds for every sound of it."""
+
+    def __init__(
+        self,
+        built: Built,
+        detector: Built | None,
+        given: Mapping[str, Any],
+        max_duration_s: float,
+        on_window: OnWindow | None,
+        progress: bool,
+    ) -> None:
+        self.built, self.detector, self.given = built, detector, dict(given)
+        self.max_duration_s, self.on_window, self.progress = max_duration_s, on_window, progress
+
+    def transcript(self, source: AudioSource, *, journal: Path | None) -> Transcript:
+        label = printable(str(source)) if isinstance(source, (str, Path)) else "the sound"
+        module: Any = self.built.module
+        try:
+            with open_reader(source, sample_rate_hz=module.sample_rate_hz, max_duration_s=self.max_duration_s) as reader:
+                windows = self._windows(reader, source, journal)
+                return self._collected(label, reader, windows)
+        except MediaError as error:
+            return Transcript(input=label, text="", language=None, duration_s=0.0, segments=(), error=str(error))
+
+    def _collected(self, label: str, reader: AudioReader, windows: Iterator[Window]) -> Transcript:
+        segments: list[Segment] = []
+        language: str | None = None
+        reached_s = 0.0
+        wanted = self.progress and reader.claimed_s >= PROGRESS_FROM_S
+        with tqdm(total=round(reader.claimed_s), unit="s", desc=label[-40:], disable=None if wanted else True) as bar:
+            for window in windows:
+                segments += window.segments
+                language = window.language or language
+                bar.update(max(0, round(window.reached_s) - bar.n))
+                reached_s = max(reached_s, window.reached_s)
+                if self.on_window is not None:
+                    self.on_window(label, window)
+        text = "".join(segment.text for segment in segments).strip()
+        return Transcript(input=label, text=text, language=language, duration_s=reader.claimed_s, segments=tuple(segments))
+
+    def _windows(self, reader: AudioReader, source: AudioSource, journal: Path | None) -> Iterator[Window]:
+        if journal is None:
+            yield from self._fresh(reader, None)
+            return
+        about = {"transcribe": self._plan(source)}
+        with alone(journal):
+            begun = read_about(journal)
+            if begun is not None and begun != about:
+                raise UsageError(
+                    f"{journal}: what was begun there is of another sound, model or other options: remove it, or give another --out"
+                )
+            kept = Journal(journal, about)
+            try:
+                done = [_window_from(header) for header, _, _ in kept.records()]
+                yield from done
+                for window in self._fresh(reader, done[-1].state if done else None):
+                    kept.append(_window_to(window), b"")
+                    yield window
+            except KeyboardInterrupt as stop:
+                kept.sync()
+                raise KeyboardInterrupt(
+                    f"what was done is kept in {journal}; the same command goes on from there"
+                ) from stop
+            finally:
+                kept.close()
+            kept.delete()
+
+    def _fresh(self, reader: AudioReader, state: Mapping[str, Any] | None) -> Iterator[Window]:
+        options = {name: value for name, value in self.given.items() if name not in ("vad", "batch_size")}
+        module: Any = self.built.module
+        if self.given["batch_size"] != 1:
+            options["batch_size"] = self.given["batch_size"]
+        if self.detector is not None:
+            options["speech"] = speech_spans(reader, self.detector)
+            reader.rewind()
+        with plugin_errors(self.built):
+            windows = module.windows(reader, state=state, **options)
+            for window in windows:
+                if not isinstance(window, Window):
+                    raise TypeError(f"windows must give zoo.transcript.Window, got {type(window).__name__}")
+                yield window
+
+    def _plan(self, source: AudioSource) -> str:
+        """What the result depends on: model, options and the sound's own bytes."""
+        digest = hashlib.sha256(json.dumps([self.built.identity, self.given], sort_keys=True, default=str).encode())
+        if isinstance(source, Sound):
+            digest.update(source.samples.tobytes() + str(source.sample_rate_hz).encode())
+        elif isinstance(source, bytes):
+            digest.update(source)
+        else:
+            with Path(source).expanduser().open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+def _check_options(built: Built, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that the model does not name, before any sound is read."""
+    import inspect
+
+    module: Any = built.module
+    accepted = getattr(module, "options", None)
+    names = set(accepted) if accepted is not None else set(inspect.signature(module.windows).parameters)
+    open_ended = accepted is None and any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD
+        for parameter in inspect.signature(module.windows).parameters.values()
+    )
+    unknown = (
+        [] if open_ended else [name for name, value in options.items() if name not in names and value not in (None, 1)]
+    )
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], names, 1, 0.6)
+        hint = (
+            f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(names - {'reader', 'state', 'speech'}))}"
+        )
+        raise UsageError(f"{built.name} has no option {unknown[0]}{hint}")
+
+
+def _window_to(window: Window) -> dict[str, Any]:
+    return asdict(window)
+
+
+def _window_from(record: Mapping[str, Any]) -> Window:
+    segments = []
+    for fields in record["segments"]:
+        words = fields["words"]
+        spoken = None if words is None else tuple(Word(**word) for word in words)
+        segments.append(Segment(**{**fields, "words": spoken, "tokens": tuple(fields["tokens"])}))
+    return Window(
+        segments=tuple(segments),
+        reached_s=record["reached_s"],
+        language=record["language"],
+        state=record["state"],
+    )

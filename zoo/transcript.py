@@ -1,0 +1,53 @@
+"""What was said, and when: the pieces that a transcriber gives and every format of the command line is written from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """One word with the space before it. probability: the model's, of its tokens on average."""
+
+    text: str
+    start_s: float
+    end_s: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A piece of speech.
+
+    text: as written, with the space before it where the language has one.
+    tokens: of the model's own vocabulary, where it has one.
+    average_log_probability, no_speech_probability, compression_ratio, temperature: how sure the model was, and at which try; None
+        where it cannot say.
+    words: where asked for.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    tokens: tuple[int, ...] = ()
+    average_log_probability: float | None = None
+    no_speech_probability: float | None = None
+    compression_ratio: float | None = None
+    temperature: float | None = None
+    words: tuple[Word, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The segments of one step of a transcriber.
+
+    reached_s: up to where the sound is done with. language: code of the language, None where the model knows but one.
+    state: plain data (JSON) from which the transcriber can go on after this window, as if it had never stopped.
+    """
+
+    segments: tuple[Segment, ...]
+    reached_s: float
+    language: str | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
