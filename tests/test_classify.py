@@ -161,7 +161,7 @@ def test_unicode_and_a_thousand_labels(photos: Path) -> None:
         (["--labels", "a,b", "--model", LITE0], "cannot read labels: it knows 1,000 classes of its own"),
         (["--model", "conse/lite0-minilm"], "conse/lite0-minilm has no classes of its own: give it labels"),
         (["--model", "text/all-minilm-l6-v2"], "classifying images needs an encoder or dual encoder of images"),
-        (["--shots", "/nowhere"], "--shots /nowhere: there is no such folder; expected one folder of images for each class"),
+        (["--shots", "/nowhere"], "--shots /nowhere: there is no such folder; expected one folder of examples for each class"),
         (["--labels", "a,b", "--batch-size", "0"], "batch_size is at least 1, got 0"),
         (["--labels", "a,b", "--device", "cuda:9"], "--device cuda:9"),
         (["--labels", "a,b", "--dtype", "int3"], "invalid choice: 'int3'"),

@@ -13,19 +13,29 @@ from zoo.composition import describe_composition, open_composition, save, traine
 from zoo.decoding import PrefixCache, generate
 from zoo.errors import PluginError, UnknownNameError, UsageError, WeightsError
 from zoo.fusion.item import MOST_ITEMS, item
-from zoo.modality import IMAGE
+from zoo.media.audio import Sound
+from zoo.modality import AUDIO, IMAGE
 from zoo.recipe import read_recipe, recipe_of
 from zoo.registry import cards
 from zoo.tasks.media_prompt import written
 
 DECODER, ENCODER, BRIDGE = "smollm/tiny", "clip/tiny-image", "perceiver/resampler-tiny"
-ENCODERS = [card.name for card in cards(kind="encoder") if IMAGE in card.modalities]
 BRIDGES = [card.name for card in cards(kind="bridge")]
+SOUNDS = [card for card in cards(kind="encoder") if AUDIO in card.modalities]
+SMALL, LARGE = (
+    1_000_000,
+    100_000_000,
+)  # parameters: sizes differ in width alone, and the larger ones are tried with one bridge
+TRIALS = [
+    *[(IMAGE, card.name, bridge) for card in cards(kind="encoder") if IMAGE in card.modalities for bridge in BRIDGES],
+    *[(AUDIO, card.name, bridge) for card in SOUNDS if card.parameters < SMALL for bridge in BRIDGES],
+    *[(AUDIO, card.name, BRIDGE) for card in SOUNDS if SMALL <= card.parameters < LARGE],
+]
 
 
-def composed(encoder=ENCODER, bridge=BRIDGE, seed=0, **fields):
+def composed(encoder=ENCODER, bridge=BRIDGE, seed=0, modality=IMAGE, **fields):
     torch.manual_seed(seed)
-    return library.compose(decoder=DECODER, encoders={"image": encoder}, bridge=bridge, weights=None, every=1, **fields)
+    return library.compose(decoder=DECODER, encoders={modality: encoder}, bridge=bridge, weights=None, every=1, **fields)
 
 
 def shallow(bridge):
@@ -39,15 +49,26 @@ def picture(seed=0):
     return Image.fromarray(pixels.numpy())
 
 
+def noise(seed=0):
+    samples = torch.randn(12_000, generator=torch.Generator().manual_seed(seed)) * 0.1
+    return Sound(samples.numpy(), 16_000)
+
+
 @pytest.mark.parametrize("fusion", ["gated", "spliced"])
-@pytest.mark.parametrize("bridge", BRIDGES)
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_encoder_joins_a_decoder_by_every_bridge(encoder, bridge, fusion, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("modality", "encoder", "bridge"), TRIALS)
+def test_every_encoder_joins_a_decoder_by_every_bridge(modality, encoder, bridge, fusion, tmp_path: Path) -> None:
     composition = composed(
-        encoder, bridge, fusion=fusion, bridge_arguments=shallow(bridge), gate=0.5, heads=2, head_width=8
+        encoder,
+        bridge,
+        modality=modality,
+        fusion=fusion,
+        bridge_arguments=shallow(bridge),
+        gate=0.5,
+        heads=2,
+        head_width=8,
     )
     model = composition.module
-    parts = [item("image", picture()), "what is it?"]
+    parts = [item(modality, picture() if modality == IMAGE else noise()), "what is it?"]
     asked = written(model, model.tokenizer, parts).prompt
     model(torch.tensor([asked.ids]), media=[asked.media])[0, -1].log_softmax(-1)[65].backward()
     touched = [name for name, one in model.named_parameters() if one.grad is not None]

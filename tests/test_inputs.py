@@ -12,7 +12,7 @@ from PIL import Image
 from zoo.errors import MediaError
 from zoo.media.image import open_image
 from zoo.tasks.classify import classify
-from zoo.tasks.inputs import image_items, load_image
+from zoo.tasks.inputs import load_image, media_items
 
 LABELS = ["cat", "dog"]
 
@@ -83,7 +83,7 @@ def test_one_image_object_may_be_given_many_times(photos: Path) -> None:
     """Pillow reads lazily, and not from several threads."""
     for _ in range(20):
         image = Image.open(photos / "chelsea.jpg")
-        items = image_items([image] * 8)
+        items = media_items([image] * 8)
         threads = [threading.Thread(target=load_image, args=(item,), kwargs={"allow_urls": False}) for item in items]
         assert image.im is not None  # it was read before any thread could
         for thread in threads:

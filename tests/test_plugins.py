@@ -176,7 +176,8 @@ def test_what_has_no_weights_says_how_to_build_it(crowd, zoo, photos, tmp_path) 
     )
     assert (
         refused.returncode,
-        "good/colour has no weights; for a random initialisation: --weights none" in refused.stderr,
+        "good/colour has no weights of its own: give a file of them (--weights FILE), or none for a random"
+        in refused.stderr,
     ) == (1, True)
 
 

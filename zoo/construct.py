@@ -89,7 +89,7 @@ def open_model(
     untrained = not found.card.weights and not found.card.parts and found.card.parameters != 0
     if from_card and untrained:
         raise WeightsMissingError(
-            f"{found.card.name} has no weights; for a random initialisation: --weights none (in Python: weights=None)"
+            f"{found.card.name} has no weights of its own: give a file of them (--weights FILE), or none for a random initialisation (--weights none; in Python weights=None)"
         )
     part_weights = "card" if weights is not None else None
     parts = {

@@ -19,10 +19,12 @@ KERNELS = ("float32", "bf16", "int8", "int4")
 def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         "classify",
-        help="say which label fits each image or text",
+        help="say which label fits each image, sound or text",
         description="Without --labels and --shots: the image model's own classes.",
     )
-    command.add_argument("media", nargs="+", metavar="MEDIA", help="image files, folders or patterns; texts with --text")
+    command.add_argument(
+        "media", nargs="+", metavar="MEDIA", help="image or audio files, folders or patterns; texts with --text"
+    )
     command.add_argument(
         "--text", action="store_true", help="MEDIA are texts (- for the lines of stdin), and a decoder ranks the labels"
     )
@@ -49,7 +51,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--top", type=int, help="labels to report for each input (3 in the text; in --json all of up to 20, else 5)"
     )
-    command.add_argument("--batch-size", type=int, help="images computed together (4 on a CPU)")
+    command.add_argument("--batch-size", type=int, help="images or sounds computed together (4 on a CPU)")
     command.add_argument(
         "--no-close-calls", action="store_true", help="keep 16-bit answers where two labels are within 5%%, too"
     )
@@ -130,10 +132,10 @@ def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments)
     templates = read_templates(arguments)
     # Paths first: importing torch takes a second, and a typing error should not.
-    from zoo.tasks.inputs import image_items, require_one, shot_names
+    from zoo.tasks.inputs import media_items, require_one, shot_names
 
     check_weights(arguments)
-    items = image_items(arguments.media)
+    items = media_items(arguments.media)
     require_one(items)
     if arguments.shots is not None:
         shot_names(Path(arguments.shots).expanduser(), labels)

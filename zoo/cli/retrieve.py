@@ -1,29 +1,30 @@
-"""`zoo embed` and `zoo search`: images and texts as vectors, and the images that are nearest to a text or an image."""
+"""`zoo embed` and `zoo search`: images, sounds and texts as vectors, and the images that are nearest to a text or an image."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import add_model_arguments, check_weights, prepare_torch
 from zoo.cli.output import about_model, counted, print_json, print_table, warn_of_random_weights
 from zoo.errors import UsageError
-from zoo.modality import IMAGE
+from zoo.modality import AUDIO, IMAGE, TEXT
 
 
 def add_commands(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
-        help="write the vectors of images and texts into one file",
-        description="ITEM: an image file, a folder, a pattern; anything else is a text. Interrupted work goes on where it was.",
+        help="write the vectors of images, sounds and texts into one file",
+        description="ITEM: an image or audio file, a folder, a pattern; anything else is a text. Interrupted work goes on where it was.",
     )
-    embed.add_argument("items", nargs="*", metavar="ITEM", help="image files, folders, patterns, or texts")
+    embed.add_argument("items", nargs="*", metavar="ITEM", help="image or audio files, folders, patterns, or texts")
     embed.add_argument("--out", type=Path, required=True, metavar="FILE", help="ending in .npz, .parquet or .jsonl")
     embed.add_argument("--texts", type=Path, metavar="FILE", help="one text a line")
-    embed.add_argument("--list", type=Path, metavar="FILE", help="one image path a line")
-    embed.add_argument("--batch-size", type=int, help="images computed together (4 on a CPU)")
+    embed.add_argument("--list", type=Path, metavar="FILE", help="one path of an image or a sound a line")
+    embed.add_argument("--batch-size", type=int, help="images or sounds computed together (4 on a CPU)")
     embed.add_argument("--allow-urls", action="store_true", help="also follow http(s) addresses")
     embed.add_argument("--overwrite", action="store_true", help="begin anew, whatever FILE holds")
     add_model_arguments(embed)
@@ -58,11 +59,12 @@ def run_embed(arguments: argparse.Namespace) -> int:
     check_weights(arguments)
     check_out(arguments.out.expanduser())
     sources = mixed_sources(items, texts)
-    if all(source.modality == IMAGE for source in sources):
+    if all(source.modality != TEXT for source in sources):
         require_one([source.item for source in sources])
     # Before the work: a mistyped folder has become a text, and this is where it shows.
-    texts_taken = sum(source.modality != IMAGE for source in sources)
-    print(f"zoo: {counted(texts_taken, 'text')}, {counted(len(sources) - texts_taken, 'image')}", file=sys.stderr)
+    taken = Counter(source.modality for source in sources)
+    sounds = f", {counted(taken[AUDIO], 'sound')}" if taken[AUDIO] else ""
+    print(f"zoo: {counted(taken[TEXT], 'text')}, {counted(taken[IMAGE], 'image')}{sounds}", file=sys.stderr)
     from zoo.tasks.embedding import embed
 
     outcome = embed(

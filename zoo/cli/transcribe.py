@@ -35,7 +35,7 @@ def add_commands(commands: Any) -> None:
         description="Reads wav, flac, ogg, opus, mp3 and aiff of any length, and m4a where ffmpeg is installed.",
     )
     command.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, folders or patterns")
-    command.add_argument("--format", choices=FORMATS, default="txt", help="what is written (txt)")
+    command.add_argument("--format", choices=FORMATS, help="what is written (what the name of --out ends in, else txt)")
     command.add_argument(
         "--out",
         type=Path,
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     from zoo.tasks.inputs import audio_files, require_one
 
     check_weights(arguments)
-    format_ = "json" if arguments.json else arguments.format
+    format_ = _format(arguments)
     items = audio_files(arguments.audio)
     require_one(items)
     files = [Path(str(item.source)) for item in items]
@@ -141,6 +141,15 @@ def run(arguments: argparse.Namespace) -> int:
     note = f"; {outcome.note}" if outcome.note else ""
     print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {kernel}{note}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _format(arguments: argparse.Namespace) -> str:
+    """What is written: as asked for, or as the output is called."""
+    if arguments.json:
+        return "json"
+    named = "" if arguments.out is None else arguments.out.suffix.lower().removeprefix(".")
+    format_: str = arguments.format or (named if named in FORMATS else "txt")
+    return format_
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

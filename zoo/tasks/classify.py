@@ -1,4 +1,4 @@
-"""Which label fits an image best: zero-shot by a dual encoder, few-shot by a probe, or by a model's own classes."""
+"""Which label fits an image or a sound best: zero-shot by a dual encoder, few-shot by a probe, or by a model's own classes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from zoo.activation import warn
 from zoo.construct import Built, device_of, open_model, weight_hashes
 from zoo.derived import derived
 from zoo.errors import MediaError, PluginError, UsageError
-from zoo.modality import IMAGE, TEXT
+from zoo.modality import AUDIO, IMAGE, TEXT
 from zoo.plugin import describe
 from zoo.registry import Registry, default_registry
-from zoo.tasks.encoding import checked_rows, plugin_errors, pooled, refuse_nonfinite
+from zoo.tasks.encoding import checked_rows, plugin_errors, pooled, refuse_nonfinite, rows_in
 from zoo.tasks.fewshot import Probe, fit_probe
-from zoo.tasks.images import Row, run_images
-from zoo.tasks.inputs import Item, distinct_shots, image_items, printable, shot_items, shot_names
+from zoo.tasks.inputs import Item, distinct_shots, media_items, printable, shot_items, shot_names
+from zoo.tasks.running import Row, run_items
+
+Compute = Callable[[Any], torch.Tensor]  # what a model's preparation gives -> a row for each item
 
 MANY_LABELS = 20
 
@@ -64,7 +66,7 @@ class Classification:
 
 
 def classify(
-    images: Any,
+    media: Any,
     labels: Sequence[str] | None = None,
     *,
     model: str | Built | None = None,
@@ -79,9 +81,9 @@ def classify(
     allow_urls: bool = False,
     progress: bool = False,
 ) -> Classification:
-    """Classify images.
+    """Classify images, or sounds.
 
-    images: one or many of: path, pattern, folder, `PIL.Image.Image`, array (see `zoo.media.image.open_image`).
+    media: one or many of: path, pattern, folder, `PIL.Image.Image`, array (see `zoo.media.image.open_image`), `zoo.media.audio.Sound`.
     labels: two or more different names. None: the folders of `shots`, or else the model's own classes.
     model: a dual encoder for free labels, an encoder with classes for its own; the installed default when None. To ask
         many times, build it once: `zoo.open_model(name)`; then `weights`, `device` and `dtype` are those it was built with.
@@ -92,10 +94,11 @@ def classify(
     dtype: bfloat16 or float16 compute faster; close calls (two labels within 0.05) are computed again in float32, unless
         `exact_close_calls` is False.
     top: how many labels to report for each image; all when None and there are at most 20, else 5.
-    Raises UsageError for arguments that make no sense, and what building the model raises. An image that cannot be read
+    Raises UsageError for arguments that make no sense, and what building the model raises. One that cannot be read
     becomes an answer with `error`; it never costs the others theirs.
     """
-    items = image_items(images)
+    items = media_items(media)
+    modality = items[0].modality
     names = None if labels is None else check_labels(labels)
     _check_templates(templates)
     for name, value in (("batch_size", batch_size), ("top", top)):
@@ -105,7 +108,7 @@ def classify(
     if shots is not None:
         folder = Path(shots).expanduser()
         names = shot_names(folder, names)
-        examples, copies = distinct_shots(shot_items(folder, names), names)
+        examples, copies = distinct_shots(shot_items(folder, names, modality), names)
         if copies:
             warn(
                 f"{len(copies)} of {len(examples) + len(copies)} examples are left out, being copies of another of their class, byte "
@@ -113,28 +116,31 @@ def classify(
             )
     registry = default_registry()
     closed = names is None and shots is None
-    task = "classify:own-labels" if closed else "classify"
-    built = _open(registry, model, weights, device, dtype, task)
+    task = f"classify:{modality}" if modality != IMAGE else "classify:own-labels" if closed else "classify"
+    built = _open(registry, model, modality, weights, device, dtype, task)
     if tuple(templates) != ("{}",) and (closed or shots is not None):
         warn(f"templates are ignored: {'a probe on examples' if shots is not None else built.name} reads no labels")
     if names is not None and built.found.card.kind != "dual_encoder" and shots is None:
-        raise UsageError(_not_dual(built))
+        raise UsageError(_not_dual(built, modality))
     if closed and not built.found.classes:
-        raise UsageError(f"{built.found.name} has no classes of its own: give it labels (--labels a,b,c)")
+        raise UsageError(
+            f"{built.found.name} has no classes of its own: give it "
+            + ("labels (--labels a,b,c)" if modality == IMAGE else "examples (--shots DIR, one folder for each class)")
+        )
     device = str(device_of(built))
-    run = partial(run_images, batch_size=batch_size, device=device, allow_urls=allow_urls, progress=progress)
+    run = partial(run_items, batch_size=batch_size, device=device, allow_urls=allow_urls, progress=progress)
     probe: Probe | None = None
     if examples is not None and names is not None:
-        probe = _fit_shots(run, built, names, examples)
+        probe = _fit_shots(run, built, modality, names, examples)
     elif names is None:
         names = _own_labels(built)
     zero_shot = probe is None and not closed
-    compute = _compute(built, probe, _label_embeddings(built, names, templates).to(device) if zero_shot else None)
+    compute = _compute(built, modality, probe, _label_embeddings(built, names, templates).to(device) if zero_shot else None)
     if exact_close_calls and dtype in CLOSE_CALL and probe is None and not isinstance(model, Built):
-        exact = _open(registry, model, weights, device, None, task)
+        exact = _open(registry, model, modality, weights, device, None, task)
         exact_CE = _label_embeddings(exact, names, templates).to(device) if zero_shot else None
-        compute = _with_close_calls(compute, _compute(exact, None, exact_CE), CLOSE_CALL[dtype])
-    compute = _checked(compute, built, len(names))
+        compute = _with_close_calls(compute, _compute(exact, modality, None, exact_CE), CLOSE_CALL[dtype])
+    compute = _checked(compute, built, len(names), modality)
     limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
     results = tuple(_answer(item, row, names, limit) for item, row in zip(items, run(built, items, compute), strict=True))
     provider = built.found.card.provider
@@ -159,22 +165,25 @@ def _batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _open(
     registry: Registry,
     model: str | Built | None,
+    modality: str,
     weights: str | Path | None,
     device: str,
     dtype: torch.dtype | None,
     task: str,
 ) -> Built:
-    if isinstance(model, Built):
-        return model
-    name = model or registry.default(task)
-    card = registry.find(name).card
-    if card.kind not in ("encoder", "dual_encoder") or IMAGE not in card.modalities:
+    name = model if isinstance(model, str) else None if model is not None else registry.default(task)
+    card = model.found.card if isinstance(model, Built) else registry.find(str(name)).card
+    if card.kind not in ("encoder", "dual_encoder") or modality not in card.modalities:
+        what = "sounds" if modality == AUDIO else "images"
         raise UsageError(
-            f"classifying images needs an encoder or dual encoder of images (zoo list --modality image); "
+            f"classifying {what} needs an encoder or dual encoder of {what} (zoo list --modality {modality}); "
             f"{card.name} has kind {card.kind} and modality {'+'.join(card.modalities)}"
         )
-    built = open_model(name, weights=weights, device=device, dtype=dtype, registry=registry)
-    built.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # images come in this order; convolutions are faster in it
+    if isinstance(model, Built):
+        return model
+    built = open_model(str(name), weights=weights, device=device, dtype=dtype, registry=registry)
+    if modality == IMAGE:
+        built.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # images come in this order; convolutions are faster in it
     return built
 
 
@@ -236,28 +245,26 @@ def _label_embeddings(built: Built, labels: list[str], templates: Sequence[str])
     return derived("label embeddings", inputs, compute, keep=not built.random)["labels"]
 
 
-def _compute(built: Built, probe: Probe | None, text_CE: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Prepared images float[B, 3, size, size] -> probabilities float[B, C]: by the probe, the labels or the own classes."""
+def _compute(built: Built, modality: str, probe: Probe | None, text_CE: torch.Tensor | None) -> Compute:
+    """A prepared batch -> probabilities float[B, C]: by the probe, the labels or the own classes."""
     module: Any = built.module
     if probe is not None:
-        features = _features(built)
-        return lambda pixels: probe.probabilities(features(pixels))
+        features = _features(built, modality)
+        return lambda prepared: probe.probabilities(features(prepared))
     if text_CE is not None:
-        return lambda pixels: (module.logit_scale * module.encode(IMAGE, pixels).float() @ text_CE.T).softmax(-1)
-    return lambda pixels: module.logits(pixels).float().softmax(-1)
+        return lambda prepared: (module.logit_scale * module.encode(modality, prepared).float() @ text_CE.T).softmax(-1)
+    return lambda prepared: module.logits(prepared).float().softmax(-1)
 
 
-def _checked(
-    compute: Callable[[torch.Tensor], torch.Tensor], built: Built, classes: int
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`compute`, which must give a finite probability for each image and class: anything else is no answer. Raises PluginError."""
+def _checked(compute: Compute, built: Built, classes: int, modality: str) -> Compute:
+    """`compute`, which must give a finite probability for each item and class: anything else is no answer. Raises PluginError."""
 
-    def check(pixels: torch.Tensor) -> torch.Tensor:
-        probabilities_BC = compute(pixels)
-        if probabilities_BC.shape != (len(pixels), classes):
+    def check(prepared: Any) -> torch.Tensor:
+        probabilities_BC = compute(prepared)
+        if probabilities_BC.shape != (rows_in(prepared), classes):
             raise PluginError(
-                f"{describe(built.found.card.provider)}: {built.name} gave {list(probabilities_BC.shape)} for {len(pixels)} "
-                f"images and {classes} labels"
+                f"{describe(built.found.card.provider)}: {built.name} gave {list(probabilities_BC.shape)} for {rows_in(prepared)} "
+                f"{'sounds' if modality == AUDIO else 'images'} and {classes} labels"
             )
         if not bool(probabilities_BC.isfinite().all()):
             raise PluginError(f"{describe(built.found.card.provider)}: {built.name} gave NaN or infinity")
@@ -277,39 +284,43 @@ def _own_labels(built: Built) -> list[str]:
     return names
 
 
-def _features(built: Built) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Prepared images -> float[B, D], what a probe is trained on; finite, since one NaN among the examples spoils every answer."""
+def _features(built: Built, modality: str) -> Compute:
+    """A prepared batch -> float[B, D], what a probe is trained on; finite, since one NaN among the examples spoils every answer."""
     module: Any = built.module
     dual = built.found.card.kind == "dual_encoder"
+    what = f"the features of {'a sound' if modality == AUDIO else 'an image'}"
 
-    def features(pixels: torch.Tensor) -> torch.Tensor:
-        rows = module.features(IMAGE, pixels) if dual else pooled(module(pixels))
-        return refuse_nonfinite(checked_rows(rows, built, len(pixels), IMAGE), built, "the features of an image").float()
+    def features(prepared: Any) -> torch.Tensor:
+        rows = module.features(modality, prepared) if dual else pooled(module(prepared))
+        return refuse_nonfinite(checked_rows(rows, built, rows_in(prepared), modality), built, what).float()
 
     return features
 
 
-def _with_close_calls(
-    compute: Callable[[torch.Tensor], torch.Tensor], exact: Callable[[torch.Tensor], torch.Tensor], lead: float
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _with_close_calls(compute: Compute, exact: Compute, lead: float) -> Compute:
     """`compute`, with the rows whose best label leads by less than `lead` computed again by `exact`."""
 
-    def both(pixels: torch.Tensor) -> torch.Tensor:
-        probabilities_BC = compute(pixels)
+    def both(prepared: Any) -> torch.Tensor:
+        probabilities_BC = compute(prepared)
         best_B2 = probabilities_BC.topk(2, dim=-1).values
         close_B = best_B2[:, 0] - best_B2[:, 1] < lead
         if close_B.any():
-            probabilities_BC[close_B] = exact(pixels[close_B])
+            single = isinstance(prepared, torch.Tensor)
+            probabilities_BC[close_B] = exact(prepared[close_B] if single else tuple(part[close_B] for part in prepared))
         return probabilities_BC
 
     return both
 
 
 def _fit_shots(
-    run: Callable[..., Iterator[Row]], built: Built, names: Sequence[str], examples: Sequence[tuple[Item, int]]
+    run: Callable[..., Iterator[Row]],
+    built: Built,
+    modality: str,
+    names: Sequence[str],
+    examples: Sequence[tuple[Item, int]],
 ) -> Probe:
     """The probe on the examples that can be read. Raises MediaError for classes that none is left of, with all their files."""
-    rows = list(run(built, [item for item, _ in examples], _features(built)))
+    rows = list(run(built, [item for item, _ in examples], _features(built, modality)))
     fitted = [(row, target) for row, (_, target) in zip(rows, examples, strict=True) if isinstance(row, torch.Tensor)]
     problems = [(row, target) for row, (_, target) in zip(rows, examples, strict=True) if isinstance(row, str)]
     left = {target for _, target in fitted}
@@ -334,11 +345,8 @@ def _answer(item: Item, row: torch.Tensor | str, names: Sequence[str], limit: in
     return Answer(item.label, label, scores[label], scores)
 
 
-def _not_dual(built: Built) -> str:
+def _not_dual(built: Built, modality: str) -> str:
     own = f"it knows {built.found.classes:,} classes of its own (leave out --labels)" if built.found.classes else ""
-    ways = "; ".join(
-        way
-        for way in (own, "give it examples with --shots DIR", "or choose a dual encoder (zoo list --kind dual_encoder)")
-        if way
-    )
+    dual = f"or choose a dual encoder (zoo list --kind dual_encoder --modality {modality})"
+    ways = "; ".join(way for way in (own, "give it examples with --shots DIR", dual) if way)
     return f"{built.found.name} is an encoder and cannot read labels: {ways}"

@@ -1,4 +1,4 @@
-"""Images and texts -> one file of vectors, in constant memory, and resumable at any moment.
+"""Images, sounds and texts -> one file of vectors, in constant memory, and resumable at any moment.
 
 Work goes in batches whose bounds depend on the list of inputs alone. A finished batch is appended to a journal beside the
 output, under the sha256 of each item's content. Starting again reads the journal, computes the batches that are not in it and
@@ -23,14 +23,15 @@ import torch
 
 from zoo.construct import Built
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
+from zoo.media.audio import open_audio
 from zoo.media.image import open_image
-from zoo.modality import TEXT
+from zoo.modality import AUDIO, TEXT
 from zoo.plugin import describe
 from zoo.tasks import tables
 from zoo.tasks.encoding import open_for, unit_vectors, vectors_or_reasons
-from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import Source, mixed_sources, printable, read_source, sha256_of_source
 from zoo.tasks.journal import Journal, alone, read_about, replace_durably
+from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 
 TEXTS_FOR_AN_IMAGE = 4  # a text is that much less work, so that many more go into a batch
 IN_OLD_OUTPUT = -1  # places below this one are rows of the finished output, as -2 - row
@@ -111,9 +112,9 @@ def embed(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Embedding:
-    """Embed images and texts into the file `out`.
+    """Embed images, sounds and texts into the file `out`.
 
-    items: image files, folders, patterns, `PIL.Image.Image` and arrays; any other string is a text. texts: more texts, whatever
+    items: image or audio files, folders, patterns, `PIL.Image.Image`, arrays and `zoo.media.audio.Sound`; any other string is a text. texts: more texts, whatever
         they look like.
     out: a name ending in .npz (arrays embeddings float32[N, E], items_utf8, items_offsets, modality, sha256, about), .parquet or
         .jsonl. While the work goes on, `<out>.part` lies beside it; the same call goes on from there.
@@ -129,7 +130,8 @@ def embed(
     sources = mixed_sources(items, texts)
     modalities = list(dict.fromkeys(source.modality for source in sources))
     kinds = ("dual_encoder", "encoder")
-    built = open_for("embed", model, kinds=kinds, modalities=modalities, weights=weights, device=device, dtype=dtype)
+    task = f"embed:{AUDIO}" if modalities == [AUDIO] else "embed"
+    built = open_for(task, model, kinds=kinds, modalities=modalities, weights=weights, device=device, dtype=dtype)
     about = tables.About(built.name, built.identity, unit_vectors(built))
     with alone(out):
         old_rows = [] if overwrite else _old_rows(out, about)
@@ -365,10 +367,12 @@ def _answer_batch(
 
 
 def _decode(source: Source, content: Any) -> Any:
-    """The RGB image or the text; the error where there is none."""
+    """The RGB image, the sound or the text; the error where there is none."""
     if source.modality == TEXT:
         return content.decode("utf-8")
     try:
+        if source.modality == AUDIO:
+            return open_audio(content, label=printable(source.item.label))
         return open_image(content, label=printable(source.item.label))
     except MediaError as error:
         return error

@@ -42,7 +42,7 @@ def open_for(
     if card.kind not in kinds:
         wanted = " or ".join(kind.replace("_", " ") for kind in kinds)
         raise UsageError(
-            f"zoo {task} needs a {wanted}, {card.name} is of kind {card.kind} (zoo list --kind {kinds[0]} shows those that fit)"
+            f"zoo {task.partition(':')[0]} needs a {wanted}, {card.name} is of kind {card.kind} (zoo list --kind {kinds[0]} shows those that fit)"
         )
     missing = [modality for modality in modalities if modality not in card.modalities]
     if missing:
@@ -64,11 +64,11 @@ def unit_vectors(built: Built) -> bool:
 
 
 def vectors(built: Built, modality: str, items: Sequence[Any], *, device: str) -> torch.Tensor:
-    """Raw items (RGB images or texts) -> float[B, D] on the CPU. To be called in inference mode."""
-    prepare, compute = _prepare(built, modality), _compute(built, modality)
+    """Raw items (RGB images, sounds or texts) -> float[B, D] on the CPU. To be called in inference mode."""
+    prepare, compute = preparation(built, modality), _compute(built, modality)
     with plugin_errors(built):
-        prepared = _joined([prepare([item]) for item in items]) if modality == IMAGE else prepare(list(items))
-        return checked_rows(compute(_moved(prepared, device)), built, len(items), modality).float().cpu()
+        prepared = joined([prepare([item]) for item in items]) if modality == IMAGE else prepare(list(items))
+        return checked_rows(compute(moved(prepared, device)), built, len(items), modality).float().cpu()
 
 
 def vectors_or_reasons(built: Built, modality: str, items: Sequence[Any], *, device: str) -> list[torch.Tensor | str]:
@@ -95,7 +95,7 @@ def vectors_or_reasons(built: Built, modality: str, items: Sequence[Any], *, dev
 
 def _refused(built: Built, modality: str, items: Sequence[Any]) -> dict[int, str]:
     """Number of each item that the model's preparation refuses by itself -> why."""
-    prepare = _prepare(built, modality)
+    prepare = preparation(built, modality)
     reasons = {}
     for number, item in enumerate(items):
         try:
@@ -142,7 +142,8 @@ def not_finite(built: Built) -> str:
     return f"{describe(built.found.card.provider)}: {built.name} answers with NaN or infinity"
 
 
-def _prepare(built: Built, modality: str) -> Prepare:
+def preparation(built: Built, modality: str) -> Prepare:
+    """The model's own way from raw items of a modality to what it computes with."""
     module: Any = built.module
     if unit_vectors(built):
         return lambda items: module.preprocess(modality, items)
@@ -164,14 +165,20 @@ def pooled(output: Any) -> torch.Tensor:
     return output.pooled_BD
 
 
-def _joined(prepared: Sequence[Any]) -> Any:
+def rows_in(prepared: Any) -> int:
+    """How many items a prepared batch holds."""
+    return len(prepared if isinstance(prepared, torch.Tensor) else prepared[0])
+
+
+def joined(prepared: Sequence[Any]) -> Any:
     """Prepared batches of one -> one prepared batch; a tensor, or a tuple of tensors."""
     if isinstance(prepared[0], torch.Tensor):
         return torch.cat(list(prepared))
     return tuple(torch.cat(columns) for columns in zip(*prepared, strict=True))
 
 
-def _moved(prepared: Any, device: str) -> Any:
+def moved(prepared: Any, device: str) -> Any:
+    """A prepared batch on a device."""
     if isinstance(prepared, torch.Tensor):
         return prepared.to(device)
     return tuple(part.to(device) for part in prepared)

@@ -41,10 +41,10 @@ from zoo.tasks.filter_records import (
     write_written,
     written,
 )
-from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import printable
 from zoo.tasks.journal import alone, replace_durably
 from zoo.tasks.pairs import JsonlShard, Pair, Shard
+from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.shards import find_shards
 
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)

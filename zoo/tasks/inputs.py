@@ -20,6 +20,9 @@ import numpy as np
 from PIL import Image
 
 from zoo.errors import MediaError, UsageError
+from zoo.media.audio import MAX_BYTES as MAX_AUDIO_BYTES
+from zoo.media.audio import Sound, open_audio
+from zoo.media.file import check_file
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, read_file
 from zoo.modality import AUDIO, IMAGE, TEXT
 from zoo.modality import SUFFIXES as FILES_OF
@@ -30,41 +33,49 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input: how to name it in a result, and where its pixels are."""
+    """One input: how to name it in a result, where its pixels or samples are, and which of the two they are."""
 
     label: str
-    source: str | Path | bytes | Image.Image | np.ndarray[Any, Any]
+    source: str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Sound
+    modality: str = IMAGE
 
 
 class Source(NamedTuple):
-    """One input: an image item or a text."""
+    """One input: an image, a sound or a text."""
 
     modality: str
     item: Item
 
 
-def image_items(inputs: Iterable[Any] | Any) -> list[Item]:
-    """Expand inputs: a folder gives its images (recursively, sorted), a pattern its matches, anything else (an Item too) itself.
+def media_items(inputs: Iterable[Any] | Any) -> list[Item]:
+    """Expand inputs: a folder gives its images or its sounds (recursively, sorted), a pattern its matches, anything else itself.
 
-    Raises UsageError for an empty list, a folder without images or a pattern without matches. A file that does not exist
-    is kept: it becomes an error among the results, and the others are answered.
+    What a file is follows from its suffix, and a folder that holds images is one of images.
+    Raises UsageError for an empty list, images among sounds, a folder without either or a pattern without matches. A file that does
+    not exist is kept: it becomes an error among the results, and the others are answered.
     """
-    single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Item))
+    single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Sound, Item))
     items = [item for given in ([inputs] if single else inputs) for item in _expand(given)]
     if not items:
-        raise UsageError("no image given: name files, folders or patterns such as 'photos/*.jpg'")
+        raise UsageError("no image or sound given: name files, folders or patterns such as 'photos/*.jpg'")
+    first = {item.modality: printable(item.label) for item in reversed(items)}
+    if len(first) > 1:
+        raise UsageError(
+            f"images and sounds together ({first[IMAGE]}, {first[AUDIO]}): a model looks at one kind at a time, give each a call of its own"
+        )
     return items
 
 
 def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Source]:
-    """Images and texts, in order: as `image_items` for what is a path, an image or an array; any other string is a text; a
-    Source is itself.
+    """Images, sounds and texts, in order: as `media_items` for what is a path, an image, an array or a sound; any other string is
+    a text; a Source is itself.
 
     texts: more texts, whatever they look like. Raises UsageError when there is nothing, or what is there is neither.
     """
     if isinstance(texts, str):
         raise UsageError(f"texts are a list, got the single string {texts!r}")
-    given = [items] if isinstance(items, (str, Path)) or hasattr(items, "__array_interface__") else list(items)
+    single = isinstance(items, (str, Path, Sound)) or hasattr(items, "__array_interface__")
+    given = [items] if single else list(items)
     sources: list[Source] = []
     for one in given:
         if isinstance(one, Source):
@@ -72,10 +83,10 @@ def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Sour
         elif isinstance(one, str) and _is_text(one):
             sources.append(_text_source(one))
         else:
-            sources += [Source(IMAGE, item) for item in image_items([one])]
+            sources += [Source(item.modality, item) for item in media_items([one])]
     sources += [_text_source(text) for text in texts]
     if not sources:
-        raise UsageError("nothing to embed: name image files, folders, patterns or texts")
+        raise UsageError("nothing to embed: name image or audio files, folders, patterns or texts")
     return sources
 
 
@@ -105,7 +116,7 @@ def require_folder(folder: Path) -> None:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "there is no such folder"
         raise UsageError(f"{folder}: {what}, expected a folder of images (zoo search DIR QUERY)")
-    if not _holds_image(folder):
+    if not _holds(folder, IMAGE):
         raise UsageError(f"{folder}: the folder holds no image ({', '.join(SUFFIXES)})")
 
 
@@ -131,7 +142,7 @@ def search_query(query: Any, query_image: Any) -> tuple[str, Any, str]:
 def shot_names(folder: Path, labels: Sequence[str] | None) -> list[str]:
     """The classes of a folder of examples: `labels`, or every folder in it when None. Raises UsageError."""
     if not folder.is_dir():
-        raise UsageError(f"--shots {folder}: there is no such folder; expected one folder of images for each class")
+        raise UsageError(f"--shots {folder}: there is no such folder; expected one folder of examples for each class")
     names = list(
         labels or sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     )
@@ -143,15 +154,15 @@ def shot_names(folder: Path, labels: Sequence[str] | None) -> list[str]:
     return names
 
 
-def shot_items(folder: Path, names: Sequence[str]) -> list[tuple[Item, int]]:
-    """Each example with the number of its class. Raises UsageError that names every class without any."""
-    empty = [name for name in names if not _holds_image(folder / name)]
+def shot_items(folder: Path, names: Sequence[str], modality: str) -> list[tuple[Item, int]]:
+    """Each example with the number of its class. Raises UsageError that names every class without any of the modality."""
+    empty = [name for name in names if not _holds(folder / name, modality)]
     if empty:
         raise UsageError(
-            f"--shots {folder}: no example in {', '.join(empty)}: the folder holds no image ({', '.join(SUFFIXES)}); put some in, or "
-            f"leave the class out (remove the folder, or name the others with --labels)"
+            f"--shots {folder}: no example in {', '.join(empty)}: the folder holds no {modality} ({', '.join(FILES_OF[modality])}); "
+            f"put some in, or leave the class out (remove the folder, or name the others with --labels)"
         )
-    return [(item, target) for target, name in enumerate(names) for item in image_items(folder / name)]
+    return [(item, target) for target, name in enumerate(names) for item in _expand_files(folder / name, modality)]
 
 
 def distinct_shots(
@@ -160,7 +171,7 @@ def distinct_shots(
     """The examples without copies of one another, byte for byte, and (copy, of which) for those left out.
 
     A copy that stays in while its twin is left out answers for it, and leave-one-out counts that as skill. What cannot be read stays,
-    to be reported where it is used. Raises UsageError for an image that two classes have: one of them is wrong.
+    to be reported where it is used. Raises UsageError for one that two classes have: one of them is wrong.
     """
     first: dict[str, tuple[Item, int]] = {}
     kept, copies, contradictions = [], [], []
@@ -181,21 +192,37 @@ def distinct_shots(
             )
     if contradictions:
         more = f", and {len(contradictions) - 1} more such pairs" if len(contradictions) > 1 else ""
-        raise UsageError(f"the same image is an example of two classes: {contradictions[0]}{more}; remove one of the two")
+        raise UsageError(
+            f"the same {examples[0][0].modality} is an example of two classes: {contradictions[0]}{more}; remove one of the two"
+        )
     return kept, copies
+
+
+def load(item: Item, *, allow_urls: bool) -> Image.Image | Sound:
+    """The RGB pixels or the samples of an item. Raises MediaError."""
+    if item.modality == AUDIO:
+        return open_audio(item.source, label=printable(item.label))  # type: ignore[arg-type]  # an Item of audio holds no pixels
+    return load_image(item, allow_urls=allow_urls)
 
 
 def load_image(item: Item, *, allow_urls: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB pixels of an item. Raises MediaError; an address is only followed if `allow_urls` says so."""
     if is_url(item.source):
-        return open_image(read_source(item, allow_urls=allow_urls), max_pixels=max_pixels)
-    return open_image(item.source, max_pixels=max_pixels)
+        return open_image(read_source(item, allow_urls=allow_urls), max_pixels=max_pixels)  # type: ignore[arg-type]  # an address gives bytes
+    return open_image(item.source, max_pixels=max_pixels)  # type: ignore[arg-type]  # an Item of an image holds no sound
 
 
-def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image:
-    """The bytes of an item that is a file, an address or bytes, or the RGB pixels of one that is an image. Raises MediaError."""
-    if isinstance(item.source, bytes):
+def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image | Sound | Path:
+    """The bytes of an item that is a file, an address or bytes, or the RGB pixels of one that is an image. Raises MediaError.
+
+    A sound is passed on as it is, and its file as a path: it may be larger than memory.
+    """
+    if isinstance(item.source, (bytes, Sound)):
         return item.source
+    if item.modality == AUDIO and isinstance(item.source, (str, Path)):
+        path = Path(item.source).expanduser()
+        check_file(path, "an audio file", max_bytes=MAX_AUDIO_BYTES)
+        return path
     if isinstance(item.source, (Image.Image, np.ndarray)):
         return open_image(item.source)
     if is_url(item.source):
@@ -205,10 +232,15 @@ def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image:
     return read_file(Path(item.source))
 
 
-def sha256_of_source(data: bytes | Image.Image) -> str:
-    """Hex sha256 of a file's bytes, or of the size and pixels of an image that came from no file."""
+def sha256_of_source(data: bytes | Image.Image | Sound | Path) -> str:
+    """Hex sha256 of a file's bytes, or of the size and pixels, or rate and samples, of what came from no file."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(data, Sound):
+        return hashlib.sha256(f"{data.sample_rate_hz} Hz\n".encode() + data.samples.tobytes()).hexdigest()
     return hashlib.sha256(f"{data.width}x{data.height} RGB\n".encode() + data.tobytes()).hexdigest()
 
 
@@ -221,8 +253,14 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _holds_image(folder: Path) -> bool:
-    return any(file.suffix.lower() in SUFFIXES and file.is_file() for file in folder.rglob("*"))
+def _holds(folder: Path, modality: str) -> bool:
+    return any(file.suffix.lower() in FILES_OF[modality] and file.is_file() for file in folder.rglob("*"))
+
+
+def _modality_of_path(path: Path) -> str:
+    if path.suffix.lower() in FILES_OF[AUDIO]:
+        return AUDIO
+    return AUDIO if path.is_dir() and not _holds(path, IMAGE) and _holds(path, AUDIO) else IMAGE
 
 
 def _exists(path: Path) -> bool:
@@ -241,9 +279,9 @@ def _text_source(text: str) -> Source:
 
 
 def _is_text(given: str) -> bool:
-    """What is no address, no path that exists, no pattern, and has no image's suffix (a mistyped path must not become a text)."""
+    """What is no address, no path that exists, no pattern, and has no suffix of a medium (a mistyped path must not become a text)."""
     path = Path(given).expanduser()
-    if is_url(given) or given.lower().endswith(SUFFIXES) or given.endswith(("/", os.sep)):
+    if is_url(given) or given.lower().endswith((*SUFFIXES, *FILES_OF[AUDIO])) or given.endswith(("/", os.sep)):
         return False
     try:
         if path.exists():
@@ -265,33 +303,38 @@ def _expand(given: Any) -> list[Item]:
         return [Item(getattr(given, "filename", "") or "PIL image", given)]
     if isinstance(given, np.ndarray):
         return [Item(f"array {list(given.shape)}", given)]
+    if isinstance(given, Sound):
+        return [Item(f"sound of {given.duration_s:.1f} s", given, AUDIO)]
     if not isinstance(given, (str, Path)):
-        raise UsageError(f"an image is a path, a PIL image or an array, got {type(given).__name__}")
-    return _expand_files(given, IMAGE)
+        raise UsageError(
+            f"an image is a path, a PIL image or an array, and a sound a path or a zoo.media.audio.Sound, got {type(given).__name__}"
+        )
+    return _expand_files(given, None)
 
 
-def _expand_files(given: str | Path, modality: str) -> list[Item]:
-    """What a path, a pattern or an address of images or sounds stands for."""
+def _expand_files(given: str | Path, modality: str | None) -> list[Item]:
+    """What a path, a pattern or an address of images or sounds stands for; modality None: what its name says."""
     text = str(given)
-    refuse_empty(given, f"an {modality} file, a folder or a pattern")
+    refuse_empty(given, f"an {modality or IMAGE} file, a folder or a pattern")
     if is_url(text):
         if modality == AUDIO:
             raise UsageError(f"{text}: addresses of sounds are not followed: download the file first")
         return [Item(text, text)]
     path = Path(given).expanduser()
+    if glob.has_magic(text) and not path.exists():
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
+        if not matches:
+            raise UsageError(f"{text}: no file matches the pattern")
+        return [item for match in matches for item in _expand_files(match, modality)]
+    modality = modality or _modality_of_path(path)
     if path.is_dir():
         there = sorted(file for file in path.rglob("*") if file.is_file())
         files = [file for file in there if file.suffix.lower() in FILES_OF[modality]]
         if not files:
             raise UsageError(f"{path}: the folder holds no {modality} ({', '.join(FILES_OF[modality])})")
         _say_left_out(path, there, modality)
-        return [Item(str(file), file) for file in files]
-    if glob.has_magic(text) and not path.exists():
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
-        if not matches:
-            raise UsageError(f"{text}: no file matches the pattern")
-        return [item for match in matches for item in _expand_files(match, modality)]
-    return [Item(text, path)]
+        return [Item(str(file), file, modality) for file in files]
+    return [Item(text, path, modality)]
 
 
 def _say_left_out(folder: Path, there: Sequence[Path], modality: str) -> None:

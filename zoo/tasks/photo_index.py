@@ -32,9 +32,9 @@ from zoo.modality import IMAGE
 from zoo.plugin import describe
 from zoo.settings import cache_dir
 from zoo.tasks.encoding import vectors_or_reasons
-from zoo.tasks.images import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 from zoo.tasks.inputs import printable
 from zoo.tasks.journal import replace_durably
+from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 
 FOLDER = ".zoo-index"
 FORMAT = 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -181,13 +182,19 @@ class _Run:
         label = printable(str(source)) if isinstance(source, (str, Path)) else "the sound"
         module: Any = self.built.module
         try:
-            with open_reader(source, sample_rate_hz=module.sample_rate_hz, max_duration_s=self.max_duration_s) as reader:
-                windows = self._windows(reader, source, journal)
+            with (
+                open_reader(source, sample_rate_hz=module.sample_rate_hz, max_duration_s=self.max_duration_s) as reader,
+                closing(self._windows(reader, source, journal)) as windows,
+            ):
                 return self._collected(label, reader, windows)
+        except KeyboardInterrupt as stop:
+            if journal is None:
+                raise
+            raise KeyboardInterrupt(f"what was done is kept in {journal}; the same command goes on from there") from stop
         except MediaError as error:
             return Transcript(input=label, text="", language=None, duration_s=0.0, segments=(), error=str(error))
 
-    def _collected(self, label: str, reader: AudioReader, windows: Iterator[Window]) -> Transcript:
+    def _collected(self, label: str, reader: AudioReader, windows: Generator[Window]) -> Transcript:
         segments: list[Segment] = []
         language: str | None = None
         reached_s = 0.0
@@ -203,7 +210,7 @@ class _Run:
         text = "".join(segment.text for segment in segments).strip()
         return Transcript(input=label, text=text, language=language, duration_s=reader.claimed_s, segments=tuple(segments))
 
-    def _windows(self, reader: AudioReader, source: AudioSource, journal: Path | None) -> Iterator[Window]:
+    def _windows(self, reader: AudioReader, source: AudioSource, journal: Path | None) -> Generator[Window]:
         if journal is None:
             yield from self._fresh(reader, None)
             return
@@ -221,16 +228,12 @@ class _Run:
                 for window in self._fresh(reader, done[-1].state if done else None):
                     kept.append(_window_to(window), b"")
                     yield window
-            except KeyboardInterrupt as stop:
-                kept.sync()
-                raise KeyboardInterrupt(
-                    f"what was done is kept in {journal}; the same command goes on from there"
-                ) from stop
             finally:
+                kept.sync()
                 kept.close()
             kept.delete()
 
-    def _fresh(self, reader: AudioReader, state: Mapping[str, Any] | None) -> Iterator[Window]:
+    def _fresh(self, reader: AudioReader, state: Mapping[str, Any] | None) -> Generator[Window]:
         options = {name: value for name, value in self.given.items() if name not in ("vad", "batch_size")}
         module: Any = self.built.module
         if self.given["batch_size"] != 1:
