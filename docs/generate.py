@@ -30,9 +30,11 @@ PAGES = (
     "docs/benchmarks.md",
     "docs/language.md",
     "docs/fusion.md",
+    "docs/speech.md",
 )
 KNOWN = ROOT / "zoo" / "known_distributions.json"
 PHOTOS = "zoo/demo/photos"
+RECORDING = "zoo/demo/sounds/sense_and_sensibility.flac"
 ZOO = Path(sys.executable).with_name("zoo")
 
 
@@ -170,6 +172,13 @@ PARTS: dict[str, tuple[Callable[[], str], bool]] = {
             "zoo generate 'What is 2 + 3?' --chat --kernel int4",
             "zoo generate 'The opposite of hot is' --choices cold,warm,blue",
             "zoo classify --text 'win a free prize now' 'lunch at noon?' --labels spam,ham --shots docs/mails.jsonl",
+        ),
+        True,
+    ),
+    "transcribe": (
+        lambda: terminal(
+            f"zoo transcribe {RECORDING}",
+            f"zoo transcribe {RECORDING} --format srt --kernel int8",
         ),
         True,
     ),

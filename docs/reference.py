@@ -15,6 +15,7 @@ from zoo.card import KINDS, Card, File, Weights
 from zoo.manifest import Family
 from zoo.scaffold import CHOICES, new_plugin
 from zoo.testing.runner import checks_for
+from zoo.transcript import Segment, Window, Word
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs/kinds", "docs/hooks")
@@ -22,10 +23,11 @@ NOTE = "<!-- Written from the code by docs/generate.py: make docs. -->\n\n"
 
 # kind -> what a built module keeps, the first of them for every model of the kind
 CONTRACTS: dict[str, tuple[type, ...]] = {
-    "encoder": (contracts.Encoder, Encoded, contracts.Classifier),
+    "encoder": (contracts.Encoder, Encoded, contracts.Classifier, contracts.VoiceActivity),
     "dual_encoder": (contracts.DualEncoder,),
     "decoder": (contracts.Decoder, contracts.Tokenizer),
     "bridge": (contracts.Bridge, Encoded),
+    "transcriber": (contracts.Transcriber, Window, Segment, Word),
 }
 # kind -> fields of a card that this kind alone, or this kind above all, needs
 FIELDS = {
@@ -33,6 +35,7 @@ FIELDS = {
     "dual_encoder": ("embedding_width", "parts", "preprocess"),
     "decoder": ("parameters", "variant", "weights"),
     "bridge": ("parameters", "variant", "keys"),
+    "transcriber": ("preprocess", "weights", "default_for"),
 }
 # hook -> a file of this repository that implements it, and is built and used by the tests
 EXAMPLES = {
@@ -60,7 +63,7 @@ TYPES = {
 
 def pages() -> dict[str, str]:
     """Path from the repository's root -> the whole text of each page."""
-    texts = {f"docs/kinds/{kind}.md": kind_page(kind) for kind in CHOICES}
+    texts = {f"docs/kinds/{kind}.md": kind_page(kind) for kind in CONTRACTS}
     texts["docs/kinds/README.md"] = kinds_index()
     texts |= {f"docs/hooks/{hook.__name__}.md": hook_page(hook) for hook in hooks()}
     return {path: NOTE + text for path, text in texts.items()}
@@ -100,7 +103,7 @@ def kind_page(kind: str) -> str:
     documented = fields_of(Card)
     parts.append("## Fields that matter here\n\n" + _table((name, documented[name]) for name in FIELDS[kind]))
     parts.append("[All fields](README.md#fields).")
-    for modality in CHOICES[kind]:
+    for modality in CHOICES.get(kind, ()):
         parts += _example(kind, modality)
     rows = [f"| `{check.name}` | {check.level} | {check.promise} |" for check in checks_for(kind)]
     parts.append("## What `zoo check` holds it to\n\n| check | level | promise |\n|---|---|---|\n" + "\n".join(rows))
@@ -161,6 +164,8 @@ def _table(rows: Iterable[tuple[str, tuple[str, str]]]) -> str:
 def _kind_row(kind: str) -> str:
     if kind in CHOICES:
         return f"| [`{kind}`]({kind}.md) | `zoo new NAME --kind {kind}` |"
+    if kind in CONTRACTS:
+        return f"| [`{kind}`]({kind}.md) | has no template: begin from a plugin that has one |"
     return f"| `{kind}` | has a name and no contract yet |"
 
 

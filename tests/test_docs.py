@@ -41,7 +41,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name} links to {link}, which has {sorted(anchors(target))}"
 
 
-@pytest.mark.parametrize("page", ["docs/language.md", "docs/fusion.md"])
+@pytest.mark.parametrize("page", ["docs/language.md", "docs/fusion.md", "docs/speech.md"])
 def test_the_samples_of_a_page_run(page: str, tmp_path: Path) -> None:
     """Its Python blocks one after another, as somebody would who follows it."""
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL)

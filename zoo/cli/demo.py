@@ -10,7 +10,9 @@ from zoo.cli.output import print_json
 
 
 def add_commands(commands: Any) -> None:
-    command = commands.add_parser("demo", help="a short tour on bundled photos: real inputs, real weights, real answers")
+    command = commands.add_parser(
+        "demo", help="a short tour on bundled photos and a recording: real inputs, real weights, real answers"
+    )
     command.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="where the contact sheet goes")
     command.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""The guided tour: bundled photos and a few words, real weights, and a picture of the answers."""
+"""The guided tour: bundled photos, a few words and a recording, real weights, and a picture of the answers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from zoo.tasks.classify import Answer, Classification, classify
 from zoo.tasks.generation import Generation, generate, score
 from zoo.tasks.language_model import open_language_model
+from zoo.tasks.transcription import Transcription, transcribe
 
 _Outcome = TypeVar("_Outcome")
 PHOTOS = Path(__file__).with_name("photos")
+RECORDING = Path(__file__).with_name("sounds") / "sense_and_sensibility.flac"
 LABELS_BESIDE = ("dog", "horse", "car", "bicycle", "pizza", "beach", "city street", "book")
 SENTENCE = "The capital of France is"
 QUESTION = "What is 2 + 3?"
@@ -27,7 +29,8 @@ RIGHT, WRONG, INK, PAPER = "#1a7f37", "#b42318", "#1f2328", "#ffffff"
 
 
 def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Classify the bundled photos twice (free labels, a model's own classes), draw a contact sheet, ask a language model, and report.
+    """Classify the bundled photos twice (free labels, a model's own classes), draw a contact sheet, ask a language model, write down a
+    recording, and report.
 
     out: folder for `contact-sheet.png`. say: called with each line meant for a person.
     Returns what was asked, the answers, the models and weights that gave them, and the seconds each took.
@@ -59,11 +62,19 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in chosen.scores.items())
     say(f"          {RIDDLE} ...  {shares}   ({language_s:.1f} s in all)")
     _say_origin(spoken[0], say)
+    say("\n4. A recording: what does she read?")
+    heard, heard_s = _timed(lambda: transcribe(RECORDING))
+    (said,) = heard.results
+    say(textwrap.fill(said.text, 100, initial_indent=" " * 10, subsequent_indent=" " * 10))
+    say(f"          ({said.language}, {said.duration_s:.1f} s of sound in {heard_s:.1f} s, the weights read and checked)")
+    _say_origin(heard, say)
     sheet = out / "contact-sheet.png"
     out.mkdir(parents=True, exist_ok=True)
     contact_sheet(photos, zero_shot).save(sheet)
     say(f"\nThe answers on the photos: {sheet}")
-    say("Next: zoo classify YOUR.jpg --labels cat,dog,car      zoo generate 'Once upon a time'      zoo list")
+    say(
+        "Next: zoo classify YOUR.jpg --labels cat,dog,car   zoo transcribe YOUR.mp3   zoo generate 'Once upon a time'   zoo list"
+    )
     return {
         "right": right,
         "photos": len(photos),
@@ -78,6 +89,14 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
             "answer": answered.text,
             "choice": chosen.choice,
             "scores": chosen.scores,
+        },
+        "recording": {
+            "model": heard.model,
+            "weights": heard.weights,
+            "seconds": round(heard_s, 3),
+            "text": said.text,
+            "language": said.language,
+            "duration_s": said.duration_s,
         },
         "contact_sheet": str(sheet),
     }
@@ -127,7 +146,7 @@ def _expected(photo: dict[str, Any], answer: Answer) -> str:
     return "" if answer.label == photo["label"] else f"   (it shows: {photo['label']})"
 
 
-def _say_origin(outcome: Classification | Generation, say: Callable[[str], None]) -> None:
+def _say_origin(outcome: Classification | Generation | Transcription, say: Callable[[str], None]) -> None:
     say(f"   answered by {outcome.model} from {outcome.distribution} {outcome.version}, weights:")
     for name, files in outcome.weights.items():
         say(f"     {name}  sha256 {files['model'][:16]}")

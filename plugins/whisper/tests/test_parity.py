@@ -25,6 +25,8 @@ pytestmark = [  # of openai-whisper's own code
 ]
 MOMENT_S = 0.021  # one step of the times, and a bit
 PROBABILITY = 1e-4
+slow = pytest.mark.skipif(os.environ.get("ZOO_SLOW_TESTS") != "1", reason="ten minutes of the reference: ZOO_SLOW_TESTS=1")
+QUICK = ("speech", "silence", "0.2 s", "30.1 s")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +194,7 @@ def assert_same(windows, wanted, *, words=False) -> None:
                 assert word.probability == pytest.approx(other["probability"], abs=10 * PROBABILITY)
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=slow) for name in cases()])
 def test_real_weights_write_what_theirs_write(base, name) -> None:
     windows, wanted = transcripts(base, cases()[name], language="en", temperature=0.0)
     assert_same(windows, wanted)
@@ -215,13 +217,17 @@ def test_the_whole_ladder_is_theirs(base) -> None:
     "options",
     [
         {"word_timestamps": True},
-        {"word_timestamps": True, "hallucination_silence_threshold": 1.0},
-        {"beam_size": 3, "patience": 1.0},
-        {"initial_prompt": "Mr. John Dashwood, a novel.", "carry_initial_prompt": True},
-        {"condition_on_previous_text": False, "initial_prompt": "Elinor"},
-        {"task": "translate", "language": "fr"},
-        {"clip_timestamps": (1.0, 4.0, 5.0)},
-        {"without_timestamps": True},
+        {
+            "beam_size": 3,
+            "patience": 1.0,
+            "initial_prompt": "Mr. John Dashwood, a novel.",
+            "clip_timestamps": (1.0, 4.0, 5.0),
+        },
+        pytest.param({"word_timestamps": True, "hallucination_silence_threshold": 1.0}, marks=slow),
+        pytest.param({"initial_prompt": "Mr. John Dashwood, a novel.", "carry_initial_prompt": True}, marks=slow),
+        pytest.param({"condition_on_previous_text": False, "initial_prompt": "Elinor"}, marks=slow),
+        pytest.param({"task": "translate", "language": "fr"}, marks=slow),
+        pytest.param({"without_timestamps": True}, marks=slow),
     ],
 )
 def test_every_option_means_what_it_means_there(base, options) -> None:
@@ -238,7 +244,7 @@ def test_the_language_is_heard(base) -> None:
     assert_same(windows, wanted)
 
 
-@pytest.mark.skipif(os.environ.get("ZOO_SLOW_TESTS") != "1", reason="five minutes of speech: ZOO_SLOW_TESTS=1")
+@slow
 def test_five_minutes_are_theirs(base) -> None:
     windows, wanted = transcripts(base, Sound(speech(300), RATE_HZ), temperature=0.0)
     assert_same(windows, wanted)
