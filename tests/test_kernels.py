@@ -11,7 +11,7 @@ from zoo.decoding.generation import generate
 from zoo.decoding.reading import batch_of
 from zoo.errors import UsageError
 from zoo.nn.kernels import LINEARS, apply_kernel
-from zoo.nn.linear import FEW_ROWS, Int4Linear, Int8Embedding, Int8Linear, four_bits, unpacked
+from zoo.nn.linear import FEW_ROWS, HalfLinear, Int4Linear, Int8Embedding, Int8Linear, four_bits, halves_exactly, unpacked
 
 BOUNDS = {"float32": 1e-6, "bf16": 0.01, "int8": 0.02, "int4": 0.01}  # of weights that the format can hold
 
@@ -160,3 +160,20 @@ def test_what_no_kernel_can_take_is_said() -> None:
         apply_kernel(apply_kernel(nn.Sequential(nn.Linear(2, 2)), "bf16"), "int8")
     with pytest.raises(UsageError, match="takes a model on the CPU in float32, got torch.bfloat16 on cpu"):
         apply_kernel(nn.Linear(2, 2).bfloat16(), "bf16")
+
+
+@pytest.mark.parametrize("shape", [(96,), (1, 96), (5, 96), (2, 3, 96)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_that_are_float16_numbers_are_multiplied_exactly(shape, bias) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(96, 40, bias=bias)
+    assert not halves_exactly(layer.weight)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.half())
+    if not halves_exactly(layer.weight):
+        pytest.skip("torch has no float16 products on this processor")
+    inputs = torch.randn(shape)
+    found = HalfLinear(layer.weight, layer.bias)(inputs)
+    exact = layer.double()(inputs.double())
+    assert found.shape == exact.shape
+    assert float((found - exact).detach().abs().max()) < 2e-6

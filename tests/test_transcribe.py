@@ -13,7 +13,7 @@ from zoo.construct import open_model
 from zoo.errors import UsageError, WeightsMissingError
 from zoo.media.audio import Sound, open_audio, open_reader
 from zoo.tasks.subtitles import plain, srt, tsv, vtt
-from zoo.tasks.transcription import BATCHES_IGNORE, transcribe
+from zoo.tasks.transcription import BATCHES_IGNORE, open_transcriber, transcribe
 from zoo.tasks.voice_activity import _cut, _hysteresis, _widened, speech_spans
 from zoo.transcript import Segment
 
@@ -31,7 +31,7 @@ def random():
 @pytest.fixture(scope="module")
 def base():
     try:
-        return open_model("whisper/base")
+        return open_transcriber("whisper/base")[0]  # as the command runs it
     except WeightsMissingError as missing:
         pytest.skip(f"needs the published weights: {str(missing).splitlines()[0][:80]} (zoo fetch whisper/base)")
 

@@ -69,8 +69,9 @@ class HalfLinear(nn.Module):
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
-        output: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(input_BTK, self.packed)
-        return _with_bias(output, self.bias)
+        rows_MK = input_BTK.reshape(-1, self.features[0])  # the product takes no fewer than two axes
+        output_MN: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(rows_MK, self.packed)
+        return _with_bias(output_MN, self.bias).view(*input_BTK.shape[:-1], self.features[1])
 
 
 class Int4Linear(nn.Module):

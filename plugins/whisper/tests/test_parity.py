@@ -48,7 +48,9 @@ def base():
         ours = zoo.build("whisper/base")
     except WeightsMissingError as missing:
         pytest.skip(f"needs the published weights: {str(missing).splitlines()[0][:80]} (zoo fetch whisper/base)")
-    return ours, openai_model(ours)
+    theirs = openai_model(ours)
+    ours.use_kernel("float32")  # as the command runs it
+    return ours, theirs
 
 
 @pytest.mark.parametrize("count", [1, 100, 3_200, 16_000, 479_999, 480_000, 481_601, 1_100_000])
@@ -201,15 +203,16 @@ def test_real_weights_write_what_theirs_write(base, name) -> None:
 
 
 def test_the_whole_ladder_is_theirs(base) -> None:
-    """No window is probable enough here: every temperature is tried, with the same samples drawn, and the last is kept."""
+    """No window is probable enough here: the next temperature is tried, with the same samples drawn, and the last is kept."""
     options = {"language": "en", "no_speech_threshold": None, "logprob_threshold": -0.01}
+    options |= {"temperature": (0.0, 0.3), "best_of": 2}
     sound = Sound(speech(2.5), RATE_HZ)
     torch.manual_seed(3)
     wanted = base[1].transcribe(sound.samples, fp16=False, **options)
     torch.manual_seed(3)
     with open_reader(sound) as reader:
         windows = list(base[0].windows(reader, seed=None, **options))
-    assert {segment["temperature"] for segment in wanted["segments"]} == {1.0}
+    assert {segment["temperature"] for segment in wanted["segments"]} == {0.3}
     assert_same(windows, wanted)
 
 
@@ -217,12 +220,9 @@ def test_the_whole_ladder_is_theirs(base) -> None:
     "options",
     [
         {"word_timestamps": True},
-        {
-            "beam_size": 3,
-            "patience": 1.0,
-            "initial_prompt": "Mr. John Dashwood, a novel.",
-            "clip_timestamps": (1.0, 4.0, 5.0),
-        },
+        {"beam_size": 2, "initial_prompt": "Mr. John Dashwood, a novel.", "clip_timestamps": (1.0, 4.0)},
+        pytest.param({"beam_size": 3, "patience": 1.0}, marks=slow),
+        pytest.param({"clip_timestamps": (1.0, 4.0, 5.0)}, marks=slow),
         pytest.param({"word_timestamps": True, "hallucination_silence_threshold": 1.0}, marks=slow),
         pytest.param({"initial_prompt": "Mr. John Dashwood, a novel.", "carry_initial_prompt": True}, marks=slow),
         pytest.param({"condition_on_previous_text": False, "initial_prompt": "Elinor"}, marks=slow),
@@ -231,15 +231,15 @@ def test_the_whole_ladder_is_theirs(base) -> None:
     ],
 )
 def test_every_option_means_what_it_means_there(base, options) -> None:
-    quiet = np.zeros(24_000, np.float32)
-    sound = Sound(np.concatenate((quiet, speech(), quiet)), RATE_HZ)
+    quiet = np.zeros(8_000, np.float32)
+    sound = Sound(np.concatenate((quiet, speech(4), quiet)), RATE_HZ)
     given = {"language": "en", "temperature": 0.0, **options}
     windows, wanted = transcripts(base, sound, **given)
     assert_same(windows, wanted, words="word_timestamps" in options)
 
 
 def test_the_language_is_heard(base) -> None:
-    windows, wanted = transcripts(base, Sound(speech(), RATE_HZ), temperature=0.0)
+    windows, wanted = transcripts(base, Sound(speech(3), RATE_HZ), temperature=0.0)
     assert windows[0].language == wanted["language"] == "en"
     assert_same(windows, wanted)
 
