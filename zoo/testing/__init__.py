@@ -5,7 +5,7 @@ Each check is a bug that once shipped somewhere. It has a name, a level and a se
     listing   what a plugin costs people who do not use it       manifest  the card tells the truth
     numbers   the same input gives the same output, however      weights   pinned, verified, finite
     process   it stays inside its own walls                      pairs     what a dual encoder promises besides
-    language  what a decoder promises besides
+    language  what a decoder promises besides                   speech    what a transcriber promises besides
     fusion    what holds for an encoder or a bridge in a fused model
 """
 
