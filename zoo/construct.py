@@ -19,7 +19,7 @@ from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingE
 from zoo.plugin import Plugin, code_sha256, describe
 from zoo.precision import cast
 from zoo.registry import Found, Registry, default_registry
-from zoo.weights import Located, load_strict, locate_files, read_state_dict, refuse_nonfinite, sha256_of
+from zoo.weights import Located, load_strict, local_file, locate_files, read_state_dict, refuse_nonfinite, sha256_of
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
@@ -223,8 +223,7 @@ def _side_files(found: Found, located: Mapping[str, Located]) -> dict[str, Path 
 def _local_weights(path: Path, found: Found) -> Located:
     if found.card.parts:
         raise UsageError(f"--weights {path}: {found.name} is made of other models and has no weights of its own")
-    if not path.is_file():
-        raise UsageError(f"--weights {path}: there is no such file (give a path, or none for a random initialisation)")
+    path = local_file(path)
     return Located(path, sha256_of(path))
 
 

@@ -15,7 +15,7 @@ from zoo.activation import call_hook
 from zoo.cache import blobs_dir, cache_errors, cached_blobs, locked, prune
 from zoo.card import File, Weights
 from zoo.ctranslate2 import is_ctranslate2
-from zoo.errors import HashMismatchError, StateMismatchError, WeightsError, WeightsMissingError, ZooError
+from zoo.errors import HashMismatchError, StateMismatchError, UsageError, WeightsError, WeightsMissingError, ZooError
 from zoo.pins import drop_pin, expected_sha256, file_key, write_pin
 from zoo.plugin import describe
 from zoo.registry import Found, Registry, default_registry
@@ -40,6 +40,11 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 22
+FOLDER_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.bin",
+)  # of Hugging Face, newer and older, and of CTranslate2
 STATE_KEYS = ("model_state_dict", "state_dict")  # under which checkpoints keep their tensors beside other numbers
 MAX_INFLATION = 1.05  # a checkpoint stores its tensors uncompressed; more is a decompression bomb
 
@@ -138,6 +143,21 @@ def unpin(name: str, *, registry: Registry | None = None) -> list[str]:
     files = found.weights.files if found.weights is not None else ()
     with cache_errors():
         return [file.role for file in files if drop_pin(file)]
+
+
+def local_file(path: Path) -> Path:
+    """The weight file that a person names by its path, or by the folder that holds it as hubs lay it out. Raises UsageError."""
+    path = path.expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(
+            f"--weights {path}: there is no such file (give the path of one, or none for a random initialisation)"
+        )
+    found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise UsageError(f"--weights {path}: the folder holds none of {', '.join(FOLDER_FILES)}: name the file")
+    return found
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:

@@ -64,7 +64,10 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     """The arguments that every task takes."""
     command.add_argument("--model", metavar="NAME", help="model name (zoo list); the installed default if left out")
     command.add_argument(
-        "--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none"
+        "--weights",
+        metavar="PATH",
+        default="card",
+        help="a local file for the same architecture, or the folder of one, or none",
     )
     command.add_argument("--device", default="cpu")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -117,10 +120,10 @@ def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def check_weights(arguments: argparse.Namespace) -> None:
     """Raise UsageError for --weights with a file that is not there."""
-    if arguments.weights not in ("card", "none") and not Path(arguments.weights).is_file():
-        raise UsageError(
-            f"--weights {arguments.weights}: there is no such file (give the path of one, or none for a random initialisation)"
-        )
+    if arguments.weights not in ("card", "none"):
+        from zoo.weights import local_file
+
+        local_file(Path(arguments.weights))
 
 
 def run(arguments: argparse.Namespace) -> int:
