@@ -41,7 +41,6 @@ from machine import machine, progress, show
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize, pad
 
-import zoo
 from zoo.construct import weight_hashes
 from zoo.media.audio import open_audio
 from zoo.tasks.encoding import open_for, vectors

@@ -1,12 +1,12 @@
 """Human speech with its words, from three packages of Debian: five clips of a LibriVox reader, and telephone prompts in English.
 
-    python benchmarks/speech_data.py FOLDER
+    python benchmarks/speech_data.py [FOLDER]
 
-FOLDER is a cache: packages and what is in them are put there and found there again (21 MB fetched, 52 unpacked). The packages come by
-`apt-get download`, of the very version and sha256 that are written below, and are unpacked by `dpkg-deb -x`; nothing is installed, and
+FOLDER is a cache, speech_data in the folder for temporary files unless given: packages and what is in them are put there and found there
+again (21 MB fetched, 200 in all). The packages come by `apt-get download`, of the very version and sha256 that are written below, and are unpacked by `dpkg-deb -x`; nothing is installed, and
 nothing of the data lies in this repository. "librivox" is pocketsphinx-testdata (BSD-2): 16 kHz, 24.7 s, 71 words, a LibriVox volunteer who
 reads Sense and Sensibility. "prompts" is asterisk-core-sounds-en-wav with the texts of asterisk-core-sounds-en (CC-BY-SA-3.0): 8 kHz,
-recorded by Allison Smith in a studio.
+recorded by Allison Smith in a studio, and brought to 16 kHz here by `zoo.media.audio`, so that all who are compared hear the same samples.
 
 Which prompts count: those whose text is 3 to 20 words and only plain words, which is letters, apostrophes, hyphens between letters, and
 the punctuation , . ! ? : and ; each word of two letters or more but for "a" and "I" (spelled-out names go), no word in capitals (DAHDI), and
@@ -15,7 +15,7 @@ spelling mistakes (witheld, a more a amiable) included: they cost every system t
 
 The speed benchmark asks for four sounds, made here in 16 kHz: `clip7` is the first LibriVox clip, 7.1 s; `clip27` all five, each with half
 a second of silence after it, 27.2 s; `long` those and prompts in a drawn order, spaced in the same way, until the next one would pass
-300 s; `hour` is `long` over and over, cut at 3,600 s. Prompts are resampled by `zoo.media.audio`.
+300 s; `hour` is `long` over and over, cut at 3,600 s.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import gzip
 import hashlib
 import re
 import subprocess
+import tempfile
 import wave
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.media.audio import open_audio
+
+CACHE = Path(tempfile.gettempdir()) / "speech_data"
 PACKAGES = {  # version, sha256 of the .deb
     "pocketsphinx-testdata": (
         "0.8+5prealpha+1-15",
@@ -103,7 +107,7 @@ def librivox(cache: Path) -> list[Utterance]:
 
 
 def prompts(cache: Path) -> list[Utterance]:
-    """The prompts that count, by name."""
+    """The prompts that count, by name, in 16 kHz."""
     sounds = unpacked("asterisk-core-sounds-en-wav", cache) / PROMPTS
     texts = unpacked("asterisk-core-sounds-en", cache) / TEXTS
     found: dict[str, Utterance] = {}
@@ -112,7 +116,16 @@ def prompts(cache: Path) -> list[Utterance]:
         path = sounds / f"{name}.wav"
         if counts(text) and path.exists():
             found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), Utterance(path, text.strip()))
-    return list(found.values())
+    return [
+        Utterance(_resampled(path, cache / "prompts" / path.relative_to(sounds)), text) for path, text in found.values()
+    ]
+
+
+def _resampled(path: Path, target: Path) -> Path:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(target, _samples(path))
+    return target
 
 
 def counts(text: str) -> bool:
@@ -127,7 +140,7 @@ SETS: dict[str, Callable[[Path], list[Utterance]]] = {"librivox": librivox, "pro
 
 def seconds(path: Path) -> float:
     with wave.open(str(path)) as file:
-        return file.getnframes() / file.getframerate()
+        return float(file.getnframes() / file.getframerate())
 
 
 def sounds(cache: Path) -> dict[str, Utterance]:
@@ -161,12 +174,14 @@ def _drawn(candidates: Sequence[Utterance], before: Sequence[Utterance]) -> list
     return taken
 
 
-def _spaced(utterances: Sequence[Utterance]) -> Iterator[Samples]:
-    from zoo.media.audio import open_audio
+def _samples(path: Path) -> Samples:
+    samples = open_audio(path, sample_rate_hz=RATE_HZ).samples
+    return (samples * 32768).round().clip(-32768, 32767).astype(np.int16)
 
+
+def _spaced(utterances: Sequence[Utterance]) -> Iterator[Samples]:
     for utterance in utterances:
-        samples = open_audio(utterance.path, sample_rate_hz=RATE_HZ).samples
-        yield (samples * 32768).round().clip(-32768, 32767).astype(np.int16)
+        yield _samples(utterance.path)
         yield np.zeros(round(PAUSE_S * RATE_HZ), np.int16)
 
 
@@ -180,7 +195,7 @@ def _write(path: Path, samples: Samples) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where packages and sounds are kept")
+    parser.add_argument("folder", type=Path, nargs="?", default=CACHE, help="where packages and sounds are kept")
     folder = parser.parse_args().folder
     for name, find in SETS.items():
         utterances = find(folder)

@@ -1,33 +1,32 @@
-"""Sounds transcribed by one peer in a process of its own; one JSON line for each sound.
+"""One engine of the transcription benchmarks in a process of its own, which both scripts drive: paths come in, answers go out.
 
-    python benchmarks/transcribe_peers.py --peer faster-whisper-int8 --weights FOLDER --threads 1 [--warm WAV] [--batch 8] WAV ...
+    python benchmarks/transcribe_peers.py --peer zoo-int8 --weights WEIGHTS --threads 2 [--batch 8] < paths
 
-Run it by the interpreter that has the peer. FOLDER is what transcribe_weights.py made; ours reads the cache of the zoo (`zoo fetch
-whisper/base`), which is the same file. All are told that the language is English, and that a window is decoded greedily, then at
-temperatures 0.2 to 1.0 where its text repeats itself (zlib ratio above 2.4) or is improbable (mean log probability below -1), with the
-text before it as a prompt, timestamps on. What differs from that, by peer:
+A line of JSON is written when the model is loaded, and one for each path of a 16 kHz wav that is read from stdin. All know that the
+language is English. A window is decoded with timestamps and the text before it as a prompt: greedily, and again at temperatures 0.2 to
+1.0, with one sample, where its text repeats itself (zlib ratio above 2.4) or is improbable (mean log probability below -1). What
+differs from that:
 
-- openai-whisper: nothing but that it reads files by the program ffmpeg, and here is handed samples, so that its seconds hold no second
-  process.
-- transformers: `generate()` with the same thresholds; it measures repetition in tokens, where 1.35 is what its documentation gives for 2.4.
-- faster-whisper: `-beam5` searches with 5 beams, its own default. With --batch it is its BatchedInferencePipeline: cut by Silero's
-  voice detector, no timestamps (its default), each piece by itself, and no temperature but 0.
-- whisper.cpp: by pywhispercpp, with OpenAI's suppression of signs that no one speaks, which is off by default; it measures repetition by
-  entropy. In float16 and Q8_0; it computes in float32, by what instruction sets it was built for.
-- pocketsphinx: no Whisper at all, its own small acoustic model and language model; telephone sound is brought to 16 kHz for it.
-- zoo-KERNEL: ours. With --batch windows are cut where nobody speaks and decoded together.
+- transformers measures repetition in tokens, where 1.35 is what its documentation gives for 2.4.
+- faster-whisper with --batch is its BatchedInferencePipeline: cut by Silero's detector of voices, each piece by itself, no temperature
+  but 0, and no timestamps, as is its default. "-beam5" searches with 5 beams, which is its default.
+- whisper.cpp (pywhispercpp) is told to suppress signs that nobody speaks, which the others do; it measures repetition by entropy.
+- pocketsphinx is no Whisper: it has a small acoustic model and a language model of its own.
+- zoo with --batch cuts by the same detector and decodes the windows together, with timestamps and every temperature.
 
-Seconds are from a path to the text, model loaded, and, with --warm, after that other sound was transcribed. peak_mib is the process's
-VmHWM, loading included; run_mib what the peak during this sound lay above loaded_mib, the process with its model before it heard anything.
+seconds: from the path to the text. cpu_seconds: of all cores. others: cores that the rest of the machine took meanwhile. loaded_mib:
+resident with the model, before any sound. peak_mib: the most at any time until then, run_mib: the most during this sound.
 """
 
 import argparse
 import json
 import os
+import sys
 import time
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,139 +36,108 @@ RATE_HZ = 16_000
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MODEL = "whisper/base"
 
-Samples = np.ndarray[Any, np.dtype[np.float32]]
-
-
-class Piece(NamedTuple):
-    """What was heard in a stretch of a sound."""
-
-    start_s: float
-    end_s: float
-    text: str
-
-
-Transcriber = Callable[[Path], list[Piece]]
+Transcriber = Callable[[Path], str]
 
 
 class Job(NamedTuple):
-    """What a peer is built for: the folder of weights, threads, and how many windows are decoded together."""
+    """What an engine is built for: the folder of weights, threads, and how many windows are decoded together."""
 
     weights: Path
     threads: int
     batch: int
 
 
-def samples(path: Path) -> Samples:
-    """A wav as float32 at 16 kHz, of 16 bits and one channel; resampled by ffmpeg's library where it has another rate."""
+def samples(path: Path) -> Any:
+    """A wav of one channel and 16 bits at 16 kHz, as float32."""
     with wave.open(str(path)) as file:
-        if file.getnchannels() != 1 or file.getsampwidth() != 2:
-            raise ValueError(f"{path}: expected one channel of 16 bits")
-        if file.getframerate() == RATE_HZ:
-            return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
-    import av
-
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
-    with av.open(str(path)) as container:
-        frames = [new for frame in (*container.decode(audio=0), None) for new in resampler.resample(frame)]
-    return np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(np.float32) / 32768
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
 
 
 def openai_whisper(job: Job) -> Transcriber:
     import torch
-    import whisper
 
     torch.set_num_threads(job.threads)
-    model = whisper.load_model(str(job.weights / "openai" / "base.pt"), device="cpu")
+    model = import_module("whisper").load_model(str(job.weights / "openai" / "base.pt"), device="cpu")
 
-    def transcribe(path: Path) -> list[Piece]:
-        result = model.transcribe(samples(path), language="en", temperature=TEMPERATURES, fp16=False)
-        return [Piece(segment["start"], segment["end"], segment["text"]) for segment in result["segments"]]
+    def transcribe(path: Path) -> str:
+        found: str = model.transcribe(samples(path), language="en", temperature=TEMPERATURES, fp16=False)["text"]
+        return found
 
     return transcribe
 
 
-def transformers(job: Job, *, dtype: str) -> Transcriber:
+def transformers(job: Job) -> Transcriber:
     import torch
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
     torch.set_num_threads(job.threads)
-    folder, kind = job.weights / "hf", getattr(torch, dtype)
-    extractor, tokenizer = WhisperFeatureExtractor.from_pretrained(folder), WhisperTokenizer.from_pretrained(folder)
-    model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=kind, local_files_only=True).eval()
-    thresholds = {"compression_ratio_threshold": 1.35, "logprob_threshold": -1.0, "no_speech_threshold": 0.6}
-    options = {"language": "en", "task": "transcribe", "return_timestamps": True, "return_segments": True}
+    library, folder = import_module("transformers"), job.weights / "hf"
+    extractor = library.WhisperFeatureExtractor.from_pretrained(folder)
+    tokenizer = library.WhisperTokenizer.from_pretrained(folder)
+    model = library.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def transcribe(path: Path) -> list[Piece]:
+    def transcribe(path: Path) -> str:
         heard = samples(path)
         whole = {"truncation": False, "padding": "longest"} if len(heard) > 30 * RATE_HZ else {}
-        inputs = extractor(heard, sampling_rate=RATE_HZ, return_tensors="pt", return_attention_mask=True, **whole)
         found = model.generate(
-            inputs.input_features.to(kind),
-            attention_mask=inputs.attention_mask,
-            temperature=TEMPERATURES,
+            **extractor(heard, sampling_rate=RATE_HZ, return_tensors="pt", return_attention_mask=True, **whole),
+            language="en",
+            task="transcribe",
+            return_timestamps=True,
             condition_on_prev_tokens=True,
-            **options,
-            **thresholds,
+            temperature=TEMPERATURES,
+            compression_ratio_threshold=1.35,
+            logprob_threshold=-1.0,
+            no_speech_threshold=0.6,
         )
-        return [
-            Piece(
-                float(segment["start"]),
-                float(segment["end"]),
-                tokenizer.decode(segment["tokens"], skip_special_tokens=True),
-            )
-            for segment in found["segments"][0]
-        ]
+        text: str = tokenizer.decode(found[0], skip_special_tokens=True)
+        return text
 
     return transcribe
 
 
 def faster_whisper(job: Job, *, kind: str, beams: int) -> Transcriber:
-    from faster_whisper import BatchedInferencePipeline, WhisperModel
+    library = import_module("faster_whisper")
+    model = library.WhisperModel(str(job.weights / "ct2"), device="cpu", compute_type=kind, cpu_threads=job.threads)
+    options: dict[str, Any] = {"language": "en", "beam_size": beams, "best_of": 1}
+    if job.batch > 1:
+        run = partial(library.BatchedInferencePipeline(model).transcribe, batch_size=job.batch, **options)
+    else:
+        run = partial(model.transcribe, temperature=TEMPERATURES, **options)
 
-    folder = str(job.weights / "ct2")
-    model = WhisperModel(folder, device="cpu", compute_type=kind, cpu_threads=job.threads, local_files_only=True)
-
-    def transcribe(path: Path) -> list[Piece]:
-        options: dict[str, Any] = {"language": "en", "beam_size": beams}
-        if job.batch > 1:
-            segments, _ = BatchedInferencePipeline(model).transcribe(str(path), batch_size=job.batch, **options)
-        else:
-            segments, _ = model.transcribe(str(path), temperature=TEMPERATURES, **options)
-        return [Piece(segment.start, segment.end, segment.text) for segment in segments]
+    def transcribe(path: Path) -> str:
+        segments, _ = run(str(path))
+        return "".join(segment.text for segment in segments)
 
     return transcribe
 
 
 def whisper_cpp(job: Job, *, name: str) -> Transcriber:
-    from pywhispercpp.model import Model
+    model = import_module("pywhispercpp.model").Model(
+        str(job.weights / "ggml" / name),
+        redirect_whispercpp_logs_to=None,
+        n_threads=job.threads,
+        language="en",
+        no_context=False,
+        suppress_nst=True,
+        greedy={"best_of": 1},
+        print_progress=False,
+    )
 
-    options = {
-        "n_threads": job.threads,
-        "language": "en",
-        "no_context": False,
-        "suppress_nst": True,
-        "print_progress": False,
-    }
-    model = Model(str(job.weights / "ggml" / name), redirect_whispercpp_logs_to=None, **options)
-
-    def transcribe(path: Path) -> list[Piece]:
-        return [Piece(part.t0 / 100, part.t1 / 100, f" {part.text}") for part in model.transcribe(samples(path))]
+    def transcribe(path: Path) -> str:
+        return " ".join(part.text for part in model.transcribe(samples(path)))
 
     return transcribe
 
 
-def pocketsphinx(job: Job) -> Transcriber:  # noqa: ARG001 - it has weights and one thread of its own
-    from pocketsphinx import Decoder
+def pocketsphinx(_: Job) -> Transcriber:
+    decoder = import_module("pocketsphinx").Decoder(samprate=RATE_HZ, loglevel="FATAL")
 
-    decoder = Decoder(samprate=RATE_HZ, loglevel="FATAL")
-
-    def transcribe(path: Path) -> list[Piece]:
-        heard = samples(path)
+    def transcribe(path: Path) -> str:
         decoder.start_utt()
-        decoder.process_raw((heard * 32768).astype(np.int16).tobytes(), full_utt=True)
+        decoder.process_raw((samples(path) * 32768).astype(np.int16).tobytes(), full_utt=True)
         decoder.end_utt()
         best = decoder.hyp()
-        return [Piece(0.0, len(heard) / RATE_HZ, f" {best.hypstr}" if best else "")]
+        return best.hypstr if best else ""
 
     return transcribe
 
@@ -181,33 +149,29 @@ def ours(job: Job, *, kernel: str) -> Transcriber:
     from zoo.tasks.transcription import open_transcriber
 
     torch.set_num_threads(job.threads)
-    built, _ = open_transcriber(MODEL, kernel=kernel)
+    model, _ = open_transcriber(MODEL, kernel=kernel)
 
-    def transcribe(path: Path) -> list[Piece]:
-        outcome = zoo.transcribe(path, model=built, language="en", temperature=TEMPERATURES, batch_size=job.batch)
-        result = outcome.results[0]
+    def transcribe(path: Path) -> str:
+        result = zoo.transcribe(path, model=model, language="en", batch_size=job.batch).results[0]
         if result.error:
             raise RuntimeError(result.error)
-        return [Piece(segment.start_s, segment.end_s, segment.text) for segment in result.segments]
+        return result.text
 
     return transcribe
 
 
-PEERS: dict[str, Callable[[Job], Transcriber]] = {"openai-whisper": openai_whisper, "pocketsphinx": pocketsphinx}
-PEERS |= {
-    f"transformers-{name}": partial(transformers, dtype=dtype)
-    for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
-}
-PEERS |= {
-    f"faster-whisper-{kind}{suffix}": partial(faster_whisper, kind=kind, beams=beams)
-    for kind in ("float32", "int8")
-    for suffix, beams in (("", 1), ("-beam5", 5))
-}
-PEERS |= {
+PEERS: dict[str, Callable[[Job], Transcriber]] = {
+    "zoo-float32": partial(ours, kernel="float32"),
+    "zoo-int8": partial(ours, kernel="int8"),
+    "openai-whisper": openai_whisper,
+    "transformers": transformers,
+    "faster-whisper-float32": partial(faster_whisper, kind="float32", beams=1),
+    "faster-whisper-int8": partial(faster_whisper, kind="int8", beams=1),
+    "faster-whisper-int8-beam5": partial(faster_whisper, kind="int8", beams=5),
     "whisper.cpp-f16": partial(whisper_cpp, name="base.bin"),
     "whisper.cpp-q8_0": partial(whisper_cpp, name="base-q8_0.bin"),
+    "pocketsphinx": pocketsphinx,
 }
-PEERS |= {f"zoo-{kernel}": partial(ours, kernel=kernel) for kernel in ("float32", "bf16", "int8", "int4")}
 
 
 def memory_mib(field: str) -> float:
@@ -216,39 +180,41 @@ def memory_mib(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def forget_peak() -> None:
-    """Let VmHWM begin anew at what the process has now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def busy() -> float:
+    """Seconds that all cores have worked since the machine began, those that its host took away among them."""
+    ticks = [int(one) for one in Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def words(pieces: Sequence[Piece]) -> str:
-    return "".join(piece.text for piece in pieces).strip()
+def measured(transcribe: Transcriber, path: Path) -> dict[str, Any]:
+    """The text of one sound, and what it cost."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew at what the process has now
+    all_before, own_before, started = busy(), time.process_time(), time.perf_counter()
+    text = transcribe(path).strip()
+    seconds, own = time.perf_counter() - started, time.process_time() - own_before
+    return {
+        "text": text,
+        "seconds": seconds,
+        "cpu_seconds": own,
+        "others": max(0.0, busy() - all_before - own) / seconds,
+        "run_mib": memory_mib("VmHWM"),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=PEERS, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1, help="windows decoded together, by peers that can")
-    parser.add_argument("--warm", type=Path, help="a sound to transcribe first")
-    parser.add_argument("sounds", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=1, help="windows decoded together")
     options = parser.parse_args()
-    job = Job(options.weights, options.threads, options.batch)
-    transcribe = PEERS[options.peer](job)
-    loaded, peak = memory_mib("VmRSS"), memory_mib("VmHWM")
-    if options.warm:
-        transcribe(options.warm)
-    for path in options.sounds:
-        peak = max(peak, memory_mib("VmHWM"))
-        forget_peak()
-        started, started_cpu = time.perf_counter(), time.process_time()
-        pieces = transcribe(path)
-        spent, spent_cpu, run = time.perf_counter() - started, time.process_time() - started_cpu, memory_mib("VmHWM")
-        row: dict[str, Any] = {"peer": options.peer, "sound": str(path), "threads": job.threads, "batch": job.batch}
-        row |= {"seconds": round(spent, 3), "cpu_seconds": round(spent_cpu, 3), "text": words(pieces), "pieces": pieces}
-        row |= {"peak_mib": round(max(peak, run), 1), "loaded_mib": round(loaded, 1), "run_mib": round(run - loaded, 1)}
-        print(json.dumps(row), flush=True)
+    transcribe = PEERS[options.peer](Job(options.weights, options.threads, options.batch))
+    peak = memory_mib("VmHWM")
+    print(json.dumps({"loaded_mib": memory_mib("VmRSS"), "peak_mib": peak}), flush=True)
+    for line in sys.stdin:
+        row = measured(transcribe, Path(line.strip()))
+        peak = max(peak, row["run_mib"])
+        print(json.dumps({**row, "peak_mib": peak}), flush=True)
 
 
 if __name__ == "__main__":

