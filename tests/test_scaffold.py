@@ -102,7 +102,7 @@ def test_a_wheel_brings_every_template(tmp_path) -> None:
 def test_only_what_has_a_template_is_offered(main, tmp_path) -> None:
     offered = main("new", "--help").stdout
     assert "--kind {encoder,dual_encoder,decoder,bridge}" in offered
-    assert "--modality {image,text}" in offered
+    assert "--modality {image,text,audio}" in offered
     refused = main("new", "bird", "--kind", "kernel", "--into", str(tmp_path / "new"))
     assert refused.returncode == 2
     assert "invalid choice: 'kernel' (choose from" in refused.stderr
@@ -133,9 +133,9 @@ def test_what_cannot_be_written_says_why(tmp_path) -> None:
     with pytest.raises(UsageError, match="no template for the kind 'kernel' yet; there are for encoder, dual_encoder"):
         new_plugin("bird", kind="kernel", folder=tmp_path / "new")
     with pytest.raises(
-        UsageError, match="no template for the kind encoder and audio yet; for encoder there are for image, text"
+        UsageError, match="no template for the kind encoder and video yet; for encoder there are for image, text, audio"
     ):
-        new_plugin("bird", kind="encoder", modality="audio", folder=tmp_path / "new")
+        new_plugin("bird", kind="encoder", modality="video", folder=tmp_path / "new")
     with pytest.raises(UsageError, match="exists already: choose another place with --into, or remove it"):
         new_plugin("bird", kind="encoder", folder=tmp_path)
     assert not (tmp_path / "new").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from zoo.errors import UsageError
-from zoo.modality import IMAGE, TEXT
+from zoo.modality import AUDIO, IMAGE, TEXT
 
 TEMPLATES = Path(__file__).with_name("templates")
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -30,6 +30,14 @@ CHOICES: dict[str, dict[str, dict[str, str]]] = {
             "parameters": "20544",
             "output": "tokens = { count = 0, width = 64 }  # 0: it depends on the text",
             "extra": "variant = { width = 64 }",
+        },
+        AUDIO: {
+            "modalities": '"audio"',
+            "build": "build",
+            "parameters": "29824",
+            "output": "tokens = { count = 0, width = 64 }  # 0: it depends on the sound",
+            "extra": "variant = { width = 64 }\npreprocess = { sample_rate_hz = 16000, max_s = 60 }",
+            "core": "modalzoo[audio]",
         },
     },
     "dual_encoder": {
@@ -78,7 +86,8 @@ def new_plugin(name: str, *, kind: str, modality: str | None = None, folder: Pat
         )
     if folder.exists():
         raise UsageError(f"{folder} exists already: choose another place with --into, or remove it")
-    values = {"name": name, "package": f"zoo_{name.replace('-', '_')}", "kind": kind, **CHOICES[kind][modality]}
+    values = {"name": name, "package": f"zoo_{name.replace('-', '_')}", "kind": kind, "core": "modalzoo"}
+    values |= CHOICES[kind][modality]
     files = []
     for templates in (TEMPLATES / "plugin", TEMPLATES / f"{kind}-{modality}"):
         for template in sorted(path for path in templates.rglob("*.tmpl") if path.is_file()):
