@@ -1,10 +1,12 @@
 """The gate of sounds: what it reads, what it refuses, and that its blocks change nothing."""
 
 import logging
+import os
 import resource
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +251,37 @@ def test_the_gate_needs_no_torch_until_rates_differ(wav) -> None:
         subprocess.run([sys.executable, "-c", code, str(wav)], capture_output=True, text=True, check=True).stdout
         == "False\n"
     )
+
+
+def test_a_stream_that_does_not_know_its_length_is_read(tmp_path) -> None:
+    path = tmp_path / "stream.flac"
+    soundfile.write(path, np.zeros(16_000, np.float32), 16_000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the number of samples in STREAMINFO, 36 bits: 0 stands for unknown
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert len(open_audio(path).samples) == 16_000
+
+
+def test_names_of_any_bytes_are_opened(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (b"caf\xe9.wav", b"~temp.wav", b"-.wav", b"new\nline.wav"):
+        path = os.fsdecode(name)
+        soundfile.write("plain.wav", np.zeros(100, np.float32), 16_000)
+        Path("plain.wav").rename(path)
+        assert len(open_audio(path).samples) == 100
+
+
+def test_wild_samples_are_refused_in_any_type(tmp_path) -> None:
+    soundfile.write(tmp_path / "huge.wav", np.full(10, 1e25, np.float32), 16_000, subtype="FLOAT")
+    with pytest.raises(MediaError, match=r"sample 0 \(0.00 s\) is 1e\+25; full scale is 1"):
+        open_audio(tmp_path / "huge.wav")
+    with pytest.raises(MediaError, match="is inf; full scale is 1"):
+        Sound(np.array([1e300]), 16_000)
+
+
+def test_reading_begins_anew_after_all_blocks() -> None:
+    with open_reader(Sound(np.arange(1_000, dtype=np.float32), 16_000)) as reader:
+        assert sum(len(block) for block in reader.blocks()) == 1_000
+        assert reader.read(500, 3).tolist() == [500.0, 501.0, 502.0]
+        assert reader.duration_s == 1_000 / 16_000

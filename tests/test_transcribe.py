@@ -1,6 +1,7 @@
 """`zoo transcribe` and what stands behind it: files, options, formats, interruptions, voices."""
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def random():
 @pytest.fixture(scope="module")
 def base():
     try:
-        return open_transcriber("whisper/base")[0]  # as the command runs it
+        return open_transcriber("whisper/base")  # as the command runs it
     except WeightsMissingError as missing:
         pytest.skip(f"needs the published weights: {str(missing).splitlines()[0][:80]} (zoo fetch whisper/base)")
 
@@ -152,6 +153,12 @@ def test_silence_and_noise_say_nothing_where_voices_are_looked_for(base) -> None
         ({"suppress_tokens": (99_999,)}, "suppress_tokens are -1 and ids from 0 to 51864, got 99999"),
         ({"temperature": (-1.0,)}, "temperature is one number or several, none below 0"),
         ({"clip_timestamps": (5.0, 2.0)}, "clip_timestamps are start, end, start, ... in seconds and never go back"),
+        ({"clip_timestamps": "5,nan"}, "clip_timestamps takes finite numbers"),
+        ({"temperature": float("inf")}, "temperature takes finite numbers"),
+        ({"beam_size": "3"}, "beam_size is a whole number of at least 1, got '3'"),
+        ({"max_initial_timestamp": -1.0}, "max_initial_timestamp is a second of the window, 0 to 30, got -1.0"),
+        ({"vad_filter": True}, "whisper/random has no option vad_filter"),
+        ({"state": {}}, "whisper/random has no option state"),
         ({"kernel": "int3"}, "a kernel is one of"),
     ],
 )
@@ -159,6 +166,58 @@ def test_options_that_make_no_sense_are_refused(random, options, message) -> Non
     sound = Sound(np.zeros(RATE_HZ, np.float32), RATE_HZ)
     with pytest.raises(UsageError, match=message.replace("?", r"\?").replace("(", r"\(")):
         transcribe(sound, model=random, **{"temperature": 0.0, **options})
+
+
+def test_no_recording_is_overwritten_and_no_work_lost(zoo, tmp_path) -> None:
+    recording = tmp_path / "a.wav"
+    soundfile.write(recording, np.zeros(RATE_HZ, np.float32), RATE_HZ)
+    before = recording.read_bytes()
+    model = ("--model", "whisper/random", "--weights", "none", "--temperature", "0", "--language", "en")
+    run = zoo("transcribe", str(recording), "--out", str(recording), *model)
+    assert run.returncode == 2
+    assert "a.wav: it is one of the sounds, and would be lost: give another name" in run.stderr
+    assert recording.read_bytes() == before
+    (tmp_path / "b.txt").mkdir()
+    (tmp_path / "out" / "a.wav.txt").mkdir(parents=True)
+    assert zoo("transcribe", str(recording), "--out", str(tmp_path / "out"), *model).returncode == 2
+    soundfile.write(tmp_path / "b.wav", np.zeros(RATE_HZ, np.float32), RATE_HZ)
+    several = zoo("transcribe", str(recording), str(tmp_path / "b.wav"), "--format", "vtt", *model)
+    assert "2 transcripts as vtt are as many files: name a folder for them (--out DIR)" in several.stderr
+    both = zoo("transcribe", str(recording), "--out", str(tmp_path / "c.srt"), "--json", *model)
+    assert both.returncode == 0, both.stderr
+    assert json.loads(both.stdout)["kernel"] == "float32"
+    assert "{" not in (tmp_path / "c.srt").read_text()
+
+
+def test_a_journal_of_another_kernel_is_not_gone_on_with(noise, tmp_path) -> None:
+    journal = tmp_path / "said.part"
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    models = [open_transcriber("whisper/random", weights=None, kernel=kernel) for kernel in ("int8", "float32")]
+    assert [transcribe(Sound(np.zeros(100, np.float32), RATE_HZ), model=model, **QUICK).kernel for model in models] == [
+        "int8",
+        "float32",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        transcribe(noise, model=models[0], journal=journal, on_window=stop, **QUICK)
+    with pytest.raises(UsageError, match="what was begun there is of another sound, model or other options"):
+        transcribe(noise, model=models[1], journal=journal, **QUICK)
+
+
+def test_the_journal_stays_until_the_transcript_is_safe(random, noise, tmp_path) -> None:
+    journal = tmp_path / "said.part"
+
+    def full_disk(_) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        transcribe(noise, model=random, journal=journal, on_done=full_disk, **QUICK)
+    windows = []
+    transcribe(noise, model=random, journal=journal, on_window=lambda *_: windows.append(1), **QUICK)
+    assert windows
+    assert not journal.exists()
 
 
 def test_bad_files_are_named_and_cost_the_others_nothing(zoo, tmp_path) -> None:
@@ -184,9 +243,9 @@ def test_bad_files_are_named_and_cost_the_others_nothing(zoo, tmp_path) -> None:
     for name, message in {
         "empty.wav": "the file is empty",
         "text.wav": "not a sound that can be read (it holds text)",
-        "header.wav": "",
+        "header.wav": "it holds no sample",
         "cut.flac": "not a sound that can be read",
-        "m4a.m4a": "",
+        "m4a.m4a": "m4a is read with ffmpeg" if shutil.which("ffmpeg") is None else "a damaged sound",
         "nan.wav": "sample 0 (0.00 s) is nan",
     }.items():
         assert message in results[name].get("error", ""), results[name]

@@ -32,6 +32,7 @@ class Built:
     identity: sha256 over everything that shapes its numbers (distribution, version, code, weights or the random state they
         were drawn from, arguments, dtype, parts, torch), the key under which results derived from it may be kept.
     files: role -> sha256 of the weight files; empty for a random initialisation.
+    kernel: the number format of its linear layers, where one was applied (`zoo.nn.kernels`).
     """
 
     module: torch.nn.Module
@@ -40,6 +41,7 @@ class Built:
     identity: str
     files: Mapping[str, str]
     parts: Mapping[str, Built]
+    kernel: str | None = None
 
     @property
     def random(self) -> bool:

@@ -7,6 +7,7 @@ bytes, the last of them zero. (CTranslate2, `python/ctranslate2/specs/model_spec
 
 from __future__ import annotations
 
+import mmap
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,13 +28,14 @@ def is_ctranslate2(head: bytes) -> bool:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Name -> tensor, aliases left out; views of the mapped file where its layout allows, copies elsewhere.
+    """Name -> tensor, aliases left out; views of the mapped file where a tensor begins at a multiple of its numbers, copies elsewhere.
 
     Raises WeightsError for a file that ends too early or says what cannot be.
     """
     import torch
 
-    data = memoryview(path.read_bytes())
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     reader = _Reader(data, path)
     version = reader.number("<I")
     if version not in VERSIONS:
@@ -57,9 +59,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             expected *= size
         if expected != len(raw):
             raise WeightsError(f"{path}: {name} has {len(raw):,} bytes, {shape} of {TYPES[kind]} takes {expected:,}")
-        tensors[name] = (
-            torch.frombuffer(bytearray(raw), dtype=dtype).view(shape) if raw else torch.empty(shape, dtype=dtype)
-        )
+        if not raw:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            continue
+        aligned = (reader.place - len(raw)) % dtype.itemsize == 0
+        tensors[name] = torch.frombuffer(raw if aligned else bytearray(raw), dtype=dtype).view(shape)
     return tensors
 
 

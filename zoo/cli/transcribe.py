@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, prepare_torch
 from zoo.cli.output import about_model, print_json, warn_of_random_weights
-from zoo.errors import UsageError
+from zoo.errors import UsageError, ZooError
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 MAX_DURATION_S = 4 * 3600
@@ -92,23 +94,26 @@ def run(arguments: argparse.Namespace) -> int:
     items = audio_files(arguments.audio)
     require_one(items)
     files = [Path(str(item.source)) for item in items]
-    targets = _targets(arguments.out, files, format_)
+    targets = _refuse_to_overwrite(_targets(arguments.out, files, format_))
+    streamed = format_ == "txt" and not targets and len(files) == 1 and not arguments.json
+    if len(files) > 1 and not targets and format_ in ("srt", "vtt", "tsv") and not arguments.json:
+        raise UsageError(f"{len(files)} transcripts as {format_} are as many files: name a folder for them (--out DIR)")
     options = _options(arguments)
     import torch
 
     from zoo.tasks.transcription import open_transcriber, transcribe
+    from zoo.tasks.voice_activity import open_detector
 
     prepare_torch(arguments)
-    built, kernel = open_transcriber(
+    built = open_transcriber(
         arguments.model,
         weights=None if arguments.weights == "none" else arguments.weights,
         device=arguments.device,
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
         kernel=arguments.kernel,
     )
-    streamed = format_ == "txt" and arguments.out is None and len(files) == 1
+    detector = open_detector() if arguments.vad or arguments.batch_size > 1 else False
     documents = []
-    failed = False
     for file in files:
         target = targets.get(file)
         outcome = transcribe(
@@ -116,39 +121,36 @@ def run(arguments: argparse.Namespace) -> int:
             model=built,
             language=arguments.language,
             task=arguments.task,
-            vad=arguments.vad,
+            vad=detector,
             batch_size=arguments.batch_size,
             max_duration_s=arguments.max_duration,
             journal=None if target is None else target.with_name(f"{target.name}.part"),
             on_window=_print_window if streamed else None,
+            on_done=None if target is None else partial(_write, target, format_),
             progress=not streamed or not sys.stdout.isatty(),
             **options,
         )
-        document = _document(outcome, kernel)
+        document = _document(outcome)
         result = outcome.results[0]
         if result.error:
-            failed = True
             print(f"zoo: {result.error}", file=sys.stderr)
-        elif target is not None:
-            _write(target, document if format_ == "json" else _formatted(result, format_))
-        elif format_ != "json" and not streamed:
+        elif target is None and format_ != "json" and not streamed and not arguments.json:
             _print_result(result, format_, len(files))
         documents.append(document)
     merged = {**documents[0], "results": [entry for document in documents for entry in document["results"]]}
-    if format_ == "json" and (arguments.out is None or arguments.json):
+    if arguments.json or (format_ == "json" and not targets):
         print_json(merged)
     warn_of_random_weights(outcome)
     note = f"; {outcome.note}" if outcome.note else ""
-    print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {kernel}{note}", file=sys.stderr)
-    return 1 if failed else 0
+    print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.kernel}{note}", file=sys.stderr)
+    return 1 if any("error" in entry for entry in merged["results"]) else 0
 
 
 def _format(arguments: argparse.Namespace) -> str:
-    """What is written: as asked for, or as the output is called."""
-    if arguments.json:
-        return "json"
+    """What is written: as asked for, or as the output is called. --json alone is json, and goes to the terminal beside a file."""
     named = "" if arguments.out is None else arguments.out.suffix.lower().removeprefix(".")
-    format_: str = arguments.format or (named if named in FORMATS else "txt")
+    usual = "json" if arguments.json else "txt"
+    format_: str = arguments.format or (named if named in FORMATS else usual)
     return format_
 
 
@@ -197,16 +199,33 @@ def _targets(out: Path | None, files: list[Path], format_: str) -> dict[Path, Pa
     return targets
 
 
-def _write(target: Path, content: Any) -> None:
-    """Under its final name only when it is whole."""
-    import json
+def _refuse_to_overwrite(targets: dict[Path, Path]) -> dict[Path, Path]:
+    """The same, if none of them is one of the sounds, or a folder."""
+    for target in targets.values():
+        if target.is_dir():
+            raise UsageError(f"--out {target}: a folder, where a transcript is to be written")
+        if any(target.exists() and file.exists() and target.samefile(file) for file in targets):
+            raise UsageError(f"--out {target}: it is one of the sounds, and would be lost: give another name")
+    return targets
 
+
+def _write(target: Path, format_: str, outcome: Any) -> None:
+    """A transcript under its final name, when it is whole. Raises ZooError where the disk refuses."""
     from zoo.tasks.journal import replace_durably
 
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    (result,) = outcome.results
+    if result.error:
+        return
+    as_json = json.dumps(_document(outcome), ensure_ascii=False, indent=2) + "\n"
+    text = as_json if format_ == "json" else _formatted(result, format_)
     temporary = target.with_name(f"{target.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    replace_durably(temporary, target)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        replace_durably(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = target.with_name(f"{target.name}.part")
+        raise ZooError(f"--out {target}: cannot be written ({error}); what was done is kept in {kept}") from error
     print(f"{target}", file=sys.stderr)
 
 
@@ -226,17 +245,15 @@ def _print_result(result: Any, format_: str, count: int) -> None:
     if count > 1 and format_ == "txt":
         print(f"{result.input}: {result.text}")
         return
-    if count > 1:
-        print(f"NOTE {result.input}\n" if format_ == "vtt" else f"{result.input}")
     print(_formatted(result, format_), end="")
 
 
-def _document(outcome: Any, kernel: str) -> dict[str, Any]:
+def _document(outcome: Any) -> dict[str, Any]:
     """The JSON document of a transcription."""
     return {
         **about_model(outcome),
         "weights": outcome.weights,
-        "kernel": kernel,
+        "kernel": outcome.kernel,
         "settings": outcome.settings,
         "note": outcome.note,
         "results": [

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from zoo.errors import MediaError, UsageError, ZooError
-from zoo.media.file import check_file, describe_content
+from zoo.media.file import check_file, describe_content, expanded
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,9 @@ MAX_DURATION_S = 600.0  # of a sound that is held in memory whole: 38 MB at 16 k
 MAX_BYTES = 4_000_000_000
 MAX_DECODE_S = 600.0
 MAX_CHANNELS = 64
+MAX_SAMPLES = 1 << 27  # of a sound that is held in memory whole: half a gigabyte, whatever rate a header claims
+LOUDEST = 1e6  # times full scale; more is no sound, and overflows in what is computed of it
+KNOWN_S = 1e9  # longer claims are how headers say that they do not know
 RATES_HZ = (1_000, 768_000)
 BLOCK_NUMBERS = 1 << 20  # decoded at a time, all channels together: 4 MB
 LARGEST_TERM = (
@@ -69,8 +72,10 @@ class Sound:
             )
         if not RATES_HZ[0] <= self.sample_rate_hz <= RATES_HZ[1]:
             raise MediaError(f"a sample rate is from {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz, got {self.sample_rate_hz:,}")
-        _refuse_nonfinite(samples, 0, self.sample_rate_hz, "the sound")
-        object.__setattr__(self, "samples", np.ascontiguousarray(samples, np.float32))
+        with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+            samples = np.ascontiguousarray(samples, np.float32)
+        _refuse_wild(samples, 0, self.sample_rate_hz, "the sound")
+        object.__setattr__(self, "samples", samples)
 
     @property
     def duration_s(self) -> float:
@@ -99,7 +104,14 @@ def open_audio(
     with open_reader(
         source, sample_rate_hz=sample_rate_hz, max_duration_s=max_duration_s, max_decode_s=max_decode_s, label=label
     ) as reader:
-        blocks = list(reader.blocks())
+        blocks, count = [], 0
+        for block in reader.blocks():
+            blocks.append(block)
+            count += len(block)
+            if count > MAX_SAMPLES:
+                raise MediaError(
+                    f"{reader.label}: more than {MAX_SAMPLES:,} samples at {reader.sample_rate_hz:,} Hz; cut it"
+                )
         whole = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
         if not len(whole):
             raise MediaError(f"{reader.label}: it holds no sample")
@@ -109,18 +121,21 @@ def open_audio(
 class AudioReader:
     """A sound that is read piece by piece: `read(start, count)` gives mono samples at `sample_rate_hz`.
 
-    Reading goes forward; a step back before what is still held decodes again from the start. `claimed_s` is how long the sound
-    says it is, which is no promise. Made by `open_reader`, and closed by it.
+    Reading goes forward; a step back before what is still held decodes again from the start. Made by `open_reader`, and closed by it.
     """
 
     def __init__(self, decoder: _Decoder, sample_rate_hz: int) -> None:
         self.label = decoder.label
         self.sample_rate_hz = sample_rate_hz
-        self.claimed_s = decoder.claimed_s
         self._decoder = decoder
         self._held = np.empty(0, np.float32)
         self._start = 0  # where in the sound what is held begins
         self._blocks = decoder.resampled(sample_rate_hz)
+
+    @property
+    def duration_s(self) -> float:
+        """How long the sound is, once it was read to its end; before, what it says, 0 where it says nothing."""
+        return self._decoder.duration_s
 
     def read(self, start: int, count: int) -> Samples:
         """Samples `start` to `start + count`, float32[N]; N is less than `count` only where the sound ends."""
@@ -142,9 +157,10 @@ class AudioReader:
         return self._held[:count]
 
     def blocks(self) -> Iterator[Samples]:
-        """All of it from the start, block after block."""
+        """All of it from the start, block after block; `read` begins anew afterwards."""
         self.rewind()
         yield from self._blocks
+        self.rewind()
 
     def rewind(self) -> None:
         """Start again."""
@@ -167,7 +183,7 @@ def open_reader(
         raise UsageError(f"sample_rate_hz is from {RATES_HZ[0]:,} to {RATES_HZ[1]:,}, got {sample_rate_hz:,}")
     limits = _Limits(max_duration_s, max_decode_s)
     if isinstance(source, Sound):
-        decoder = _Decoder(label or "the sound", None, source, limits)
+        decoder = _Decoder(label or "the sound", None, None, source, limits)
         yield AudioReader(decoder, sample_rate_hz or source.sample_rate_hz)
         return
     if not isinstance(source, (str, Path, bytes)):
@@ -176,8 +192,12 @@ def open_reader(
             f"{type(source).__name__}: an array says nothing of its rate"
         )
     label = label or (str(source) if isinstance(source, (str, Path)) else f"{len(source):,} bytes")
-    with _opened(source, label, limits) as file:
-        yield AudioReader(_Decoder(label, file, None, limits), sample_rate_hz or file.samplerate)
+    with _opened(source, label, limits) as (file, raw):
+        decoder = _Decoder(label, file, raw, None, limits)
+        try:
+            yield AudioReader(decoder, sample_rate_hz or file.samplerate)
+        finally:
+            decoder.file.close()
 
 
 def resample(samples: torch.Tensor, from_hz: int, to_hz: int) -> torch.Tensor:
@@ -209,6 +229,8 @@ def to_waveforms(sounds: Sequence[Sound], preprocess: Mapping[str, Any]) -> tupl
         if sound.duration_s > limit_s:
             raise MediaError(f"a sound of {sound.duration_s:.1f} s: this encoder takes at most {limit_s:g} s, cut it first")
         rows.append(resample(torch.from_numpy(sound.samples), sound.sample_rate_hz, rate_hz))
+        if not len(rows[-1]):
+            raise MediaError(f"sound {number} holds no sample")
     longest = max(map(len, rows), default=0)
     samples_BN = torch.zeros(len(rows), longest)
     for row, samples in zip(samples_BN, rows, strict=True):
@@ -226,16 +248,22 @@ class _Limits:
 class _Decoder:
     """Blocks of one source, mono, as recorded; counted against the limits."""
 
-    def __init__(self, label: str, file: Any, sound: Sound | None, limits: _Limits) -> None:
-        self.label, self.file, self.sound, self.limits = label, file, sound, limits
+    def __init__(self, label: str, file: Any, raw: BinaryIO | None, sound: Sound | None, limits: _Limits) -> None:
+        """file: libsndfile's, which decodes the open file `raw`; without both, a sound that is decoded."""
+        self.label, self.file, self.raw, self.sound, self.limits = label, file, raw, sound, limits
         self.rate_hz: int = file.samplerate if sound is None else sound.sample_rate_hz
-        self.claimed_s: float = (file.frames if sound is None else len(sound.samples)) / self.rate_hz
+        claimed_s = (file.frames if sound is None else len(sound.samples)) / self.rate_hz
+        self.duration_s = claimed_s if claimed_s < KNOWN_S else 0.0
         self.spent_s = 0.0
-        self._refuse_long(self.claimed_s)
+        self._refuse_long(self.duration_s)
 
     def rewind(self) -> None:
-        if self.file is not None:
-            self._guarded(lambda: self.file.seek(0))
+        self.spent_s = 0.0
+        if self.raw is not None:  # opened anew: not every format can be sought in
+            raw = self.raw
+            self.file.close()
+            raw.seek(0)
+            self.file = self._guarded(lambda: _decoded(raw))
 
     def resampled(self, rate_hz: int) -> Iterator[Samples]:
         return self._native() if rate_hz == self.rate_hz else _resampled(self._native(), self.rate_hz, rate_hz)
@@ -252,15 +280,16 @@ class _Decoder:
             if not len(block):
                 break
             mono = block[:, 0].copy() if block.shape[1] == 1 else block.mean(1)
-            _refuse_nonfinite(mono, done, self.rate_hz, self.label)
+            _refuse_wild(mono, done, self.rate_hz, self.label)
             done += len(block)
             self._refuse_long(done / self.rate_hz)
             yield mono
-        if done < 0.99 * self.file.frames:
+        if done / self.rate_hz < 0.99 * self.duration_s:
             logging.getLogger("zoo").warning(
                 "%s: the header promises %.1f s, the file holds %.1f s; what is there is used",
-                self.label, self.claimed_s, done / self.rate_hz,
+                self.label, self.duration_s, done / self.rate_hz,
             )  # fmt: skip
+        self.duration_s = done / self.rate_hz
 
     def _guarded(self, call: Any) -> Any:
         """What the library gives, its errors as ours, and its time counted."""
@@ -280,39 +309,66 @@ class _Decoder:
         if duration_s > self.limits.duration_s:
             raise MediaError(
                 f"{self.label}: {duration_s:,.0f} s of sound or more, the limit is {self.limits.duration_s:,.0f} s; cut it, or "
-                f"raise max_duration_s (--max-duration)"
+                f"raise max_duration_s (zoo transcribe: --max-duration)"
             )
 
 
 @contextmanager
-def _opened(source: str | Path | bytes, label: str, limits: _Limits) -> Iterator[Any]:
-    """The source as libsndfile's file, checked."""
-    soundfile = _need("soundfile")
+def _opened(source: str | Path | bytes, label: str, limits: _Limits) -> Iterator[tuple[Any, BinaryIO]]:
+    """The source as libsndfile's file, checked, and the open file under it."""
     if isinstance(source, bytes):
         if not source:
             raise MediaError(f"{label}: there are no bytes")
-        with _checked(soundfile, io.BytesIO(source), source[:64], label) as file:
-            yield file
+        if _is_aac(source[:64]):
+            with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+                path = Path(folder, "given")
+                path.write_bytes(source)
+                with _opened(path, label, limits) as both:
+                    yield both
+            return
+        raw: BinaryIO = io.BytesIO(source)
+        with _checked(raw, source[:64], label) as file:
+            yield file, raw
         return
-    path = Path(source).expanduser()
+    path = expanded(source)
     check_file(path, "an audio file", max_bytes=MAX_BYTES)
+    # libsndfile gets the open file: it takes the name "-" for standard input, and looks at suffixes.
     with path.open("rb") as raw:
         head = raw.read(64)
-    if head[4:8] == b"ftyp" or head[:2] in (b"\xff\xf1", b"\xff\xf9"):  # MPEG-4, or AAC as a stream: libsndfile has neither
-        with _by_ffmpeg(path, label, limits) as converted, _checked(soundfile, str(converted), head, label) as file:
-            yield file
-        return
-    _warn_if_cut(path, head, label)
-    # An absolute path: libsndfile takes "-" for standard input. It looks at the content, not at the suffix.
-    with _checked(soundfile, str(path.absolute()), head, label) as file:
-        yield file
+        raw.seek(0)
+        if _is_aac(head):
+            with (
+                _by_ffmpeg(path, label, limits) as converted,
+                converted.open("rb") as wav,
+                _checked(wav, head, label) as file,
+            ):
+                yield file, wav
+            return
+        _warn_if_cut(path, head, label)
+        with _checked(raw, head, label) as file:
+            yield file, raw
+
+
+def _is_aac(head: bytes) -> bool:
+    """Whether a file is MPEG-4, or AAC as a stream: libsndfile has neither."""
+    return head[4:8] == b"ftyp" or head[:2] in (b"\xff\xf1", b"\xff\xf9")
+
+
+def _decoded(raw: BinaryIO) -> Any:
+    """An open file, as libsndfile reads it."""
+    file = _need("soundfile").SoundFile(raw)
+    if file.frames / file.samplerate >= KNOWN_S:  # a stream: the library seeks after each read, which fails at its end
+        file.seekable = lambda: False
+    return file
 
 
 @contextmanager
-def _checked(soundfile: Any, given: Any, head: bytes, label: str) -> Iterator[Any]:
+def _checked(given: BinaryIO, head: bytes, label: str) -> Iterator[Any]:
     expected = "expected wav, flac, ogg, opus, mp3, aiff, or m4a with ffmpeg"
     try:
-        file = soundfile.SoundFile(given)
+        file = _decoded(given)
+    except ZooError:  # the library is not there
+        raise
     except Exception as error:  # as above
         raise MediaError(f"{label}: not a sound that can be read ({describe_content(head)}); {expected}") from error
     with file:
@@ -339,7 +395,8 @@ def _by_ffmpeg(path: Path, label: str, limits: _Limits) -> Iterator[Path]:
         target = Path(folder, "sound.wav")
         command = [
             *(program, "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-i", f"file:{path.absolute()}"),
-            *("-vn", "-map", "0:a:0", "-t", f"{limits.duration_s + 1:g}", "-c:a", "pcm_s16le", str(target)),
+            *("-vn", "-map", "0:a:0", "-t", f"{min(limits.duration_s, KNOWN_S) + 1:.0f}"),
+            *("-fs", str(MAX_BYTES), "-c:a", "pcm_s16le", str(target)),
         ]
         try:
             run = subprocess.run(  # noqa: S603 - a list, not a shell; the path is behind file:
@@ -365,11 +422,13 @@ def _warn_if_cut(path: Path, head: bytes, label: str) -> None:
         )
 
 
-def _refuse_nonfinite(samples: np.ndarray[Any, Any], before: int, rate_hz: int, label: str) -> None:
-    finite = np.isfinite(samples)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        raise MediaError(f"{label}: sample {before + first:,} ({(before + first) / rate_hz:.2f} s) is {samples[first]}")
+def _refuse_wild(samples: Samples, before: int, rate_hz: int, label: str) -> None:
+    tame = np.abs(samples) <= LOUDEST  # which no NaN is
+    if not tame.all():
+        first = int(np.argmin(tame))
+        raise MediaError(
+            f"{label}: sample {before + first:,} ({(before + first) / rate_hz:.2f} s) is {samples[first]:g}; full scale is 1"
+        )
 
 
 def _ratio(from_hz: int, to_hz: int) -> Fraction:

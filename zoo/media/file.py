@@ -8,6 +8,14 @@ from pathlib import Path
 from zoo.errors import MediaError
 
 
+def expanded(path: str | Path) -> Path:
+    """The path, with ~ at its beginning as the home of a user where there is one; a file may be called so, too."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(path)
+
+
 def check_file(path: Path, what: str, *, max_bytes: int) -> None:
     """Raise MediaError unless the path is a regular file with something in it, and no more than `max_bytes`.
 

@@ -28,7 +28,7 @@ from zoo.media.image import open_image
 from zoo.modality import AUDIO, TEXT
 from zoo.plugin import describe
 from zoo.tasks import tables
-from zoo.tasks.encoding import open_for, unit_vectors, vectors_or_reasons
+from zoo.tasks.encoding import open_for, sample_rate_of, unit_vectors, vectors_or_reasons
 from zoo.tasks.inputs import Source, mixed_sources, printable, read_source, sha256_of_source
 from zoo.tasks.journal import Journal, alone, read_about, replace_durably
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
@@ -337,18 +337,21 @@ def _answer_batch(
             answers[position] = _Answer(hashes[position], place=known.anywhere[hashes[position]])
         else:
             contents[position] = content
+    rate_hz = sample_rate_of(built)
     there = {
         position: known.here[position, hashes[position]]
         for position in contents
         if (position, hashes[position]) in known.here
     }
     decoded = {
-        position: _decode(sources[position], content) for position, content in contents.items() if position not in there
+        position: _decode(sources[position], content, rate_hz)
+        for position, content in contents.items()
+        if position not in there
     }
     if all(isinstance(item, MediaError) for item in decoded.values()):
         answers |= {position: _Answer(hashes[position], place=place) for position, place in there.items()}
     else:
-        decoded |= {position: _decode(sources[position], contents[position]) for position in there}
+        decoded |= {position: _decode(sources[position], contents[position], rate_hz) for position in there}
     good = {
         position: decoded[position]
         for position in contents
@@ -366,13 +369,13 @@ def _answer_batch(
     return [answers[position] for position in range(*bound)]
 
 
-def _decode(source: Source, content: Any) -> Any:
+def _decode(source: Source, content: Any, sample_rate_hz: int | None) -> Any:
     """The RGB image, the sound or the text; the error where there is none."""
     if source.modality == TEXT:
         return content.decode("utf-8")
     try:
         if source.modality == AUDIO:
-            return open_audio(content, label=printable(source.item.label))
+            return open_audio(content, sample_rate_hz=sample_rate_hz, label=printable(source.item.label))
         return open_image(content, label=printable(source.item.label))
     except MediaError as error:
         return error

@@ -142,6 +142,12 @@ def not_finite(built: Built) -> str:
     return f"{describe(built.found.card.provider)}: {built.name} answers with NaN or infinity"
 
 
+def sample_rate_of(built: Built) -> int | None:
+    """The rate at which an encoder hears, by its card: what is read at that rate at once takes no memory for more."""
+    rate_hz: int | None = built.found.card.preprocess.get("sample_rate_hz")
+    return rate_hz
+
+
 def preparation(built: Built, modality: str) -> Prepare:
     """The model's own way from raw items of a modality to what it computes with."""
     module: Any = built.module

@@ -22,7 +22,7 @@ from PIL import Image
 from zoo.errors import MediaError, UsageError
 from zoo.media.audio import MAX_BYTES as MAX_AUDIO_BYTES
 from zoo.media.audio import Sound, open_audio
-from zoo.media.file import check_file
+from zoo.media.file import check_file, expanded
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, read_file
 from zoo.modality import AUDIO, IMAGE, TEXT
 from zoo.modality import SUFFIXES as FILES_OF
@@ -198,10 +198,10 @@ def distinct_shots(
     return kept, copies
 
 
-def load(item: Item, *, allow_urls: bool) -> Image.Image | Sound:
-    """The RGB pixels or the samples of an item. Raises MediaError."""
+def load(item: Item, *, allow_urls: bool, sample_rate_hz: int | None = None) -> Image.Image | Sound:
+    """The RGB pixels of an item, or its samples at the rate. Raises MediaError."""
     if item.modality == AUDIO:
-        return open_audio(item.source, label=printable(item.label))  # type: ignore[arg-type]  # an Item of audio holds no pixels
+        return open_audio(item.source, sample_rate_hz=sample_rate_hz, label=printable(item.label))  # type: ignore[arg-type]  # an Item of audio holds no pixels
     return load_image(item, allow_urls=allow_urls)
 
 
@@ -220,7 +220,7 @@ def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image | Sound 
     if isinstance(item.source, (bytes, Sound)):
         return item.source
     if item.modality == AUDIO and isinstance(item.source, (str, Path)):
-        path = Path(item.source).expanduser()
+        path = expanded(item.source)
         check_file(path, "an audio file", max_bytes=MAX_AUDIO_BYTES)
         return path
     if isinstance(item.source, (Image.Image, np.ndarray)):
@@ -280,7 +280,7 @@ def _text_source(text: str) -> Source:
 
 def _is_text(given: str) -> bool:
     """What is no address, no path that exists, no pattern, and has no suffix of a medium (a mistyped path must not become a text)."""
-    path = Path(given).expanduser()
+    path = expanded(given)
     if is_url(given) or given.lower().endswith((*SUFFIXES, *FILES_OF[AUDIO])) or given.endswith(("/", os.sep)):
         return False
     try:
@@ -320,7 +320,7 @@ def _expand_files(given: str | Path, modality: str | None) -> list[Item]:
         if modality == AUDIO:
             raise UsageError(f"{text}: addresses of sounds are not followed: download the file first")
         return [Item(text, text)]
-    path = Path(given).expanduser()
+    path = expanded(given)
     if glob.has_magic(text) and not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
         if not matches:

@@ -21,7 +21,7 @@ from zoo.construct import Built
 from zoo.errors import MediaError, PluginError
 from zoo.modality import AUDIO, IMAGE
 from zoo.plugin import describe
-from zoo.tasks.encoding import Prepare, joined, moved, plugin_errors, preparation
+from zoo.tasks.encoding import Prepare, joined, moved, plugin_errors, preparation, sample_rate_of
 from zoo.tasks.inputs import Item, load
 
 CPU_BATCH, DEVICE_BATCH = 4, 32
@@ -54,7 +54,7 @@ def run_items(
     @torch.inference_mode()
     def answer(batch: Sequence[Item]) -> list[Row]:
         with plugin_errors(built):
-            loaded = [_load(item, allow_urls=allow_urls) for item in batch]
+            loaded = [_load(item, allow_urls=allow_urls, sample_rate_hz=sample_rate_of(built)) for item in batch]
             prepared = (_prepared_sounds if modality == AUDIO else _prepared_images)(loaded, prepare)
             outputs = torch.empty(0) if prepared is None else compute(moved(prepared, device)).cpu()
         good = sum(not isinstance(row, str) for row in loaded)
@@ -122,10 +122,10 @@ def _threads(batches: int | None) -> Iterator[int]:
                 torch.set_num_threads(threads)
 
 
-def _load(item: Item, *, allow_urls: bool) -> Any:
+def _load(item: Item, *, allow_urls: bool, sample_rate_hz: int | None) -> Any:
     """Pixels or samples, or the error's text where there are none."""
     try:
-        return load(item, allow_urls=allow_urls)
+        return load(item, allow_urls=allow_urls, sample_rate_hz=sample_rate_hz)
     except MediaError as error:
         return str(error)
 

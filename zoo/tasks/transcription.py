@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from zoo.construct import Built, weight_hashes
 from zoo.contracts import Transcriber
 from zoo.errors import MediaError, PluginError, UsageError
 from zoo.media.audio import AudioReader, AudioSource, Sound, open_reader
+from zoo.media.file import expanded
 from zoo.modality import AUDIO
 from zoo.nn.kernels import LINEARS, apply_kernel
 from zoo.plugin import describe
@@ -77,11 +78,12 @@ def transcribe(
     kernel: str = "float32",
     language: str | None = None,
     task: str = "transcribe",
-    vad: bool = False,
+    vad: bool | Built = False,
     batch_size: int = 1,
     max_duration_s: float = MAX_DURATION_S,
     journal: str | Path | None = None,
     on_window: OnWindow | None = None,
+    on_done: Callable[[Transcription], None] | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Transcription:
@@ -92,12 +94,12 @@ def transcribe(
         `weights`, `device`, `dtype` and `kernel` are those it was built with.
     kernel: number format of the linear layers, from `zoo.nn.kernels.LINEARS`; "float32" rounds nothing.
     language: a code or a name; None: as it sounds. task: "translate" writes English.
-    vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there.
+    vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
     max_duration_s: longer sounds are refused.
-    journal: a file beside which a sound that takes long is safe: if the work is interrupted, the same call goes on from there; it is
-        removed when the work is done. For one sound.
-    on_window: called with the sound's name and each window as soon as it is there.
+    journal: a file in which a sound that takes long is safe: if the work is interrupted, the same call goes on from there; it is
+        removed when the work is done, and `on_done` has returned. For one sound.
+    on_window: called with the sound's name and each window as soon as it is there. on_done: called with what is returned.
     options: of the model itself, as word_timestamps, beam_size, temperature, initial_prompt (`zoo_whisper.transcription.windows`).
     Raises UsageError for arguments that make no sense, and what building the model raises. A sound that cannot be read becomes a result
     with `error`; it never costs the others theirs.
@@ -110,24 +112,30 @@ def transcribe(
         raise UsageError(f"a journal is of one sound, got {len(sounds)}")
     if task not in ("transcribe", "translate"):
         raise UsageError(f"task is transcribe or translate, got {task!r}")
-    built, format_ = open_transcriber(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
-    _check_options(built, {**options, "language": language, "batch_size": batch_size})
-    detector = open_detector() if vad or batch_size > 1 else None
-    given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad, **options}
+    built = open_transcriber(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
+    _check_options(built, options, batch_size)
+    wanted = vad is not False or batch_size > 1
+    detector = vad if isinstance(vad, Built) else open_detector() if wanted else None
+    given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad is not False, **options}
     run = _Run(built, detector, given, max_duration_s, on_window, progress)
     results = [run.transcript(source, journal=None if journal is None else Path(journal)) for source in sounds]
     provider = built.found.card.provider
-    return Transcription(
+    outcome = Transcription(
         model=built.name,
         distribution=provider.distribution,
         version=provider.version,
         weights=weight_hashes(built),
-        kernel=format_,
+        kernel=built.kernel or device_and_format(built)[1],
         settings=given,
         results=tuple(results),
         note=BATCHES_IGNORE if batch_size > 1 else None,
         random_weights=built.random,
     )
+    if on_done is not None:
+        on_done(outcome)
+    if journal is not None and results[0].error is None:
+        Path(journal).unlink(missing_ok=True)
+    return outcome
 
 
 def open_transcriber(
@@ -137,8 +145,8 @@ def open_transcriber(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     kernel: str = "float32",
-) -> tuple[Built, str]:
-    """A transcriber and its number format: the named one, the one handed over, or the installed default.
+) -> Built:
+    """A transcriber, with a kernel: the named one, the one handed over, or the installed default.
 
     Raises UsageError for a model of another kind, PluginError for one that keeps no such contract.
     """
@@ -155,12 +163,18 @@ def open_transcriber(
     if isinstance(model, Built) or dtype is not None or str(device) != "cpu":
         if kernel != "float32":
             raise UsageError(f"kernel {kernel} takes a model on the CPU in float32: leave out dtype and device")
-        return built, str(next(built.module.parameters(), torch.empty(0)).dtype).removeprefix("torch.")
+        return built
     if hasattr(module, "use_kernel"):
         module.use_kernel(kernel)
     else:
         apply_kernel(built.module, kernel)
-    return built, kernel
+    return replace(built, kernel=kernel)
+
+
+def device_and_format(built: Built) -> tuple[str, str]:
+    """Where a model computes, and the number format of its parameters."""
+    example = next(built.module.parameters(), torch.empty(0))
+    return str(example.device), str(example.dtype).removeprefix("torch.")
 
 
 class _Run:
@@ -176,7 +190,8 @@ class _Run:
         progress: bool,
     ) -> None:
         self.built, self.detector, self.given = built, detector, dict(given)
-        self.max_duration_s, self.on_window, self.progress = max_duration_s, on_window, progress
+        self.max_duration_s, self.progress = max_duration_s, progress
+        self.on_window = on_window
 
     def transcript(self, source: AudioSource, *, journal: Path | None) -> Transcript:
         label = printable(str(source)) if isinstance(source, (str, Path)) else "the sound"
@@ -186,29 +201,30 @@ class _Run:
                 open_reader(source, sample_rate_hz=module.sample_rate_hz, max_duration_s=self.max_duration_s) as reader,
                 closing(self._windows(reader, source, journal)) as windows,
             ):
-                return self._collected(label, reader, windows)
+                result = self._collected(label, reader, windows)
         except KeyboardInterrupt as stop:
             if journal is None:
                 raise
             raise KeyboardInterrupt(f"what was done is kept in {journal}; the same command goes on from there") from stop
         except MediaError as error:
-            return Transcript(input=label, text="", language=None, duration_s=0.0, segments=(), error=str(error))
+            result = Transcript(input=label, text="", language=None, duration_s=0.0, segments=(), error=str(error))
+        return result
 
     def _collected(self, label: str, reader: AudioReader, windows: Generator[Window]) -> Transcript:
         segments: list[Segment] = []
         language: str | None = None
-        reached_s = 0.0
-        wanted = self.progress and reader.claimed_s >= PROGRESS_FROM_S
-        with tqdm(total=round(reader.claimed_s), unit="s", desc=label[-40:], disable=None if wanted else True) as bar:
+        wanted = self.progress and reader.duration_s >= PROGRESS_FROM_S
+        with tqdm(total=round(reader.duration_s), unit="s", desc=label[-40:], disable=None if wanted else True) as bar:
             for window in windows:
                 segments += window.segments
                 language = window.language or language
                 bar.update(max(0, round(window.reached_s) - bar.n))
-                reached_s = max(reached_s, window.reached_s)
                 if self.on_window is not None:
                     self.on_window(label, window)
+        if not reader.duration_s:
+            raise MediaError(f"{label}: it holds no sample")
         text = "".join(segment.text for segment in segments).strip()
-        return Transcript(input=label, text=text, language=language, duration_s=reader.claimed_s, segments=tuple(segments))
+        return Transcript(input=label, text=text, language=language, duration_s=reader.duration_s, segments=tuple(segments))
 
     def _windows(self, reader: AudioReader, source: AudioSource, journal: Path | None) -> Generator[Window]:
         if journal is None:
@@ -231,7 +247,6 @@ class _Run:
             finally:
                 kept.sync()
                 kept.close()
-            kept.delete()
 
     def _fresh(self, reader: AudioReader, state: Mapping[str, Any] | None) -> Generator[Window]:
         options = {name: value for name, value in self.given.items() if name not in ("vad", "batch_size")}
@@ -249,39 +264,36 @@ class _Run:
                 yield window
 
     def _plan(self, source: AudioSource) -> str:
-        """What the result depends on: model, options and the sound's own bytes."""
-        digest = hashlib.sha256(json.dumps([self.built.identity, self.given], sort_keys=True, default=str).encode())
+        """What the result depends on: the model and how it computes, the detector, the options and the sound's own bytes."""
+        built, detector = self.built, self.detector
+        about = [built.identity, built.kernel, device_and_format(built), detector and detector.identity, self.given]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
         if isinstance(source, Sound):
             digest.update(source.samples.tobytes() + str(source.sample_rate_hz).encode())
         elif isinstance(source, bytes):
             digest.update(source)
         else:
-            with Path(source).expanduser().open("rb") as file:
+            with expanded(source).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
 
-def _check_options(built: Built, options: Mapping[str, Any]) -> None:
+def _check_options(built: Built, options: Mapping[str, Any], batch_size: int) -> None:
     """Raise UsageError for an option that the model does not name, before any sound is read."""
+    import difflib
     import inspect
 
     module: Any = built.module
-    accepted = getattr(module, "options", None)
-    names = set(accepted) if accepted is not None else set(inspect.signature(module.windows).parameters)
-    open_ended = accepted is None and any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD
-        for parameter in inspect.signature(module.windows).parameters.values()
-    )
-    unknown = (
-        [] if open_ended else [name for name, value in options.items() if name not in names and value not in (None, 1)]
-    )
+    parameters = inspect.signature(module.windows).parameters.values()
+    declared = getattr(module, "options", None)
+    names = set(declared) if declared is not None else {parameter.name for parameter in parameters}
+    names -= {"reader", "state", "speech"}  # which are not the caller's to give
+    open_ended = declared is None and any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    asked = [*options, *(["batch_size"] if batch_size != 1 else [])]
+    unknown = [name for name in asked if name not in names and not (open_ended and name not in ("state", "speech"))]
     if unknown:
-        import difflib
-
         near = difflib.get_close_matches(unknown[0], names, 1, 0.6)
-        hint = (
-            f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(names - {'reader', 'state', 'speech'}))}"
-        )
+        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(names))}"
         raise UsageError(f"{built.name} has no option {unknown[0]}{hint}")
 
 

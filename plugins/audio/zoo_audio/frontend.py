@@ -22,7 +22,7 @@ from zoo.nn.attention import Attention
 from zoo.nn.block import Block
 from zoo.nn.feed_forward import Dense
 from zoo.nn.stack import Stack
-from zoo_audio.log_mel import log_mels
+from zoo_audio.log_mel import QUIETEST, log_mels
 
 RANGE = 8.0  # powers of ten below a sound's loudest frame that are told apart
 
@@ -99,6 +99,8 @@ class SpeechEncoder(nn.Module):
         mel_BTC, mask_BT = log_mels(items, self.numbers)
         loudest_B11 = mel_BTC.masked_fill(~mask_BT[:, :, None], -math.inf).amax((1, 2), keepdim=True)
         relative_BTC = (mel_BTC - loudest_B11).clamp(min=-RANGE) / (RANGE / 2) + 1
+        silent_B11 = loudest_B11 <= math.log10(QUIETEST) + 1e-3  # nothing in it is louder than the rest
+        relative_BTC = relative_BTC.masked_fill(silent_B11, -1.0)
         return relative_BTC * mask_BT[:, :, None], mask_BT
 
     def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> Encoded:

@@ -24,6 +24,7 @@ from zoo.media.audio import Sound, to_waveforms
 
 BANDS, FFT, WINDOW, HOP = 64, 512, 400, 160
 LOWEST_HZ, HIGHEST_HZ = 40.0, 8000.0
+SILENT_DB = -200.0  # a sound whose loudest moment lies below is silence
 RANGE_DB = 60.0  # below the loudest value of a spectrogram: less is silence
 KERNELS, LENGTH, DILATIONS = 64, 9, (1, 4, 16)
 THRESHOLDS, STEEPNESS = (-0.3, 0.0, 0.3), 8.0  # of the share of time in which a kernel answers
@@ -94,7 +95,7 @@ def decibels(samples_N: torch.Tensor) -> torch.Tensor:
     spectrum_FT = torch.stft(filled, FFT, HOP, WINDOW, torch.hann_window(WINDOW), center=False, return_complex=True)
     powers_TC = spectrum_FT.abs().square().T @ filters
     levels_TC: torch.Tensor = 10 * powers_TC.clamp_min(1e-30).log10()
-    return levels_TC - levels_TC.max()
+    return levels_TC - levels_TC.max().clamp_min(SILENT_DB)
 
 
 def floored(levels_TC: torch.Tensor) -> torch.Tensor:

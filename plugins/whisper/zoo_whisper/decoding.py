@@ -83,12 +83,12 @@ def decode(
     *,
     prompt: Sequence[int] = (),
     temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> list[Decoded]:
     """Decode B windows that share their rules and what came before.
 
     prompt: tokens of the text before, of which as many of the last are used as half the context holds.
-    generator: what samples are drawn with; torch's own when None.
+    generators: what each window's samples are drawn with, so that none depends on the others; torch's own when None.
     """
     known: Controls = model.controls
     decoder = model.decoder
@@ -108,7 +108,7 @@ def decode(
     chooser: _Greedy | _Beams = (
         _Beams(heard.windows, each, rules.patience or 1.0, known.end)
         if rules.beam_size is not None and not sampling
-        else _Greedy(heard.windows, each, temperature, known.end, generator)
+        else _Greedy(heard.windows, each, temperature, known.end, generators)
     )
     filters = _Filters(model, rules)
     rows: list[list[int]] = [[] for _ in range(writing.rows)]
@@ -199,8 +199,10 @@ class _Filters:
 class _Greedy:
     """The likeliest token, or a sample; a row that has ended stays as it is."""
 
-    def __init__(self, windows: int, each: int, temperature: float, end: int, generator: torch.Generator | None) -> None:
-        self.each, self.temperature, self.end, self.generator = each, temperature, end, generator
+    def __init__(
+        self, windows: int, each: int, temperature: float, end: int, generators: Sequence[torch.Generator] | None
+    ) -> None:
+        self.each, self.temperature, self.end, self.generators = each, temperature, end, generators
         self.sums: list[float] = [0.0] * (windows * each)
         self.windows = list(range(windows))  # those that are still written
         self.over: dict[int, list[tuple[list[int], float]]] = {}
@@ -210,8 +212,7 @@ class _Greedy:
         if self.temperature == 0:
             chosen_R = logits_RV.argmax(-1)
         else:
-            shares_RV = (logits_RV / self.temperature).softmax(-1)
-            chosen_R = torch.multinomial(shares_RV, 1, replacement=True, generator=self.generator)[:, 0]
+            chosen_R = self._drawn((logits_RV / self.temperature).softmax(-1))
         logs = log_softmax(logits_RV, -1).gather(1, chosen_R[:, None])[:, 0].tolist()
         grown = []
         for number, (row, token, log) in enumerate(zip(rows, chosen_R.tolist(), logs, strict=True)):
@@ -221,6 +222,15 @@ class _Greedy:
             grown.append([*row, self.end if ended else token])
         self.rows = grown
         return grown, None
+
+    def _drawn(self, shares_RV: torch.Tensor) -> torch.Tensor:
+        if self.generators is None:
+            return torch.multinomial(shares_RV, 1, replacement=True)[:, 0]
+        drawn = [
+            torch.multinomial(shares, 1, replacement=True, generator=self.generators[window])
+            for window, shares in zip(self.windows, torch.split(shares_RV, self.each), strict=True)
+        ]
+        return torch.cat(drawn)[:, 0]
 
     @property
     def finished(self) -> bool:

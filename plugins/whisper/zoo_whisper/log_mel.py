@@ -8,7 +8,6 @@ so that an hour takes no more memory than a minute.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -22,6 +21,7 @@ FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP
 WINDOW_FRAMES = 3_000  # 30 s
 QUIETEST = 8.0  # below the loudest, in powers of ten; less is raised to that
 CHUNK_FRAMES = WINDOW_FRAMES
+SILENT = -10.0  # the logarithm of what no filter hears
 
 
 class LogMel:
@@ -47,25 +47,26 @@ class LogMel:
 
     def _survey(self) -> tuple[int, float]:
         """The number of whole frames, and the loudest value in all of them and in the cut one after the last."""
-        total, loudest = 0, -10.0  # the clamp: what silence gives
-        held = torch.empty(0)
-        start = 0  # where in the sound `held` begins, without what is mirrored before it
+        total, loudest = 0, SILENT
+        held, begun = torch.empty(0), False  # from the first sample of the next frame on
         for block in self.reader.blocks():
             total += len(block)
             held = torch.cat((held, torch.from_numpy(block)))
-            ready = (len(held) - FFT) // HOP
-            if ready >= CHUNK_FRAMES:
-                loudest = max(loudest, self._loudest_of(held, start, ready))
-                kept = max(0, ready - 2) * HOP  # two frames twice, so that no window is left out at a seam
-                held, start = held[kept:], start + kept
+            if not begun and len(held) > FFT // 2:
+                held, begun = mirrored(held), True
+            ready = 1 + (len(held) - FFT) // HOP
+            if begun and ready >= CHUNK_FRAMES:
+                loudest = max(loudest, self._loudest_of(held, ready))
+                held = held[ready * HOP :]
         held = torch.cat((held, torch.zeros(FFT)))
-        return total // HOP, max(loudest, self._loudest_of(held, start, (len(held) - FFT // 2) // HOP))
+        if not begun:
+            held = mirrored(held)
+        return total // HOP, max(loudest, self._loudest_of(held, 1 + (len(held) - FFT) // HOP))
 
-    def _loudest_of(self, samples: torch.Tensor, start: int, frames: int) -> float:
-        return max(
-            float(_log_mel(piece, self.bands).max())
-            for piece in _pieces(mirrored(samples) if start == 0 else samples, frames)
-        )
+    def _loudest_of(self, samples: torch.Tensor, frames: int) -> float:
+        starts = range(0, frames, CHUNK_FRAMES)
+        pieces = (samples[first * HOP : (min(first + CHUNK_FRAMES, frames) - 1) * HOP + FFT] for first in starts)
+        return max((float(_log_mel(piece, self.bands).max()) for piece in pieces), default=SILENT)
 
     def _logarithms(self, first: int, count: int) -> torch.Tensor:
         start, length = first * HOP - FFT // 2, (count - 1) * HOP + FFT
@@ -95,17 +96,10 @@ def mirrored(samples: torch.Tensor) -> torch.Tensor:
     return torch.cat((samples[1 : FFT // 2 + 1].flip(0), samples))
 
 
-def _pieces(samples: torch.Tensor, frames: int) -> Iterator[torch.Tensor]:
-    for first in range(0, max(1, frames), CHUNK_FRAMES):
-        piece = samples[first * HOP : (min(first + CHUNK_FRAMES, frames) - 1) * HOP + FFT]
-        if len(piece) >= FFT:
-            yield piece
-
-
 def _log_mel(samples: torch.Tensor, bands: int) -> torch.Tensor:
     """float[N] -> float[bands, 1 + (N - 400) // 160]."""
     spectrum = torch.stft(samples, FFT, HOP, window=_window(), center=False, return_complex=True)
-    return (_filters(bands) @ spectrum.abs().square()).clamp(min=1e-10).log10()
+    return (_filters(bands) @ spectrum.abs().square()).clamp(min=10**SILENT).log10()
 
 
 @cache

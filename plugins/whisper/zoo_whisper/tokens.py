@@ -125,7 +125,20 @@ LANGUAGES: Mapping[str, str] = dict(
         "yue=cantonese",
     ]
 )
-OTHER_NAMES = {"mandarin": "zh", "castilian": "es", "valencian": "ca", "flemish": "nl", "burmese": "my", "moldovan": "ro"}
+OTHER_NAMES = {
+    "burmese": "my",
+    "castilian": "es",
+    "flemish": "nl",
+    "haitian": "ht",
+    "letzeburgesch": "lb",
+    "mandarin": "zh",
+    "moldavian": "ro",
+    "moldovan": "ro",
+    "panjabi": "pa",
+    "pushto": "ps",
+    "sinhalese": "si",
+    "valencian": "ca",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

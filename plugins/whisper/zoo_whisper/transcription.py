@@ -2,12 +2,13 @@
 
 The algorithm is openai-whisper's `transcribe`, step by step: where a window begins follows from the last moment of the one before,
 what was written there is its prompt, a window that repeats itself or is improbable is tried again at higher temperatures, and one
-without speech is skipped. One thing differs: the language is asked of the first window as it is decoded, not of a second
-computation of it with other padding, which shows in sounds of less than 30 s alone.
+without speech is skipped. One thing differs: the language is asked of the first window as it is decoded, not of the first 30 s of the file, computed once
+more with other padding. That shows where a sound is shorter than a window, or where the first window is elsewhere (clips, voices).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -20,52 +21,14 @@ from zoo.media.audio import AudioReader
 from zoo.transcript import Segment, Window
 from zoo_whisper.decoding import Decoded, Rules, decode
 from zoo_whisper.hearing import Heard, Writing, hear
+from zoo_whisper.ladder import TEMPERATURES, Ladder
 from zoo_whisper.log_mel import FRAMES_PER_SECOND, WINDOW_FRAMES, LogMel
 from zoo_whisper.tokens import SECONDS_PER_MOMENT, Controls, language_code
-from zoo_whisper.words import Alignment, segments_with_words, skip_hallucinations
+from zoo_whisper.words import Alignment, segments_with_words, skip_hallucinations, speech_end_s
 
 FRAMES_PER_MOMENT = 2
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 HOT = 0.5  # what was written at a higher temperature is no prompt for what follows
 Span = tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ladder:
-    """When a window is tried again at the next temperature, and when it is silence instead.
-
-    A window fails when its text shrinks to less than 1 / compression_ratio_threshold in zlib, or its average log-probability is
-    below logprob_threshold. It is silence when the probability of no speech is above no_speech_threshold and it is improbable. None
-    switches a rule off.
-    """
-
-    temperatures: tuple[float, ...] = TEMPERATURES
-    compression_ratio_threshold: float | None = 2.4
-    logprob_threshold: float | None = -1.0
-    no_speech_threshold: float | None = 0.6
-
-    def __post_init__(self) -> None:
-        if not self.temperatures or any(not value >= 0 for value in self.temperatures):
-            raise UsageError(f"temperature is one number or several, none below 0, got {self.temperatures}")
-
-    def fails(self, result: Decoded) -> bool:
-        improbable = self._improbable(result)
-        if self._silent(result) and improbable:
-            return False
-        repeats = (
-            self.compression_ratio_threshold is not None and result.compression_ratio > self.compression_ratio_threshold
-        )
-        return repeats or improbable
-
-    def skips(self, result: Decoded) -> bool:
-        probable = self.logprob_threshold is not None and result.average_log_probability > self.logprob_threshold
-        return self._silent(result) and not probable
-
-    def _silent(self, result: Decoded) -> bool:
-        return self.no_speech_threshold is not None and result.no_speech_probability > self.no_speech_threshold
-
-    def _improbable(self, result: Decoded) -> bool:
-        return self.logprob_threshold is not None and result.average_log_probability < self.logprob_threshold
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,11 +65,11 @@ def windows(
     condition_on_previous_text: bool | None = None,
     initial_prompt: str | None = None,
     carry_initial_prompt: bool = False,
-    suppress_tokens: Sequence[int] = (-1,),
+    suppress_tokens: str | Sequence[int] | None = (-1,),
     without_timestamps: bool = False,
     max_initial_timestamp: float | None = 1.0,
     hallucination_silence_threshold: float | None = None,
-    clip_timestamps: Sequence[float] = (),
+    clip_timestamps: str | Sequence[float] = (),
     batch_size: int = 1,
     speech: Sequence[Span] | None = None,
     seed: int | None = 0,
@@ -140,7 +103,13 @@ def windows(
         "clip_timestamps": clip_timestamps,
     }
     _check_batches(batch_size, speech, follows_on)
-    temperatures = (float(temperature),) if isinstance(temperature, (int, float)) else tuple(map(float, temperature))
+    temperatures = _numbers("temperature", [temperature] if isinstance(temperature, (int, float)) else temperature)
+    clip_timestamps = _numbers("clip_timestamps", clip_timestamps)
+    for name, count in (("beam_size", beam_size), ("best_of", best_of)):
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise UsageError(f"{name} is a whole number of at least 1, got {count!r}")
+    if max_initial_timestamp is not None and not 0 <= max_initial_timestamp <= WINDOW_FRAMES / FRAMES_PER_SECOND:
+        raise UsageError(f"max_initial_timestamp is a second of the window, 0 to 30, got {max_initial_timestamp}")
     ladder = Ladder(
         temperatures=temperatures,
         compression_ratio_threshold=compression_ratio_threshold,
@@ -156,7 +125,7 @@ def windows(
         length_penalty=length_penalty,
         suppressed=_suppressed(suppress_tokens, model),
         without_moments=without_timestamps,
-        latest_first_moment_s=max_initial_timestamp,
+        latest_first_moment_s=max_initial_timestamp or None,  # 0 is no limit there, and here
     )
     prompt = model.vocabulary.encode(f" {initial_prompt.strip()}") if initial_prompt else []
     run = _Run(model, LogMel(reader, model.encoder.bands), rules, ladder, seed, prompt, word_timestamps)
@@ -184,8 +153,21 @@ def _check_batches(batch_size: int, speech: Sequence[Span] | None, follows_on: M
         raise UsageError(f"batch_size={batch_size} needs the spans of speech, by which windows are cut (vad=True)")
 
 
-def _suppressed(tokens: Sequence[int], model: Any) -> tuple[int, ...]:
+def _numbers(name: str, given: str | Sequence[Any]) -> tuple[float, ...]:
+    """Numbers as they are given, or between commas. Raises UsageError for what is none, infinity and NaN."""
+    parts = [part for part in given.split(",") if part.strip()] if isinstance(given, str) else list(given)
+    try:
+        numbers = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} takes numbers, got {given!r}") from None
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{name} takes finite numbers, got {given!r}")
+    return numbers
+
+
+def _suppressed(given: str | Sequence[int] | None, model: Any) -> tuple[int, ...]:
     """The ids that are never written, sorted. Raises UsageError for one that the model does not have."""
+    tokens = [int(number) for number in _numbers("suppress_tokens", () if given is None else given)]
     named = {token for token in tokens if token != -1}
     wrong = [token for token in named if not 0 <= token < model.decoder.vocabulary]
     if wrong:
@@ -225,22 +207,27 @@ class _Run:
         codes = list(self.known.languages)
         return codes[int(logits_V[[self.known.languages[code] for code in codes]].argmax())]
 
-    def decode(self, heard: Heard, rules: Rules, prompt: Sequence[int], frame: int) -> list[Decoded]:
-        """Every window at the first temperature that is good enough for it, or at the last there is."""
+    def decode(self, heard: Heard, rules: Rules, prompt: Sequence[int], frames: Sequence[int]) -> list[Decoded]:
+        """Every window, each beginning at a frame, at the first temperature that is good enough for it, or at the last there is."""
         results: dict[int, Decoded] = {}
         left = list(range(heard.windows))
-        generator = None if self.seed is None else torch.Generator(device=heard.pairs[0][0].device)
         for temperature in self.ladder.temperatures:
-            if generator is not None and self.seed is not None:
-                generator.manual_seed(hash((self.seed, frame, round(1000 * temperature))) % 2**63)
+            generators = self._generators([frames[window] for window in left], temperature, heard.pairs[0][0].device)
             found = decode(
-                self.model, heard.chosen(left), rules, prompt=prompt, temperature=temperature, generator=generator
+                self.model, heard.chosen(left), rules, prompt=prompt, temperature=temperature, generators=generators
             )
             results.update(zip(left, found, strict=True))
             left = [window for window in left if self.ladder.fails(results[window])]
             if not left:
                 break
         return [results[window] for window in range(heard.windows)]
+
+    def _generators(self, frames: Sequence[int], temperature: float, device: torch.device) -> list[torch.Generator] | None:
+        """Samples depend on the seed, the temperature and where a window begins: on nothing that was decoded before or beside it."""
+        if self.seed is None or temperature == 0:
+            return None
+        seeds = [hash((self.seed, frame, round(1000 * temperature))) % 2**63 for frame in frames]
+        return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
 
 def _clips(timestamps: Sequence[float], speech: Sequence[Span] | None, frames: int) -> list[tuple[int, int]]:
@@ -276,14 +263,18 @@ def _one_by_one(run: _Run, clips: Sequence[tuple[int, int]], follow: _Follow, pl
             prompt = run.prompt + place.before[-max(0, longest - len(run.prompt)) :]
         else:
             prompt = place.before if place.was_reset else run.prompt + place.before
-        result = run.decode(heard, rules, prompt, first)[0]
+        result = run.decode(heard, rules, prompt, [first])[0]
         segments: list[Segment] = []
         if run.ladder.skips(result):
             place.seek += size
         else:
             segments, place.seek = _segments(result, run.known, first, size, run.model.vocabulary)
             if run.words:
-                segments = _with_words(run, heard, rules, segments, follow, place, (first, size), result)
+                with_words = _with_words(run, heard, rules, segments, follow, place, (first, size), result)
+                if with_words is None:  # silence before what was made up: as if nothing had been decoded
+                    yield _window([], min(place.seek, end), place.language, place.to_state())
+                    continue
+                segments = with_words
             segments = [segment for segment in segments if segment.text.strip() and segment.start_s != segment.end_s]
             written = [token for segment in segments for token in segment.tokens]
             place.before = (place.before + written)[-longest:]
@@ -301,30 +292,32 @@ def _with_words(
     place: _Place,
     window: tuple[int, int],
     result: Decoded,
-) -> list[Segment]:
-    """The segments with their words, which may move the next window and take segments away."""
+) -> list[Segment] | None:
+    """The segments with their words, which may move the next window and take segments away; None: start anew where that is."""
     first, size = window
     aligned = Alignment(run.model, heard, rules.language, rules.task, size)
     segments = segments_with_words(aligned, segments, first / FRAMES_PER_SECOND, place.last_speech_s)
-    if segments and any(segment.words for segment in segments):
-        ends = [segment.words[-1].end_s for segment in segments if segment.words]
-        known_end = _ends_alone(result.tokens, run.known)
-        if not known_end and ends[-1] > first / FRAMES_PER_SECOND:
-            place.seek = round(ends[-1] * FRAMES_PER_SECOND)
-        if follow.hallucination_silence_s is not None:
-            segments, place.seek = skip_hallucinations(
-                segments,
-                follow.hallucination_silence_s,
-                first=first,
-                size=size,
-                seek=place.seek,
-                frames=run.mel.frames,
-                last_speech_s=place.last_speech_s,
-                ends_alone=known_end,
-            )
-    ends = [segment.words[-1].end_s if segment.words else segment.end_s for segment in segments]
-    if ends:
-        place.last_speech_s = ends[-1]
+    known_end = _ends_alone(result.tokens, run.known)
+    end_s = speech_end_s(segments)
+    if not known_end and end_s is not None and end_s > first / FRAMES_PER_SECOND:
+        place.seek = round(end_s * FRAMES_PER_SECOND)
+    if follow.hallucination_silence_s is not None:
+        kept, place.seek = skip_hallucinations(
+            segments,
+            follow.hallucination_silence_s,
+            first=first,
+            size=size,
+            seek=place.seek,
+            frames=run.mel.frames,
+            last_speech_s=place.last_speech_s,
+            ends_alone=known_end,
+        )
+        if kept is None:
+            return None
+        segments = kept
+    end_s = speech_end_s(segments)
+    if end_s is not None:
+        place.last_speech_s = end_s
     return segments
 
 
@@ -340,14 +333,14 @@ def _together(run: _Run, speech: Sequence[Span], batch_size: int, state: Mapping
         if run.known.multilingual and language is None:
             language = run.spoken(heard)
         rules = replace(run.rules, language=language)
-        results = run.decode(heard, rules, run.prompt, batch[0][0])
+        results = run.decode(heard, rules, run.prompt, [first for first, _ in batch])
         for number, ((first, size), result) in enumerate(zip(batch, results, strict=True)):
             segments: list[Segment] = []
             if not run.ladder.skips(result):
                 segments, _ = _segments(result, run.known, first, size, run.model.vocabulary, to_the_end=True)
                 if run.words:
                     aligned = Alignment(run.model, heard.chosen([number]), language, rules.task, size)
-                    segments = segments_with_words(aligned, segments, first / FRAMES_PER_SECOND, 0.0)
+                    segments = segments_with_words(aligned, segments, first / FRAMES_PER_SECOND, first / FRAMES_PER_SECOND)
             segments = [segment for segment in segments if segment.text.strip()]
             state_after = {"done": begin + number + 1, "language": language}
             yield _window(segments, first + size, language, state_after)
@@ -426,7 +419,7 @@ def _segments(
         duration_s = time_s(times[-1]) if times and times[-1] != known.first_moment else window_s
         return [segment(tokens, offset_s, offset_s + duration_s)], first + size
     segments = []
-    pieces = [*cuts, len(tokens)] if alone or (to_the_end and cuts[-1] < len(tokens)) else cuts
+    pieces = [*cuts, len(tokens)] if alone or to_the_end else cuts
     last = 0
     for cut in pieces:
         own = tokens[last:cut]

@@ -152,21 +152,21 @@ def skip_hallucinations(
     frames: int,
     last_speech_s: float,
     ends_alone: bool,
-) -> tuple[list[Segment], int]:
-    """Segments without those that were probably made up between silences, and where the next window begins.
+) -> tuple[list[Segment] | None, int]:
+    """Segments without those that were probably made up between silences, and where the next window begins; None in place of the
+    segments where the first of them is made up after a silence, and all is to be heard again from its end.
 
     first, size: the window, in frames; seek: where the next would begin otherwise; frames: of the whole sound.
     """
     offset_s, window_end_s = first / FRAMES_PER_SECOND, (first + WINDOW_FRAMES) / FRAMES_PER_SECOND
-    last_word_end_s = next((segment.words[-1].end_s for segment in reversed(segments) if segment.words), None)
-    if not ends_alone and last_word_end_s is not None and last_word_end_s > offset_s:
-        rest_s = window_end_s - last_word_end_s
-        seek = round(last_word_end_s * FRAMES_PER_SECOND) if rest_s > silence_s else first + size
+    end_s = speech_end_s(segments)
+    if not ends_alone and end_s is not None and end_s > offset_s:
+        seek = round(end_s * FRAMES_PER_SECOND) if window_end_s - end_s > silence_s else first + size
     beginning = next((segment for segment in segments if segment.words), None)
     if beginning is not None and _made_up(beginning):
         gap_s = beginning.start_s - offset_s
         if gap_s > silence_s:
-            return [], first + round(gap_s * FRAMES_PER_SECOND)
+            return None, first + round(gap_s * FRAMES_PER_SECOND)
     before_s = last_speech_s
     for number, segment in enumerate(segments):
         if not segment.words:
@@ -189,6 +189,12 @@ def skip_hallucinations(
                 return segments[:number], seek
         before_s = segment.end_s
     return segments, seek
+
+
+def speech_end_s(segments: Sequence[Segment]) -> float | None:
+    """Where the last word ends; without words, the last segment; None for no segments."""
+    words = [word for segment in segments for word in segment.words or ()]
+    return words[-1].end_s if words else segments[-1].end_s if segments else None
 
 
 def _made_up(segment: Segment) -> bool:
