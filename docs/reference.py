@@ -13,6 +13,7 @@ from zoo import contracts, hookspecs
 from zoo.batch import Encoded
 from zoo.card import KINDS, Card, File, Weights
 from zoo.manifest import Family
+from zoo.media.audio import AudioReader
 from zoo.scaffold import CHOICES, new_plugin
 from zoo.testing.runner import checks_for
 from zoo.transcript import Segment, Window, Word
@@ -27,7 +28,7 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "dual_encoder": (contracts.DualEncoder,),
     "decoder": (contracts.Decoder, contracts.Tokenizer),
     "bridge": (contracts.Bridge, Encoded),
-    "transcriber": (contracts.Transcriber, Window, Segment, Word),
+    "transcriber": (contracts.Transcriber, Window, Segment, Word, AudioReader),
 }
 # kind -> fields of a card that this kind alone, or this kind above all, needs
 FIELDS = {

@@ -121,6 +121,22 @@ def test_images_and_sounds_are_not_mixed(folder, tmp_path) -> None:
     assert {item.modality for item in media_items(str(folder / "asked" / "*"))} == {"audio"}
 
 
+def test_a_folder_of_both_kinds_is_not_guessed(zoo, folder) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(folder / "asked" / "cover.png")
+    run = zoo("embed", str(folder / "asked"), "--out", str(folder / "v.npz"))
+    assert run.returncode == 2
+    assert (
+        "the folder holds images and sounds, and a model looks at one kind at a time: name one by a pattern" in run.stderr
+    )
+    run = zoo("classify", str(folder / "asked" / "cover.png"), "--shots", str(folder / "shots"))
+    assert run.returncode == 2
+    assert "the examples are sounds, and what is asked are images" in run.stderr
+    searched = zoo("search", str(folder / "shots"), "a bell")
+    assert "the folder holds sounds, and images alone are searched" in searched.stderr
+
+
 def test_sounds_are_embedded_and_the_file_is_brought_up_to_date(zoo, folder) -> None:
     out = folder / "sounds.npz"
     run = zoo("embed", str(folder / "asked"), "--out", str(out))
@@ -136,7 +152,7 @@ def test_sounds_are_embedded_and_the_file_is_brought_up_to_date(zoo, folder) -> 
     assert float(bell @ held["embeddings"][0]) / 1.09 > 0.999  # from memory, and from a file of 16 bits
     mixed = zoo("embed", str(folder / "asked"), "a text", "--out", str(folder / "mixed.npz"))
     assert mixed.returncode == 2
-    assert "was given audio" in mixed.stderr
+    assert "sounds beside texts: no default model reads both; give each a call of its own, or name a model" in mixed.stderr
 
 
 def test_a_constant_tone_has_finite_statistics() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import zoo as library
 from zoo.construct import open_model
@@ -19,6 +20,7 @@ from zoo.tasks.voice_activity import _cut, _hysteresis, _widened, speech_spans
 from zoo.transcript import Segment
 
 RATE_HZ = 16_000
+SEED = 0  # of the random model: one that writes something, and ends
 READER = Path(library.__file__).parent / "demo" / "sounds" / "sense_and_sensibility.flac"
 SENTENCE = "and mr john dashwood had then leisure to consider how much there might be prudently in his power to do for them"
 
@@ -26,6 +28,7 @@ SENTENCE = "and mr john dashwood had then leisure to consider how much there mig
 @pytest.fixture(scope="module")
 def random():
     """A tiny model with weights that are drawn: what it writes means nothing, and it writes it fast."""
+    torch.manual_seed(SEED)
     return open_model("whisper/random", weights=None)
 
 
@@ -72,7 +75,7 @@ def test_a_recording_is_written_down(base) -> None:
 
 def test_the_command_writes_every_format(zoo, base, tmp_path) -> None:
     out = tmp_path / "said.srt"
-    run = zoo("transcribe", str(READER), "--out", str(out), "--word-timestamps", "--language", "english")
+    run = zoo("transcribe", str(READER), "--out", str(out), "--language", "english")
     assert run.returncode == 0, run.stderr
     assert out.read_text().startswith("1\n00:00:00,000 --> 00:00:0")
     assert not list(tmp_path.glob("*.part"))
@@ -173,13 +176,15 @@ def test_no_recording_is_overwritten_and_no_work_lost(zoo, tmp_path) -> None:
     soundfile.write(recording, np.zeros(RATE_HZ, np.float32), RATE_HZ)
     before = recording.read_bytes()
     model = ("--model", "whisper/random", "--weights", "none", "--temperature", "0", "--language", "en")
-    run = zoo("transcribe", str(recording), "--out", str(recording), *model)
+    run = zoo("transcribe", str(recording), "--out", str(recording), "--format", "txt", *model)
     assert run.returncode == 2
     assert "a.wav: it is one of the sounds, and would be lost: give another name" in run.stderr
     assert recording.read_bytes() == before
-    (tmp_path / "b.txt").mkdir()
     (tmp_path / "out" / "a.wav.txt").mkdir(parents=True)
-    assert zoo("transcribe", str(recording), "--out", str(tmp_path / "out"), *model).returncode == 2
+    assert (
+        "a folder, where a transcript is to be written"
+        in zoo("transcribe", str(recording), "--out", str(tmp_path / "out"), *model).stderr
+    )
     soundfile.write(tmp_path / "b.wav", np.zeros(RATE_HZ, np.float32), RATE_HZ)
     several = zoo("transcribe", str(recording), str(tmp_path / "b.wav"), "--format", "vtt", *model)
     assert "2 transcripts as vtt are as many files: name a folder for them (--out DIR)" in several.stderr
@@ -187,6 +192,53 @@ def test_no_recording_is_overwritten_and_no_work_lost(zoo, tmp_path) -> None:
     assert both.returncode == 0, both.stderr
     assert json.loads(both.stdout)["kernel"] == "float32"
     assert "{" not in (tmp_path / "c.srt").read_text()
+
+
+def test_what_is_written_is_not_done_again_nor_lost(zoo, tmp_path) -> None:
+    for name in ("a/x.wav", "b/x.wav"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        soundfile.write(tmp_path / "in" / name, np.zeros(RATE_HZ, np.float32), RATE_HZ)
+    model = ("--model", "whisper/random", "--weights", "none", "--temperature", "0", "--language", "en")
+    first = zoo("transcribe", str(tmp_path / "in"), "--out", f"{tmp_path}/out/", "--format", "srt", *model)
+    assert first.returncode == 0, first.stderr
+    written = [tmp_path / "out" / name / "x.wav.srt" for name in "ab"]
+    assert all(path.exists() for path in written)
+    written[0].write_text("by hand")
+    again = zoo("transcribe", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--format", "srt", *model)
+    assert again.returncode == 0
+    assert again.stderr.count("is there already, and left as it is (--overwrite writes it anew)") == 2
+    assert written[0].read_text() == "by hand"
+    sound = str(tmp_path / "in" / "a" / "x.wav")
+    single = zoo("transcribe", sound, "--out", str(written[0]), *model)
+    assert single.returncode == 2
+    assert "it is there already: give another name, or --overwrite" in single.stderr
+    assert zoo("transcribe", sound, "--out", str(written[0]), "--overwrite", *model).returncode == 0
+    assert written[0].read_text() != "by hand"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "a.docx"], "expected a name ending in .txt, .srt, .vtt, .tsv, .json, or --format beside it"),
+        (["--out", "a.srt", "--format", "vtt"], "--out a.srt ends in .srt, and --format says vtt: leave one of them out"),
+        (["--word-timestamps"], "--word-timestamps are written in json, and txt has no place for them: add --format json"),
+        (["--out", "gone/a.txt"], "there is no folder gone"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_any_work(zoo, arguments, message) -> None:
+    run = zoo("transcribe", str(READER), *arguments)
+    assert run.returncode == 2
+    assert message in run.stderr
+
+
+def test_what_is_no_sound_is_no_list_of_sounds(random) -> None:
+    for wrong in (np.zeros(100, np.float32), [np.zeros(100, np.float32)], (np.zeros(100), RATE_HZ), 3):
+        with pytest.raises(UsageError, match="an array says nothing of its rate"):
+            transcribe(wrong, model=random)
+    with pytest.raises(UsageError, match="no sound given: name audio files, folders or patterns"):
+        transcribe([], model=random)
+    outcome = transcribe(str(READER.parent / "*.flac"), model=random, **QUICK)
+    assert [Path(result.input) for result in outcome.results] == [READER]
 
 
 def test_a_journal_of_another_kernel_is_not_gone_on_with(noise, tmp_path) -> None:

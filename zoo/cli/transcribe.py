@@ -12,9 +12,9 @@ from typing import Any
 
 from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, prepare_torch
 from zoo.cli.output import about_model, print_json, warn_of_random_weights
-from zoo.errors import UsageError, ZooError
+from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
+from zoo.errors import UsageError
 
-FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 MAX_DURATION_S = 4 * 3600
 # Of the model, by the names that it gives them: each is passed on only where it was given.
 NUMBERS = {
@@ -40,10 +40,10 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--format", choices=FORMATS, help="what is written (what the name of --out ends in, else txt)")
     command.add_argument(
         "--out",
-        type=Path,
         metavar="PATH",
-        help="a file, or for several sounds a folder; long work goes on where it stopped",
+        help="a file, or for several sounds a folder; interrupted work goes on where it was",
     )
+    command.add_argument("--overwrite", action="store_true", help="write transcripts anew that are there already")
     command.add_argument("--language", help="a code or a name, as de or german; without it, as the sound begins")
     command.add_argument(
         "--task", choices=("transcribe", "translate"), default="transcribe", help="translate writes English"
@@ -90,14 +90,26 @@ def run(arguments: argparse.Namespace) -> int:
     from zoo.tasks.inputs import audio_files, require_one
 
     check_weights(arguments)
-    format_ = _format(arguments)
     items = audio_files(arguments.audio)
     require_one(items)
-    files = [Path(str(item.source)) for item in items]
-    targets = _refuse_to_overwrite(_targets(arguments.out, files, format_))
-    streamed = format_ == "txt" and not targets and len(files) == 1 and not arguments.json
-    if len(files) > 1 and not targets and format_ in ("srt", "vtt", "tsv") and not arguments.json:
+    files = list(dict.fromkeys(Path(str(item.source)) for item in items))
+    several = len(files) > 1
+    format_ = format_of(arguments.out, arguments.format, several=several, as_json=arguments.json)
+    if several and arguments.out is None and format_ in ("srt", "vtt", "tsv") and not arguments.json:
         raise UsageError(f"{len(files)} transcripts as {format_} are as many files: name a folder for them (--out DIR)")
+    if arguments.word_timestamps and format_ != "json" and not arguments.json:
+        raise UsageError(f"--word-timestamps are written in json, and {format_} has no place for them: add --format json")
+    targets = {} if arguments.out is None else transcript_files(arguments.out, files, format_)
+    there = finished(targets, single=not several, overwrite=arguments.overwrite)
+    for file in there:
+        print(f"zoo: {targets[file]} is there already, and left as it is (--overwrite writes it anew)", file=sys.stderr)
+    files = [file for file in files if file not in there]
+    if not files:
+        return 0
+    return _transcribe(arguments, files, targets, format_)
+
+
+def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[Path, Path], format_: str) -> int:
     options = _options(arguments)
     import torch
 
@@ -113,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         kernel=arguments.kernel,
     )
     detector = open_detector() if arguments.vad or arguments.batch_size > 1 else False
+    streamed = format_ == "txt" and not targets and len(files) == 1 and not arguments.json
     documents = []
     for file in files:
         target = targets.get(file)
@@ -124,34 +137,27 @@ def run(arguments: argparse.Namespace) -> int:
             vad=detector,
             batch_size=arguments.batch_size,
             max_duration_s=arguments.max_duration,
-            journal=None if target is None else target.with_name(f"{target.name}.part"),
+            journal=None if target is None else journal_of(target),
             on_window=_print_window if streamed else None,
             on_done=None if target is None else partial(_write, target, format_),
             progress=not streamed or not sys.stdout.isatty(),
             **options,
         )
-        document = _document(outcome)
         result = outcome.results[0]
         if result.error:
             print(f"zoo: {result.error}", file=sys.stderr)
         elif target is None and format_ != "json" and not streamed and not arguments.json:
             _print_result(result, format_, len(files))
-        documents.append(document)
+        documents.append(_document(outcome))
     merged = {**documents[0], "results": [entry for document in documents for entry in document["results"]]}
     if arguments.json or (format_ == "json" and not targets):
         print_json(merged)
     warn_of_random_weights(outcome)
     note = f"; {outcome.note}" if outcome.note else ""
-    print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.kernel}{note}", file=sys.stderr)
+    language = f", {result.language}" if len(files) == 1 and result.language else ""
+    about = f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.kernel}{language}{note}"
+    print(about, file=sys.stderr)
     return 1 if any("error" in entry for entry in merged["results"]) else 0
-
-
-def _format(arguments: argparse.Namespace) -> str:
-    """What is written: as asked for, or as the output is called. --json alone is json, and goes to the terminal beside a file."""
-    named = "" if arguments.out is None else arguments.out.suffix.lower().removeprefix(".")
-    usual = "json" if arguments.json else "txt"
-    format_: str = arguments.format or (named if named in FORMATS else usual)
-    return format_
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -180,52 +186,12 @@ def _numbers(flag: str, text: str, kind: type[float | int]) -> tuple[float, ...]
         raise UsageError(f"{flag} takes numbers between commas, got {text!r}") from None
 
 
-def _targets(out: Path | None, files: list[Path], format_: str) -> dict[Path, Path]:
-    """Where each transcript is written: the file named, or one beside another in the folder named. Raises UsageError."""
-    if out is None:
-        return {}
-    if len(files) == 1 and not out.is_dir():
-        if not out.parent.is_dir():
-            raise UsageError(f"--out {out}: there is no folder {out.parent}")
-        return {files[0]: out}
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: {len(files)} transcripts need a folder, and this is a file")
-    out.mkdir(parents=True, exist_ok=True)
-    targets = {file: out / f"{file.name}.{format_}" for file in files}
-    names = list(targets.values())
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"--out {out}: two of the sounds would be written to {twice.name}: transcribe them one by one")
-    return targets
-
-
-def _refuse_to_overwrite(targets: dict[Path, Path]) -> dict[Path, Path]:
-    """The same, if none of them is one of the sounds, or a folder."""
-    for target in targets.values():
-        if target.is_dir():
-            raise UsageError(f"--out {target}: a folder, where a transcript is to be written")
-        if any(target.exists() and file.exists() and target.samefile(file) for file in targets):
-            raise UsageError(f"--out {target}: it is one of the sounds, and would be lost: give another name")
-    return targets
-
-
 def _write(target: Path, format_: str, outcome: Any) -> None:
-    """A transcript under its final name, when it is whole. Raises ZooError where the disk refuses."""
-    from zoo.tasks.journal import replace_durably
-
     (result,) = outcome.results
     if result.error:
         return
     as_json = json.dumps(_document(outcome), ensure_ascii=False, indent=2) + "\n"
-    text = as_json if format_ == "json" else _formatted(result, format_)
-    temporary = target.with_name(f"{target.name}.new")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        replace_durably(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        kept = target.with_name(f"{target.name}.part")
-        raise ZooError(f"--out {target}: cannot be written ({error}); what was done is kept in {kept}") from error
+    write_transcript(target, as_json if format_ == "json" else _formatted(result, format_))
     print(f"{target}", file=sys.stderr)
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.file import check_file, describe_content, expanded
+from zoo.media.resampling import Samples, need, resample, resampled_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +49,6 @@ LOUDEST = 1e6  # times full scale; more is no sound, and overflows in what is co
 KNOWN_S = 1e9  # longer claims are how headers say that they do not know
 RATES_HZ = (1_000, 768_000)
 BLOCK_NUMBERS = 1 << 20  # decoded at a time, all channels together: 4 MB
-LARGEST_TERM = (
-    1_000  # of a ratio of rates: filters for 44,101 to 16,000 as they stand would take 3 GB, and this errs by 1e-6
-)
-
-Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,9 +61,10 @@ class Sound:
     def __post_init__(self) -> None:
         samples = np.asarray(self.samples)
         if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+            axis = 0 if samples.ndim == 2 and samples.shape[0] < samples.shape[-1] else 1
             raise MediaError(
                 f"a sound is float[N], mono, full scale at 1, got {samples.dtype}{list(samples.shape)}: "
-                f"mix its channels (samples.mean(0)), divide integers by their full scale"
+                f"mix its channels (samples.mean({axis})), divide integers by their full scale"
             )
         if not RATES_HZ[0] <= self.sample_rate_hz <= RATES_HZ[1]:
             raise MediaError(f"a sample rate is from {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz, got {self.sample_rate_hz:,}")
@@ -200,18 +196,6 @@ def open_reader(
             decoder.file.close()
 
 
-def resample(samples: torch.Tensor, from_hz: int, to_hz: int) -> torch.Tensor:
-    """float[..., N] at one rate -> float[..., ceil(N * to_hz / from_hz)], by torchaudio's windowed sinc."""
-    if from_hz == to_hz:
-        return samples
-    ratio = _ratio(from_hz, to_hz)
-    _need("torchaudio")
-    from torchaudio.functional import resample as by_sinc
-
-    resampled: torch.Tensor = by_sinc(samples, ratio.denominator, ratio.numerator)
-    return resampled
-
-
 def to_waveforms(sounds: Sequence[Sound], preprocess: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Sounds -> samples float[B, N], zero where a sound has ended, and mask bool[B, N]; what most encoders of sounds begin with.
 
@@ -266,7 +250,7 @@ class _Decoder:
             self.file = self._guarded(lambda: _decoded(raw))
 
     def resampled(self, rate_hz: int) -> Iterator[Samples]:
-        return self._native() if rate_hz == self.rate_hz else _resampled(self._native(), self.rate_hz, rate_hz)
+        return self._native() if rate_hz == self.rate_hz else resampled_blocks(self._native(), self.rate_hz, rate_hz)
 
     def _native(self) -> Iterator[Samples]:
         if self.sound is not None:
@@ -356,7 +340,7 @@ def _is_aac(head: bytes) -> bool:
 
 def _decoded(raw: BinaryIO) -> Any:
     """An open file, as libsndfile reads it."""
-    file = _need("soundfile").SoundFile(raw)
+    file = need("soundfile").SoundFile(raw)
     if file.frames / file.samplerate >= KNOWN_S:  # a stream: the library seeks after each read, which fails at its end
         file.seekable = lambda: False
     return file
@@ -429,50 +413,3 @@ def _refuse_wild(samples: Samples, before: int, rate_hz: int, label: str) -> Non
         raise MediaError(
             f"{label}: sample {before + first:,} ({(before + first) / rate_hz:.2f} s) is {samples[first]:g}; full scale is 1"
         )
-
-
-def _ratio(from_hz: int, to_hz: int) -> Fraction:
-    ratio = Fraction(to_hz, from_hz)
-    if max(ratio.numerator, ratio.denominator) <= LARGEST_TERM:
-        return ratio
-    return ratio.limit_denominator(LARGEST_TERM) if ratio <= 1 else 1 / (1 / ratio).limit_denominator(LARGEST_TERM)
-
-
-def _resampled(blocks: Iterator[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
-    """The same numbers as resampling the whole: each block is computed with what lies around it, and that cut off again."""
-    import torch
-
-    ratio = _ratio(from_hz, to_hz)
-    step, outputs = ratio.denominator, ratio.numerator  # so many samples in give so many out
-    margin = step * (
-        1 + math.ceil(8 / min(step, outputs)) + math.ceil(8 / step)
-    )  # wider than torchaudio's filter, whole steps
-    held = np.zeros(margin, np.float32)  # silence before the start
-    fresh = 0  # how much at the end of `held` has not been given out
-
-    def give(count: int) -> Samples:
-        nonlocal held, fresh
-        window = torch.from_numpy(held[: margin + count + margin])
-        edge = margin // step * outputs
-        answer: Samples = resample(window, from_hz, to_hz)[edge : edge + math.ceil(count * outputs / step)].numpy()
-        held, fresh = held[count:], fresh - count
-        return answer
-
-    for block in blocks:
-        held, fresh = np.concatenate((held, block)), fresh + len(block)
-        ready = (fresh - margin) // step * step
-        if ready > 0:
-            yield give(ready)
-    if fresh:
-        held = np.concatenate((held, np.zeros(margin, np.float32)))
-        yield give(fresh)
-
-
-def _need(name: str) -> Any:
-    """A library of the extra `audio`. Raises ZooError with the command that installs it."""
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ZooError(f"reading sounds needs {name} ({error}): pip install 'modalzoo[audio]'") from error

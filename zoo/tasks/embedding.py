@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +29,7 @@ from zoo.tasks import tables
 from zoo.tasks.encoding import open_for, sample_rate_of, unit_vectors, vectors_or_reasons
 from zoo.tasks.inputs import Source, mixed_sources, printable, read_source, sha256_of_source
 from zoo.tasks.journal import Journal, alone, read_about, replace_durably
+from zoo.tasks.lost_rows import expected_rows, refuse_to_lose
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 
 TEXTS_FOR_AN_IMAGE = 4  # a text is that much less work, so that many more go into a batch
@@ -130,12 +129,13 @@ def embed(
     sources = mixed_sources(items, texts)
     modalities = list(dict.fromkeys(source.modality for source in sources))
     kinds = ("dual_encoder", "encoder")
-    task = f"embed:{AUDIO}" if modalities == [AUDIO] else "embed"
-    built = open_for(task, model, kinds=kinds, modalities=modalities, weights=weights, device=device, dtype=dtype)
+    built = open_for(
+        _task(modalities, model), model, kinds=kinds, modalities=modalities, weights=weights, device=device, dtype=dtype
+    )
     about = tables.About(built.name, built.identity, unit_vectors(built))
     with alone(out):
         old_rows = [] if overwrite else _old_rows(out, about)
-        _refuse_to_lose(out, old_rows, _expected_rows(sources, old_rows, allow_urls=allow_urls))
+        refuse_to_lose(out, old_rows, expected_rows(sources, old_rows, allow_urls=allow_urls))
         journal = _open_journal(out, about, overwrite=overwrite)
         try:
             return _fill(
@@ -152,6 +152,16 @@ def embed(
             journal.close()
 
 
+def _task(modalities: Sequence[str], model: str | Built | None) -> str:
+    """Whose default model is meant. Raises UsageError where none reads all of it."""
+    if AUDIO in modalities and len(modalities) > 1 and model is None:
+        others = " and ".join(f"{name}s" for name in modalities if name != AUDIO)
+        raise UsageError(
+            f"sounds beside {others}: no default model reads both; give each a call of its own, or name a model"
+        )
+    return f"embed:{AUDIO}" if AUDIO in modalities else "embed"
+
+
 def _old_rows(out: Path, about: tables.About) -> list[tables.Row]:
     """The rows of an earlier output of the same model; refuses to replace anything else."""
     if not out.exists():
@@ -163,43 +173,6 @@ def _old_rows(out: Path, about: tables.About) -> list[tables.Row]:
         raise UsageError(f"{error}; it is left alone: give another --out, or --overwrite") from error
     _refuse_other(f"--out {out}: it", found.model, found.identity, about)
     return rows
-
-
-def _expected_rows(sources: Sequence[Source], old_rows: Sequence[tables.Row], *, allow_urls: bool) -> list[tables.Row]:
-    """The rows that a run will write, as far as that can be said before anything is computed.
-
-    A name that the finished output has is taken to be readable. Only where it has others besides are the new names read and
-    hashed, since one of them may be an old content that was moved.
-    """
-    names = {(row.item, row.modality) for row in old_rows}
-    named = [(printable(source.item.label), source.modality) for source in sources]
-    rows = [tables.Row(*name, "") for name in named if name in names]
-    if not names - set(named):
-        return rows
-    for source, name in zip(sources, named, strict=True):
-        if name not in names:
-            with suppress(MediaError):
-                rows.append(tables.Row(*name, sha256_of_source(read_source(source.item, allow_urls=allow_urls))))
-    return rows
-
-
-def _refuse_to_lose(out: Path, old_rows: Sequence[tables.Row], rows: Sequence[tables.Row], kept: str = "") -> None:
-    """Raise UsageError where rows of the finished output have no successor: neither their name nor, under a new name, their content."""
-    old_names, names = ({(row.item, row.modality) for row in some} for some in (old_rows, rows))
-    gone = [row for row in old_rows if (row.item, row.modality) not in names]
-    moved = Counter(row.sha256 for row in rows if (row.item, row.modality) not in old_names)
-    lost = []
-    for row in gone:
-        if moved[row.sha256] > 0:
-            moved[row.sha256] -= 1
-        else:
-            lost.append(row.item)
-    if lost:
-        more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
-        raise UsageError(
-            f"--out {out}: {len(lost):,} of its {len(old_rows):,} rows would be lost, whose inputs are not given or cannot be read "
-            f"now ({lost[0]}{more}): give them too, or another --out, or --overwrite{kept}"
-        )
 
 
 def _open_journal(out: Path, about: tables.About, *, overwrite: bool) -> Journal:
@@ -251,12 +224,12 @@ def _fill(
     up_to_date = bool(rows) and done.computed == 0 and rows == list(old_rows)
     if rows and not up_to_date:
         kept = f"; what was done is kept in {journal.path}" if done.computed else ""
-        _refuse_to_lose(out, old_rows, rows, kept)
+        refuse_to_lose(out, old_rows, rows, kept)
         _bring_from_old(out, journal, done)
         _write(out, about, rows, journal, done)
     journal.delete()
     provider = built.found.card.provider
-    width = _width(out) if up_to_date else done.width
+    width = len(next(tables.read_vectors(out))) // 4 if up_to_date else done.width
     return Embedding(
         model=built.name,
         distribution=provider.distribution,
@@ -337,21 +310,20 @@ def _answer_batch(
             answers[position] = _Answer(hashes[position], place=known.anywhere[hashes[position]])
         else:
             contents[position] = content
-    rate_hz = sample_rate_of(built)
     there = {
         position: known.here[position, hashes[position]]
         for position in contents
         if (position, hashes[position]) in known.here
     }
     decoded = {
-        position: _decode(sources[position], content, rate_hz)
+        position: _decode(sources[position], content, sample_rate_of(built))
         for position, content in contents.items()
         if position not in there
     }
     if all(isinstance(item, MediaError) for item in decoded.values()):
         answers |= {position: _Answer(hashes[position], place=place) for position, place in there.items()}
     else:
-        decoded |= {position: _decode(sources[position], contents[position], rate_hz) for position in there}
+        decoded |= {position: _decode(sources[position], contents[position], sample_rate_of(built)) for position in there}
     good = {
         position: decoded[position]
         for position in contents
@@ -455,7 +427,3 @@ def _journal_width(journal: Journal) -> int:
         if payload_bytes:
             return payload_bytes // 4 // max(1, len(header["rows"]))
     return 0
-
-
-def _width(out: Path) -> int:
-    return len(next(tables.read_vectors(out))) // 4

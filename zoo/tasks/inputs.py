@@ -29,6 +29,7 @@ from zoo.modality import SUFFIXES as FILES_OF
 from zoo.settings import offline
 
 TIMEOUT_S = 30
+_PLURAL = {IMAGE: "images", AUDIO: "sounds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,10 @@ def require_folder(folder: Path) -> None:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "there is no such folder"
         raise UsageError(f"{folder}: {what}, expected a folder of images (zoo search DIR QUERY)")
+    if not _holds(folder, IMAGE) and _holds(folder, AUDIO):
+        raise UsageError(
+            f"{folder}: the folder holds sounds, and images alone are searched (zoo embed gives their vectors)"
+        )
     if not _holds(folder, IMAGE):
         raise UsageError(f"{folder}: the folder holds no image ({', '.join(SUFFIXES)})")
 
@@ -156,6 +161,9 @@ def shot_names(folder: Path, labels: Sequence[str] | None) -> list[str]:
 
 def shot_items(folder: Path, names: Sequence[str], modality: str) -> list[tuple[Item, int]]:
     """Each example with the number of its class. Raises UsageError that names every class without any of the modality."""
+    other = AUDIO if modality == IMAGE else IMAGE
+    if not any(_holds(folder / name, modality) for name in names) and any(_holds(folder / name, other) for name in names):
+        raise UsageError(f"--shots {folder}: the examples are {_PLURAL[other]}, and what is asked are {_PLURAL[modality]}")
     empty = [name for name in names if not _holds(folder / name, modality)]
     if empty:
         raise UsageError(
@@ -260,7 +268,14 @@ def _holds(folder: Path, modality: str) -> bool:
 def _modality_of_path(path: Path) -> str:
     if path.suffix.lower() in FILES_OF[AUDIO]:
         return AUDIO
-    return AUDIO if path.is_dir() and not _holds(path, IMAGE) and _holds(path, AUDIO) else IMAGE
+    if not path.is_dir() or not _holds(path, AUDIO):
+        return IMAGE
+    if _holds(path, IMAGE):
+        raise UsageError(
+            f"{path}: the folder holds images and sounds, and a model looks at one kind at a time: name one by a pattern, as "
+            f"'{path}/**/*.wav'"
+        )
+    return AUDIO
 
 
 def _exists(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ from zoo.errors import MediaError, PluginError, UsageError
 from zoo.media.audio import AudioReader, AudioSource, Sound, open_reader
 from zoo.media.file import expanded
 from zoo.modality import AUDIO
-from zoo.nn.kernels import LINEARS, apply_kernel
+from zoo.nn.kernels import LINEARS, apply_kernel, runs_by_kernel
 from zoo.plugin import describe
 from zoo.tasks.encoding import open_for, plugin_errors
-from zoo.tasks.inputs import printable
+from zoo.tasks.inputs import audio_files, printable
 from zoo.tasks.journal import Journal, alone, read_about
 from zoo.tasks.voice_activity import open_detector, speech_spans
 from zoo.transcript import Segment, Window, Word
@@ -89,7 +89,7 @@ def transcribe(
 ) -> Transcription:
     """Transcribe sounds.
 
-    audio: one or many of: path, the bytes of a file, `zoo.media.audio.Sound`.
+    audio: one or many of: path, folder, pattern, the bytes of a file, `zoo.media.audio.Sound`.
     model: a transcriber; the installed default when None. To ask many times, build it once: `zoo.open_model(name)`; then
         `weights`, `device`, `dtype` and `kernel` are those it was built with.
     kernel: number format of the linear layers, from `zoo.nn.kernels.LINEARS`; "float32" rounds nothing.
@@ -104,17 +104,16 @@ def transcribe(
     Raises UsageError for arguments that make no sense, and what building the model raises. A sound that cannot be read becomes a result
     with `error`; it never costs the others theirs.
     """
-    single = isinstance(audio, (str, Path, bytes, Sound))
-    sounds: list[Any] = [audio] if single else list(audio)  # type: ignore[arg-type]  # single says which of the two it is
-    if not sounds:
-        raise UsageError("no sound given: name audio files")
+    sounds = _sources(audio)
     if journal is not None and len(sounds) != 1:
         raise UsageError(f"a journal is of one sound, got {len(sounds)}")
+    if "speech" in options:
+        raise UsageError("speech is found by vad=True")
     if task not in ("transcribe", "translate"):
         raise UsageError(f"task is transcribe or translate, got {task!r}")
     built = open_transcriber(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
-    _check_options(built, options, batch_size)
     wanted = vad is not False or batch_size > 1
+    _check_options(built, [*options, *(["batch_size"] if batch_size != 1 else []), *(["speech"] if wanted else [])])
     detector = vad if isinstance(vad, Built) else open_detector() if wanted else None
     given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad is not False, **options}
     run = _Run(built, detector, given, max_duration_s, on_window, progress)
@@ -168,6 +167,8 @@ def open_transcriber(
         module.use_kernel(kernel)
     else:
         apply_kernel(built.module, kernel)
+        if kernel != "float32" and not runs_by_kernel(built.module):
+            raise UsageError(f"{built.name} has no linear layer that kernel {kernel} could run: leave it out")
     return replace(built, kernel=kernel)
 
 
@@ -278,7 +279,27 @@ class _Run:
         return digest.hexdigest()
 
 
-def _check_options(built: Built, options: Mapping[str, Any], batch_size: int) -> None:
+def _sources(audio: Any) -> list[Any]:
+    """What a caller points at, folders and patterns as their files. Raises UsageError for nothing, and for what is no sound."""
+    single = isinstance(audio, (str, Path, bytes, Sound))
+    given = [audio] if single or not isinstance(audio, Iterable) or hasattr(audio, "__array__") else list(audio)
+    sounds: list[Any] = []
+    for one in given:
+        if isinstance(one, (bytes, Sound)):
+            sounds.append(one)
+        elif isinstance(one, (str, Path)):
+            sounds += [item.source for item in audio_files([one])]
+        else:
+            raise UsageError(
+                f"a sound is a path, the bytes of a file, or zoo.media.audio.Sound(samples, sample_rate_hz), got "
+                f"{type(one).__name__}: an array says nothing of its rate"
+            )
+    if not sounds:
+        raise UsageError("no sound given: name audio files, folders or patterns")
+    return sounds
+
+
+def _check_options(built: Built, asked: Sequence[str]) -> None:
     """Raise UsageError for an option that the model does not name, before any sound is read."""
     import difflib
     import inspect
@@ -287,13 +308,14 @@ def _check_options(built: Built, options: Mapping[str, Any], batch_size: int) ->
     parameters = inspect.signature(module.windows).parameters.values()
     declared = getattr(module, "options", None)
     names = set(declared) if declared is not None else {parameter.name for parameter in parameters}
-    names -= {"reader", "state", "speech"}  # which are not the caller's to give
     open_ended = declared is None and any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    asked = [*options, *(["batch_size"] if batch_size != 1 else [])]
-    unknown = [name for name in asked if name not in names and not (open_ended and name not in ("state", "speech"))]
+    if "speech" in asked and "speech" not in names and not open_ended:
+        raise UsageError(f"{built.name} cannot be told where somebody speaks: leave out vad and batch_size")
+    own = names - {"reader", "state", "speech"}  # which are not the caller's to give
+    unknown = [name for name in asked if name not in {*own, "speech"} and (name in names or not open_ended)]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, 1, 0.6)
-        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(names))}"
+        near = difflib.get_close_matches(unknown[0], own, 1, 0.6)
+        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(own))}"
         raise UsageError(f"{built.name} has no option {unknown[0]}{hint}")
 
 

@@ -84,7 +84,11 @@ def unknown_languages_are_refused(subject: Subject) -> None:
             if next(iter(options.values())) in str(error):
                 continue
             raise CheckFailed(f"{options} is refused without being named: {error}") from None
-        raise CheckFailed(f"{options} was accepted")
+        except ValueError as error:
+            raise CheckFailed(
+                f"{options} raises {type(error).__name__}, expected zoo.errors.UsageError with what there is"
+            ) from None
+        raise CheckFailed(f"{options} was accepted, expected zoo.errors.UsageError with what there is")
 
 
 def _windows(subject: Subject, sound: Sound, **options: Any) -> Iterator[Window]:

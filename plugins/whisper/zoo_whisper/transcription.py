@@ -105,9 +105,7 @@ def windows(
     _check_batches(batch_size, speech, follows_on)
     temperatures = _numbers("temperature", [temperature] if isinstance(temperature, (int, float)) else temperature)
     clip_timestamps = _numbers("clip_timestamps", clip_timestamps)
-    for name, count in (("beam_size", beam_size), ("best_of", best_of)):
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise UsageError(f"{name} is a whole number of at least 1, got {count!r}")
+    _check_counts(beam_size=beam_size, best_of=best_of)
     if max_initial_timestamp is not None and not 0 <= max_initial_timestamp <= WINDOW_FRAMES / FRAMES_PER_SECOND:
         raise UsageError(f"max_initial_timestamp is a second of the window, 0 to 30, got {max_initial_timestamp}")
     ladder = Ladder(
@@ -151,6 +149,12 @@ def _check_batches(batch_size: int, speech: Sequence[Span] | None, follows_on: M
             raise UsageError(f"{name} goes from one window to the next, and batch_size={batch_size} decodes them together")
     if speech is None:
         raise UsageError(f"batch_size={batch_size} needs the spans of speech, by which windows are cut (vad=True)")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise UsageError(f"{name} is a whole number of at least 1, got {count!r}")
 
 
 def _numbers(name: str, given: str | Sequence[Any]) -> tuple[float, ...]:
@@ -424,6 +428,8 @@ def _segments(
     for cut in pieces:
         own = tokens[last:cut]
         end_s = time_s(own[-1]) if moment[cut - 1] else window_s
+        if to_the_end:  # what the model hears in the silence after a cut belongs to nobody
+            end_s = min(end_s, window_s)
         segments.append(segment(own, offset_s + time_s(own[0]), offset_s + end_s))
         last = cut
     if alone or to_the_end:
