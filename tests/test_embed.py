@@ -462,7 +462,11 @@ def test_nothing_to_read_writes_nothing(main, tmp_path: Path) -> None:
         (["/no/such/*.jpg"], {"out": "e.npz"}, r"/no/such/\*.jpg: no file matches the pattern"),
         (["a"], {"out": "e.npz", "batch_size": 0}, "batch_size is at least 1, got 0"),
         (["a"], {"out": "e.npz", "texts": "b"}, "texts are a list, got the single string 'b'"),
-        ([3], {"out": "e.npz"}, "an image is a path, a PIL image or an array, and a sound a path or a zoo.media.audio.Sound, got int"),
+        (
+            [3],
+            {"out": "e.npz"},
+            "an image is a path, a PIL image or an array, and a sound a path or a zoo.media.audio.Sound, got int",
+        ),
     ],
 )
 def test_wrong_usage(tmp_path: Path, monkeypatch, items: list, options: dict, message: str) -> None:

@@ -11,7 +11,17 @@ from zoo.decoding.generation import generate
 from zoo.decoding.reading import batch_of
 from zoo.errors import UsageError
 from zoo.nn.kernels import LINEARS, apply_kernel
-from zoo.nn.linear import FEW_ROWS, HalfLinear, Int4Linear, Int8Embedding, Int8Linear, four_bits, halves_exactly, unpacked
+from zoo.nn.linear import (
+    FEW_ROWS,
+    HalfEmbedding,
+    HalfLinear,
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    four_bits,
+    halves_exactly,
+    unpacked,
+)
 
 BOUNDS = {"float32": 1e-6, "bf16": 0.01, "int8": 0.02, "int4": 0.01}  # of weights that the format can hold
 
@@ -177,3 +187,9 @@ def test_weights_that_are_float16_numbers_are_multiplied_exactly(shape, bias) ->
     exact = layer.double()(inputs.double())
     assert found.shape == exact.shape
     assert float((found - exact).detach().abs().max()) < 2e-6
+
+
+def test_a_table_of_float16_numbers_is_looked_up_exactly() -> None:
+    table = torch.randn(50, 8).half().float()
+    tokens = torch.tensor([[0, 49], [3, 3]])
+    assert torch.equal(HalfEmbedding(table)(tokens), table[tokens])

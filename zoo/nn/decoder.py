@@ -10,7 +10,7 @@ from torch import nn
 
 from zoo.errors import UsageError
 from zoo.nn.cache import Cache
-from zoo.nn.linear import Int8Embedding
+from zoo.nn.linear import HalfEmbedding, Int8Embedding
 from zoo.nn.mixture import Routing
 from zoo.nn.stack import BeforeLayer, Stack, token_positions
 
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         logit_scale: factor of what reaches the head (T5 divides by the root of its width).
         """
         super().__init__()
-        self.embedding: nn.Embedding | Int8Embedding = embedding
+        self.embedding: nn.Embedding | HalfEmbedding | Int8Embedding = embedding
         self.position_embedding = position_embedding
         self.embedding_norm = embedding_norm
         self.stack = stack

@@ -25,7 +25,16 @@ from zoo.errors import UsageError
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
 from zoo.nn.feed_forward import Gated
-from zoo.nn.linear import GROUP, HalfLinear, Int4Linear, Int8Embedding, Int8Linear, PackedLinear, halves_exactly
+from zoo.nn.linear import (
+    GROUP,
+    HalfEmbedding,
+    HalfLinear,
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    PackedLinear,
+    halves_exactly,
+)
 from zoo.nn.mixture import Mixture
 from zoo.nn.step import decode_step
 
@@ -126,5 +135,8 @@ def _replace_head(decoder: Decoder, kernel: str) -> None:
         decoder.head = Int8Linear(weight) if eight else LINEARS[kernel](weight, None)
     elif type(decoder.head) is nn.Linear and eight:
         decoder.head = Int8Linear(decoder.head.weight, decoder.head.bias)
-    if eight and isinstance(decoder.embedding, nn.Embedding):
-        decoder.embedding = Int8Embedding(decoder.embedding.weight)
+    if isinstance(decoder.embedding, nn.Embedding):
+        if eight:
+            decoder.embedding = Int8Embedding(decoder.embedding.weight)
+        elif kernel == "float32" and halves_exactly(decoder.embedding.weight):
+            decoder.embedding = HalfEmbedding(decoder.embedding.weight)

@@ -183,6 +183,21 @@ class Int8Linear(nn.Module):
         return high_MN, low_MN
 
 
+class HalfEmbedding(nn.Module):
+    """Rows of a table of float16 numbers, kept as such; what is looked up is float32. For weights of which `halves_exactly` is true."""
+
+    rows_VK: torch.Tensor
+
+    def __init__(self, weight_VK: torch.Tensor) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight_VK.shape
+        self.register_buffer("rows_VK", weight_VK.detach().half(), persistent=False)
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """int[B, T] -> float32[B, T, K]."""
+        return self.rows_VK[tokens_BT].float()
+
+
 class Int8Embedding(nn.Module):
     """Rows of a table in 8 bits, each with a scale of its own."""
 

@@ -80,13 +80,13 @@ _PARAMETERS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "b
 
 
 def to_ours(state: State) -> dict[str, torch.Tensor]:
-    """The tensors of a whole model under our names, in float32."""
+    """The tensors of a whole model under our names, as they are: loading widens each by itself."""
     renamed: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
         name = key.removeprefix("model.")
         if LEFT_OUT.fullmatch(name) or (tensor.ndim == 0 and "/" in name):
             continue
-        renamed.update(_renamed(name, tensor.float() if tensor.is_floating_point() else tensor))
+        renamed.update(_renamed(name, tensor))
     return renamed
 
 

@@ -174,11 +174,10 @@ class Whisper(nn.Module):
         """
         rounds = kernel != "float32"
         apply_kernel(self.encoder, "bf16" if rounds and multiplies_in_bfloat16() else "float32")
+        weight_VD: Any = self.decoder.embedding.weight
+        apply_kernel(self.decoder, "float32" if kernel == "int8" else kernel)
         if kernel == "int8":
-            self.decoder.head = Int8Linear(self.decoder.embedding.weight)  # type: ignore[arg-type]  # an nn.Embedding as long as no kernel ran
-            apply_kernel(self.decoder.stack, "float32")
-        else:
-            apply_kernel(self.decoder, kernel)
+            self.decoder.head = Int8Linear(weight_VD)
 
     def windows(self, reader: AudioReader, /, **options: Any) -> Iterator[Any]:
         """What is said, window by window: see `zoo_whisper.transcription.windows`."""
