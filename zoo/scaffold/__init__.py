@@ -58,6 +58,16 @@ CHOICES: dict[str, dict[str, dict[str, str]]] = {
             "extra": "variant = { width = 64, heads = 4, layers = 1, context = 256 }",
         },
     },
+    "transcriber": {
+        AUDIO: {
+            "modalities": '"audio"',
+            "build": "build",
+            "parameters": "0",
+            "output": "",
+            "extra": "variant = { loudness = 0.05 }\npreprocess = { sample_rate_hz = 16000 }",
+            "core": "modalzoo[audio]",
+        },
+    },
     "bridge": {
         IMAGE: {
             "modalities": '"image", "video", "audio", "series"',
