@@ -16,7 +16,7 @@ from tqdm import tqdm
 from zoo.construct import Built, weight_hashes
 from zoo.contracts import Transcriber
 from zoo.errors import MediaError, PluginError, UsageError
-from zoo.media.audio import AudioReader, AudioSource, Sound, open_reader
+from zoo.media.audio import MAX_DECODE_S, AudioReader, AudioSource, Sound, open_reader
 from zoo.media.file import expanded
 from zoo.modality import AUDIO
 from zoo.nn.kernels import LINEARS, apply_kernel, runs_by_kernel
@@ -81,6 +81,7 @@ def transcribe(
     vad: bool | Built = False,
     batch_size: int = 1,
     max_duration_s: float = MAX_DURATION_S,
+    max_decode_s: float = MAX_DECODE_S,
     journal: str | Path | None = None,
     on_window: OnWindow | None = None,
     on_done: Callable[[Transcription], None] | None = None,
@@ -96,7 +97,7 @@ def transcribe(
     language: a code or a name; None: as it sounds. task: "translate" writes English.
     vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
-    max_duration_s: longer sounds are refused.
+    max_duration_s, max_decode_s: longer sounds are refused, and those that take longer to decode.
     journal: a file in which a sound that takes long is safe: if the work is interrupted, the same call goes on from there; it is
         removed when the work is done, and `on_done` has returned. For one sound.
     on_window: called with the sound's name and each window as soon as it is there. on_done: called with what is returned.
@@ -116,7 +117,7 @@ def transcribe(
     _check_options(built, [*options, *(["batch_size"] if batch_size != 1 else []), *(["speech"] if wanted else [])])
     detector = vad if isinstance(vad, Built) else open_detector() if wanted else None
     given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad is not False, **options}
-    run = _Run(built, detector, given, max_duration_s, on_window, progress)
+    run = _Run(built, detector, given, (max_duration_s, max_decode_s), on_window, progress)
     results = [run.transcript(source, journal=None if journal is None else Path(journal)) for source in sounds]
     provider = built.found.card.provider
     outcome = Transcription(
@@ -186,12 +187,12 @@ class _Run:
         built: Built,
         detector: Built | None,
         given: Mapping[str, Any],
-        max_duration_s: float,
+        limits_s: tuple[float, float],
         on_window: OnWindow | None,
         progress: bool,
     ) -> None:
         self.built, self.detector, self.given = built, detector, dict(given)
-        self.max_duration_s, self.progress = max_duration_s, progress
+        self.limits_s, self.progress = limits_s, progress
         self.on_window = on_window
 
     def transcript(self, source: AudioSource, *, journal: Path | None) -> Transcript:
@@ -199,7 +200,12 @@ class _Run:
         module: Any = self.built.module
         try:
             with (
-                open_reader(source, sample_rate_hz=module.sample_rate_hz, max_duration_s=self.max_duration_s) as reader,
+                open_reader(
+                    source,
+                    sample_rate_hz=module.sample_rate_hz,
+                    max_duration_s=self.limits_s[0],
+                    max_decode_s=self.limits_s[1],
+                ) as reader,
                 closing(self._windows(reader, source, journal)) as windows,
             ):
                 result = self._collected(label, reader, windows)
