@@ -1,24 +1,25 @@
 """Speech to text side by side, on the same Whisper base: ours, openai-whisper, transformers, faster-whisper and whisper.cpp.
 
     python benchmarks/transcribe_weights.py WEIGHTS       # once; its head says what it needs
-    python benchmarks/transcribe_speed.py --data DATA --weights WEIGHTS --peers-python PYTHON [--tasks ...]
+    python benchmarks/transcribe_speed.py --data DATA --weights WEIGHTS --peers-python PYTHON [--runs 3] [--tasks clip7 clip27 long batched hour]
 
 Each engine is a process of its own (transcribe_peers.py says with which settings), with 2 threads, that stays; they take turns on the
-same file. Seconds are from a path to the text, with the model loaded and another clip transcribed before. A turn during which other
-processes took more than a tenth of a core is taken again, as often as TASKS says, and the least disturbed counts. A ratio is of two
-turns of the same round; its median over the rounds stands with the least and the greatest. Writes results/transcribe_speed.json, task by
-task; tasks that are not asked for stay as they were.
+same file. Seconds are from a path to the text, with the model loaded and another clip transcribed before. A turn begins when other
+processes rest, or after a minute; one during which they took more than a tenth of a core is taken again, and the less
+disturbed counts: `others` says how many cores they had meanwhile, as a median. A ratio is of two
+turns of the same round; its median over the rounds stands with the least and the greatest. What it prints is
+kept in results/transcribe_speed.txt.
 
 DATA is the cache of speech_data.py, which also says what the sounds are; this Python has zoo with its plugins whisper and audio, jiwer and
 openai-whisper. PYTHON has the peers: torch 2.11.0, openai-whisper 20250625, transformers 5.23.0, faster-whisper 1.2.1, and pywhispercpp
-1.5.1 built for this processor:
+1.5.1 built for this processor, whose site-packages LD_LIBRARY_PATH must name then; an engine that does not start is left out:
 
     CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON" PYTHON -m pip install --no-binary pywhispercpp pywhispercpp==1.5.1
 
     clip7, clip27   one window of 30 s: an encoder pass and some 30 or 90 steps of the decoder
     long            a file of 298 s, window after window with the text before as a prompt
     batched         the same, 8 windows at once, by engines that can
-    hour            a file of 3,600 s once, ours alone: how far memory grows above the process with its model
+    hour            a file of 3,600 s once, ours alone with one thread: how far memory grows above the process with its model
 
 Memory is resident: `peak` the most at any time, loading included, `grows` the most during the task above the process with its model. Errors
 are of words against the reference, both normalised (transcribe_wer.py is about errors; here they say whether speed was bought with them).
@@ -35,6 +36,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -42,45 +44,45 @@ from typing import Any, NamedTuple
 
 from machine import machine, progress, show
 from speech_data import Utterance, librivox, seconds, sounds
+from transcribe_peers import busy
 from transcribe_wer import wrong
 
-THREADS = 2
+ATTEMPTS = 2
 QUIET = 0.1  # cores that others may take
+PATIENCE = 60  # seconds in which they may come to rest before a turn
 OURS = ("zoo-float32", "zoo-int8")
 FASTER = ("faster-whisper-float32", "faster-whisper-int8")
 ALL = (*OURS, "openai-whisper", "transformers", *FASTER, "faster-whisper-int8-beam5", "whisper.cpp-f16", "whisper.cpp-q8_0")
-RESULT = Path(__file__).with_name("results") / "transcribe_speed.json"
 
 Row = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """Who transcribes which sound how often: attempts is how often a turn is taken while others are at work."""
+    """Who transcribes which sound, with how many threads, and how many windows at once."""
 
     sound: str
     peers: Sequence[str]
-    runs: int
-    attempts: int
+    threads: int = 2
     batch: int = 1
 
 
 TASKS = {
-    "clip7": Task("clip7", ALL, runs=5, attempts=6),
-    "clip27": Task("clip27", ALL, runs=5, attempts=4),
-    "long": Task("long", ALL, runs=3, attempts=2),
-    "batched": Task("long", (*OURS, *FASTER), runs=3, attempts=2, batch=8),
-    "hour": Task("hour", OURS, runs=1, attempts=1),
+    "clip7": Task("clip7", ALL),
+    "clip27": Task("clip27", ALL),
+    "long": Task("long", ALL),
+    "batched": Task("long", (*OURS, *FASTER), batch=8),
+    "hour": Task("hour", ("zoo-float32",), threads=1),
 }
 
 
 class Engine:
     """A process that transcribes what it is asked to."""
 
-    def __init__(self, peer: str, batch: int, options: argparse.Namespace) -> None:
+    def __init__(self, peer: str, task: Task, options: argparse.Namespace) -> None:
         python = sys.executable if peer in OURS else options.peers_python
-        command = [python, str(Path(__file__).with_name("transcribe_peers.py")), "--peer", peer, "--batch", str(batch)]
-        command += ["--weights", str(options.weights), "--threads", str(THREADS)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+        command = [python, str(Path(__file__).with_name("transcribe_peers.py")), "--peer", peer, "--batch", str(task.batch)]
+        command += ["--weights", str(options.weights), "--threads", str(task.threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(task.threads)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         )
@@ -98,10 +100,11 @@ class Engine:
         row = self._row()
         return {**row, "grows_mib": row["run_mib"] - self.loaded_mib}
 
-    def turn(self, path: Path, attempts: int) -> Row:
+    def turn(self, path: Path) -> Row:
         """The least disturbed of some attempts, of which the first quiet one is the last."""
         rows = []
-        for _ in range(attempts):
+        for _ in range(ATTEMPTS):
+            settle()
             rows.append(self.ask(path))
             if rows[-1]["others"] <= QUIET:
                 break
@@ -111,12 +114,21 @@ class Engine:
         self.process.communicate()
 
 
+def settle() -> None:
+    """Wait for a quiet second, so long as there is hope."""
+    for _ in range(PATIENCE):
+        before = busy()
+        time.sleep(1)
+        if busy() - before <= QUIET:
+            break
+
+
 def opened(task: Task, options: argparse.Namespace) -> dict[str, Engine]:
     """The engines that run here, warm."""
     engines = {}
     for peer in task.peers:
         try:
-            engines[peer] = Engine(peer, task.batch, options)
+            engines[peer] = Engine(peer, task, options)
             engines[peer].ask(librivox(options.data)[1].path)
         except RuntimeError as error:
             progress(f"{peer} is left out: {error}")
@@ -128,11 +140,11 @@ def rounds(name: str, path: Path, options: argparse.Namespace) -> dict[str, list
     task = TASKS[name]
     engines = opened(task, options)
     found: dict[str, list[Row]] = {peer: [] for peer in engines}
-    for number in range(task.runs):
+    runs = 1 if name == "hour" else options.runs
+    for number in range(runs):
         for peer, engine in engines.items():
-            row = engine.turn(path, task.attempts)
-            found[peer].append(row)
-            progress(f"{name} {number + 1} of {task.runs}: {peer} {row['seconds']:.2f} s, others {row['others']:.2f} cores")
+            found[peer].append(row := engine.turn(path))
+            progress(f"{name} {number + 1} of {runs}: {peer} {row['seconds']:.2f} s, others {row['others']:.2f} cores")
     for engine in engines.values():
         engine.close()
     return found
@@ -144,18 +156,19 @@ def spread(values: Sequence[float]) -> list[float]:
 
 
 def table(found: dict[str, list[Row]], sound: Utterance) -> list[Row]:
-    """A row for each engine; over_X is how many times the seconds of X it needed."""
+    """A row for each engine; over is how many times the seconds of one of ours it needed."""
     normal = import_module("whisper.normalizers").EnglishTextNormalizer()
     reference = normal(sound.text)
     table = []
     for peer, rows in found.items():
-        row: Row = {"engine": peer, "seconds": spread([one["seconds"] for one in rows])}
+        row: Row = {"engine": peer, "runs": len(rows), "seconds": spread([one["seconds"] for one in rows])}
         row["cpu_seconds"] = spread([one["cpu_seconds"] for one in rows])
         row["others"] = spread([one["others"] for one in rows])
-        for mine in OURS:
-            row[f"over_{mine}"] = spread(
-                [one["seconds"] / other["seconds"] for one, other in zip(rows, found[mine], strict=True)]
-            )
+        row["over"] = {
+            mine: spread([one["seconds"] / other["seconds"] for one, other in zip(rows, found[mine], strict=True)])
+            for mine in OURS
+            if mine in found
+        }
         row["peak_mib"] = round(max(one["peak_mib"] for one in rows))
         row["grows_mib"] = round(max(one["grows_mib"] for one in rows))
         row["errors"] = max(wrong(reference, normal(one["text"])) for one in rows)
@@ -164,13 +177,13 @@ def table(found: dict[str, list[Row]], sound: Utterance) -> list[Row]:
 
 
 def print_rows(name: str, rows: Sequence[Row], length: float) -> None:
-    task = TASKS[name]
-    show(f"\n{name}: {length:.1f} s of sound, {THREADS} threads, median (least to greatest) of {task.runs}")
+    show(
+        f"\n{name}: {length:.1f} s of sound, {TASKS[name].threads} threads, median (least to greatest) of {rows[0]['runs']}"
+    )
     for row in rows:
         median, least, most = row["seconds"]
         line = f"  {row['engine']:<26}{median:>7.2f} s ({least:.2f} to {most:.2f}) {length / median:>5.1f}x real time"
-        for mine in OURS:
-            median, least, most = row[f"over_{mine}"]
+        for mine, (median, least, most) in row["over"].items():
             line += f"   {mine} {median:.2f}x ({least:.2f} to {most:.2f})"
         line += f"   peak {row['peak_mib']} MiB, grows {row['grows_mib']}"
         line += "" if name == "hour" else f", {row['errors']} errors"
@@ -182,17 +195,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--peers-python", default=sys.executable, help="a Python that has the peers")
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     options = parser.parse_args()
     show(machine())
     made = sounds(options.data)
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     for name in options.tasks:
         sound = made[TASKS[name].sound]
-        rows, length = table(rounds(name, sound.path, options), sound), seconds(sound.path)
-        print_rows(name, rows, length)
-        result[name] = {"machine": machine(), "threads": THREADS, "length_s": length, "rows": rows}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print_rows(name, table(rounds(name, sound.path, options), sound), seconds(sound.path))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 DATA is the cache of speech_data.py, which says what the two sets are: 5 clips of LibriVox and 196 telephone prompts. PYTHON has
 openai-whisper 20250625, faster-whisper 1.2.1 and pocketsphinx 5.1.1; this Python has zoo with its plugin whisper, jiwer, and
 openai-whisper for its EnglishTextNormalizer, by which references and answers go before words are counted. Each system is a process of
-its own with one thread and hears the same samples (transcribe_peers.py says with which settings); two run at a time. Writes
-results/transcribe_wer.json.
+its own with one thread and hears the same samples (transcribe_peers.py says with which settings); two run at a time. What it
+prints is kept in results/transcribe_wer.txt.
 
 An interval is of 10,000 bootstrap draws of files. All prompts are one speaker's in one studio and the clips another's, so it says how far
 these figures would move with other sentences of theirs, and nothing about other voices. A difference is paired: the same draws of the
@@ -36,7 +36,6 @@ from speech_data import SETS, Utterance
 OURS, REFERENCE = "zoo-float32", "openai-whisper"
 SYSTEMS = (OURS, REFERENCE, "faster-whisper-int8", "zoo-int8", "pocketsphinx")
 DRAWS = 10_000
-RESULT = Path(__file__).with_name("results") / "transcribe_wer.json"
 
 Row = dict[str, Any]
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -123,16 +122,12 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--peers-python", default=sys.executable, help="a Python that has the peers")
     options = parser.parse_args()
-    result: Row = {"machine": machine(), "draws": DRAWS, "reference": REFERENCE, "sets": {}}
-    show(result["machine"])
+    show(machine())
     for name, find in SETS.items():
         utterances = find(options.data)
         heard, words = listen(utterances, options)
-        rows = table(heard, words)
-        print_rows(name, rows)
+        print_rows(name, table(heard, words))
         print_differences(utterances, heard)
-        result["sets"][name] = {"files": [utterance.path.stem for utterance in utterances], "rows": rows}
-    RESULT.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
