@@ -34,7 +34,7 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/embed_memory.py
 	$(BIN)/python benchmarks/clip_throughput.py
 	$(BIN)/python benchmarks/fusion_speed.py
-	@echo "benchmarks/decoder_speed.py and spam_shots.py need peers and data of their own: their heads say which"
+	@echo "benchmarks/decoder_speed.py, spam_shots.py, transcribe_*.py and sound_shots.py need peers and data of their own: their heads say which"
 
 .venv/.installed: $(INSTALL_INPUTS)
 	$(PYTHON) -m venv .venv
