@@ -1,14 +1,14 @@
 """Speech to text side by side, on the same Whisper base: ours, openai-whisper, transformers, faster-whisper and whisper.cpp.
 
     python benchmarks/transcribe_weights.py WEIGHTS       # once; its head says what it needs
-    python benchmarks/transcribe_speed.py --data DATA --weights WEIGHTS --peers-python PYTHON [--runs 3] [--tasks clip7 clip27 long batched hour]
+    python benchmarks/transcribe_speed.py --data DATA --weights WEIGHTS --peers-python PYTHON [--runs 3]
+        [--tasks clip7 clip27 long batched hour]
 
 Each engine is a process of its own (transcribe_peers.py says with which settings), with 2 threads, that stays; they take turns on the
 same file. Seconds are from a path to the text, with the model loaded and another clip transcribed before. A turn begins when other
-processes rest, or after a minute; one during which they took more than a tenth of a core is taken again, and the less
-disturbed counts: `others` says how many cores they had meanwhile, as a median. A ratio is of two
-turns of the same round; its median over the rounds stands with the least and the greatest. What it prints is
-kept in results/transcribe_speed.txt.
+processes rest, or after a minute; one during which they took more than a tenth of a core is taken again, and the less disturbed counts:
+`others` says how many cores they had meanwhile, as a median. A ratio is of two turns of the same round; its median over the rounds
+stands with the least and the greatest. What it prints is kept in results/transcribe_speed.txt.
 
 DATA is the cache of speech_data.py, which also says what the sounds are; this Python has zoo with its plugins whisper and audio, jiwer and
 openai-whisper. PYTHON has the peers: torch 2.11.0, openai-whisper 20250625, transformers 5.23.0, faster-whisper 1.2.1, and pywhispercpp
@@ -100,10 +100,10 @@ class Engine:
         row = self._row()
         return {**row, "grows_mib": row["run_mib"] - self.loaded_mib}
 
-    def turn(self, path: Path) -> Row:
+    def turn(self, path: Path, attempts: int) -> Row:
         """The least disturbed of some attempts, of which the first quiet one is the last."""
         rows = []
-        for _ in range(ATTEMPTS):
+        for _ in range(attempts):
             settle()
             rows.append(self.ask(path))
             if rows[-1]["others"] <= QUIET:
@@ -140,10 +140,10 @@ def rounds(name: str, path: Path, options: argparse.Namespace) -> dict[str, list
     task = TASKS[name]
     engines = opened(task, options)
     found: dict[str, list[Row]] = {peer: [] for peer in engines}
-    runs = 1 if name == "hour" else options.runs
+    runs, attempts = (1, 1) if name == "hour" else (options.runs, ATTEMPTS)
     for number in range(runs):
         for peer, engine in engines.items():
-            found[peer].append(row := engine.turn(path))
+            found[peer].append(row := engine.turn(path, attempts))
             progress(f"{name} {number + 1} of {runs}: {peer} {row['seconds']:.2f} s, others {row['others']:.2f} cores")
     for engine in engines.values():
         engine.close()
