@@ -22,10 +22,8 @@ from zoo.tasks.media_prompt import written
 DECODER, ENCODER, BRIDGE = "smollm/tiny", "clip/tiny-image", "perceiver/resampler-tiny"
 BRIDGES = [card.name for card in cards(kind="bridge")]
 SOUNDS = [card for card in cards(kind="encoder") if AUDIO in card.modalities]
-SMALL, LARGE = (
-    1_000_000,
-    100_000_000,
-)  # parameters: sizes differ in width alone, and the larger ones are tried with one bridge
+# Parameters: sizes differ in width alone, and the larger ones are tried with one bridge
+SMALL, LARGE = 1_000_000, 10_000_000
 TRIALS = [
     *[(IMAGE, card.name, bridge) for card in cards(kind="encoder") if IMAGE in card.modalities for bridge in BRIDGES],
     *[(AUDIO, card.name, bridge) for card in SOUNDS if card.parameters < SMALL for bridge in BRIDGES],
