@@ -51,7 +51,7 @@ class Weights:
     variant: keyword arguments of the builder that differ from the card's for these weights.
     preprocess: numbers of the preparation that differ from the card's.
     keys: `"package.module:function"` of the plugin that turns the published state dict into the module's; it is called for
-        a file none of whose keys is the module's own.
+        a file whose keys are not the module's own.
     classes: number of outputs of the trained classifier, where it differs from the card's.
     score_scale: name of the scale of the cosines, where thresholds were published for these very weights, as
         `openai-clip-vit-b-32` (see `zoo.tasks.filtering.PRESETS`).

@@ -204,7 +204,7 @@ def _load(
     state = read_state_dict(path)
     origin = f"{found.name}" if trusted else str(path)
     keys = found.weights.keys if found.weights else found.card.keys
-    if keys is not None and state.keys().isdisjoint(module.state_dict()):
+    if keys is not None and state.keys() != module.state_dict().keys():
         state = resolve(owner, keys, registry.manager)(state)
     if not trusted:
         refuse_nonfinite(state, origin)

@@ -61,7 +61,7 @@ CHOICES: dict[str, dict[str, dict[str, str]]] = {
     "transcriber": {
         AUDIO: {
             "modalities": '"audio"',
-            "build": "build",
+            "build": "Beeps",
             "parameters": "0",
             "output": "",
             "extra": "variant = { loudness = 0.05 }\npreprocess = { sample_rate_hz = 16000 }",
