@@ -92,6 +92,19 @@ def prepare_torch(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
 
 
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model_arguments` added, as every task takes it."""
+    import torch
+
+    prepare_torch(arguments)
+    return {
+        "model": arguments.model,
+        "weights": None if arguments.weights == "none" else arguments.weights,
+        "device": arguments.device,
+        "dtype": None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+    }
+
+
 def read_labels(arguments: argparse.Namespace) -> list[str] | None:
     """Labels from --labels or --labels-file; None when neither was given."""
     if arguments.labels is not None and arguments.labels_file is not None:
@@ -142,22 +155,16 @@ def run(arguments: argparse.Namespace) -> int:
     require_one(items)
     if arguments.shots is not None:
         shot_names(Path(arguments.shots).expanduser(), labels)
-    import torch
-
     from zoo.tasks.classify import classify
 
-    prepare_torch(arguments)
     outcome = classify(
         items,
         labels,
-        model=arguments.model,
-        weights=None if arguments.weights == "none" else arguments.weights,
         templates=templates,
         shots=arguments.shots,
         top=arguments.top,
         batch_size=arguments.batch_size,
-        device=arguments.device,
-        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+        **model_options(arguments),
         exact_close_calls=not arguments.no_close_calls,
         allow_urls=arguments.allow_urls,
         progress=True,
@@ -178,11 +185,8 @@ def run_texts(arguments: argparse.Namespace) -> int:
     if arguments.template is not None and len(arguments.template) != 1:
         raise UsageError("texts are put into one template: give --template once")
     check_weights(arguments)
-    import torch
-
     from zoo.tasks.text_classification import TEMPLATE, classify_texts
 
-    prepare_torch(arguments)
     texts = read_texts(arguments.media)
     outcome = classify_texts(
         texts,
@@ -191,10 +195,7 @@ def run_texts(arguments: argparse.Namespace) -> int:
         template=arguments.template[0].replace("\\n", "\n") if arguments.template else TEMPLATE,
         normalise=arguments.normalise or "sum",
         top=arguments.top,
-        model=arguments.model,
-        weights=None if arguments.weights == "none" else arguments.weights,
-        device=arguments.device,
-        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+        **model_options(arguments),
         kernel=arguments.kernel or "float32",
     )
     warn_of_random_weights(outcome)

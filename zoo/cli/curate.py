@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments, check_weights
+from zoo.cli.classify import add_model_arguments, check_weights, model_options
 from zoo.cli.output import about_model, print_json, print_table, warn_of_random_weights
-from zoo.cli.retrieve import model_options
 
 
 def add_commands(commands: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, prepare_torch
+from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, model_options
 from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.modality import IMAGE, SUFFIXES
@@ -66,20 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
     check_weights(arguments)
     check_numbers(arguments)
     check_together(arguments)
-    import torch
 
     from zoo.decoding.sampling import Sampling
     from zoo.tasks.generation import generate, joined, score
     from zoo.tasks.language_model import open_language_model
 
-    prepare_torch(arguments)
     numbers = {name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None}
     sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
     language = open_language_model(
-        arguments.model,
-        weights=None if arguments.weights == "none" else arguments.weights,
-        device=arguments.device,
-        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+        **model_options(arguments),
         kernel=arguments.kernel,
         plain=bool(arguments.explain),
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments, check_weights, prepare_torch
+from zoo.cli.classify import add_model_arguments, check_weights, model_options
 from zoo.cli.output import about_model, counted, print_json, print_table, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.modality import AUDIO, IMAGE, TEXT
@@ -161,16 +161,3 @@ def read_lines(option: str, path: Path | None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{option} {path}: cannot be read ({error})") from error
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
-
-
-def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_model_arguments` added, as every task takes it."""
-    import torch
-
-    prepare_torch(arguments)
-    return {
-        "model": arguments.model,
-        "weights": None if arguments.weights == "none" else arguments.weights,
-        "device": arguments.device,
-        "dtype": None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
-    }

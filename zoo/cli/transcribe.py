@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, prepare_torch
+from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, model_options
 from zoo.cli.output import about_model, print_json, warn_of_random_weights
 from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
 from zoo.errors import UsageError
+from zoo.transcript import MAX_DURATION_S
 
-MAX_DURATION_S = 4 * 3600
 # Of the model, by the names that it gives them: each is passed on only where it was given.
 NUMBERS = {
     "beam_size": (int, "beams at temperature 0 (greedy without)"),
@@ -80,7 +80,7 @@ def add_commands(commands: Any) -> None:
         type=float,
         default=MAX_DURATION_S,
         metavar="S",
-        help=f"longest sound in seconds ({MAX_DURATION_S})",
+        help=f"longest sound in seconds ({MAX_DURATION_S:.0f})",
     )
     add_model_arguments(command)
     command.set_defaults(run=run)
@@ -111,19 +111,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[Path, Path], format_: str) -> int:
     options = _options(arguments)
-    import torch
-
     from zoo.tasks.transcription import open_transcriber, transcribe
     from zoo.tasks.voice_activity import open_detector
 
-    prepare_torch(arguments)
-    built = open_transcriber(
-        arguments.model,
-        weights=None if arguments.weights == "none" else arguments.weights,
-        device=arguments.device,
-        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
-        kernel=arguments.kernel,
-    )
+    built = open_transcriber(**model_options(arguments), kernel=arguments.kernel)
     detector = open_detector() if arguments.vad or arguments.batch_size > 1 else False
     streamed = format_ == "txt" and not targets and len(files) == 1 and not arguments.json
     documents = []
