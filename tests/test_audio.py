@@ -187,7 +187,7 @@ def test_a_sound_says_what_it_is() -> None:
         Sound(np.zeros(3, np.int16), RATE_HZ)
     with pytest.raises(MediaError, match=r"got float32\[2, 3\]: mix its channels"):
         Sound(np.zeros((2, 3), np.float32), RATE_HZ)
-    with pytest.raises(MediaError, match="a sample rate is from 1,000 to 768,000 Hz, got 16"):
+    with pytest.raises(MediaError, match="a sample rate is a whole number from 1,000 to 768,000 Hz, got 16"):
         Sound(np.zeros(3, np.float32), 16)
     assert Sound(np.zeros(RATE_HZ, np.float64), RATE_HZ).duration_s == 1.0
 
@@ -285,3 +285,9 @@ def test_reading_begins_anew_after_all_blocks() -> None:
         assert sum(len(block) for block in reader.blocks()) == 1_000
         assert reader.read(500, 3).tolist() == [500.0, 501.0, 502.0]
         assert reader.duration_s == 1_000 / 16_000
+
+
+@pytest.mark.parametrize("rate_hz", [16_000.0, "16000", 10])
+def test_a_rate_is_a_whole_number(rate_hz) -> None:
+    with pytest.raises(MediaError, match="a sample rate is a whole number from 1,000 to 768,000 Hz, got"):
+        Sound(np.zeros(10, np.float32), rate_hz)

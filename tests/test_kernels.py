@@ -193,3 +193,21 @@ def test_a_table_of_float16_numbers_is_looked_up_exactly() -> None:
     table = torch.randn(50, 8).half().float()
     tokens = torch.tensor([[0, 49], [3, 3]])
     assert torch.equal(HalfEmbedding(table)(tokens), table[tokens])
+
+
+def test_a_decoder_of_float16_numbers_answers_as_without_a_kernel() -> None:
+    decoder = tiny_decoder()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.copy_(parameter.half())
+    plain = generate(decoder, [[1, 2, 3]], max_tokens=8)
+    halved = apply_kernel(decoder, "float32")
+    assert any(isinstance(part, HalfLinear) for part in halved.modules())
+    assert [answer.ids for answer in generate(halved, [[1, 2, 3]], max_tokens=8)] == [answer.ids for answer in plain]
+
+
+@pytest.mark.parametrize("width", [1, 2, 7])
+def test_eight_bits_take_inputs_of_any_width(width) -> None:
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(5, width), torch.randn(3, width)
+    assert float((Int8Linear(weight)(inputs) - inputs @ weight.T).abs().max()) < 0.05

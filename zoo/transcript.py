@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_DURATION_S = 4 * 3600.0  # of a sound that is transcribed, where nobody says otherwise
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Word:

@@ -40,11 +40,8 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 22
-FOLDER_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "model.bin",
-)  # of Hugging Face, newer and older, and of CTranslate2
+# Of Hugging Face, newer and older, and of CTranslate2.
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
 STATE_KEYS = ("model_state_dict", "state_dict")  # under which checkpoints keep their tensors beside other numbers
 MAX_INFLATION = 1.05  # a checkpoint stores its tensors uncompressed; more is a decompression bomb
 

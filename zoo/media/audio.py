@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -66,8 +67,11 @@ class Sound:
                 f"a sound is float[N], mono, full scale at 1, got {samples.dtype}{list(samples.shape)}: "
                 f"mix its channels (samples.mean({axis})), divide integers by their full scale"
             )
-        if not RATES_HZ[0] <= self.sample_rate_hz <= RATES_HZ[1]:
-            raise MediaError(f"a sample rate is from {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz, got {self.sample_rate_hz:,}")
+        whole = isinstance(self.sample_rate_hz, Integral)
+        if not whole or not RATES_HZ[0] <= self.sample_rate_hz <= RATES_HZ[1]:
+            raise MediaError(
+                f"a sample rate is a whole number from {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz, got {self.sample_rate_hz!r}"
+            )
         with np.errstate(over="ignore"):  # what is too large for float32 is refused below
             samples = np.ascontiguousarray(samples, np.float32)
         _refuse_wild(samples, 0, self.sample_rate_hz, "the sound")
@@ -398,9 +402,8 @@ def _warn_if_cut(path: Path, head: bytes, label: str) -> None:
     """Libsndfile takes a wav that ends early for a whole one, without a word."""
     claimed = int.from_bytes(head[4:8], "little") + 8
     size = path.stat().st_size
-    if (
-        head[:4] == b"RIFF" and claimed > size + 1 and claimed < 2**32 - 64
-    ):  # streams that do not know write the largest number
+    known = claimed < 2**32 - 64  # streams that do not know write the largest number
+    if head[:4] == b"RIFF" and known and claimed > size + 1:
         logging.getLogger("zoo").warning(
             "%s: the header speaks of %s bytes, the file has %s; what is there is used", label, f"{claimed:,}", f"{size:,}"
         )

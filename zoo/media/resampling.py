@@ -14,9 +14,8 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     import torch
 
-LARGEST_TERM = (
-    1_000  # of a ratio of rates: filters for 44,101 to 16,000 as they stand would take 3 GB, and this errs by 1e-6
-)
+# Of a ratio of rates: filters for 44,101 to 16,000 as they stand would take 3 GB, and this errs by 1e-6.
+LARGEST_TERM = 1_000
 
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -46,9 +45,8 @@ def resampled_blocks(blocks: Iterator[Samples], from_hz: int, to_hz: int) -> Ite
 
     ratio = _ratio(from_hz, to_hz)
     step, outputs = ratio.denominator, ratio.numerator  # so many samples in give so many out
-    margin = step * (
-        1 + math.ceil(8 / min(step, outputs)) + math.ceil(8 / step)
-    )  # wider than torchaudio's filter, whole steps
+    # Wider than torchaudio's filter, in whole steps.
+    margin = step * (1 + math.ceil(8 / min(step, outputs)) + math.ceil(8 / step))
     held = np.zeros(margin, np.float32)  # silence before the start
     fresh = 0  # how much at the end of `held` has not been given out
 

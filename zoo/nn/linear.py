@@ -175,11 +175,10 @@ class Int8Linear(nn.Module):
             )  # fmt: skip
             high_MN, low_MN = product.chunk(2)
             return high_MN, low_MN
-        # The library chooses a scale from the least and the greatest number; one more row of those two makes it 1.
-        extremes = digits_2MK.new_zeros(1, digits_2MK.shape[1])
-        extremes[0, 0], extremes[0, 1] = -self.zero, self.digit
-        product = torch.ops.quantized.linear_dynamic(torch.cat((digits_2MK, extremes)), self.packed, True)
-        high_MN, low_MN, _ = product.split((len(digits_2MK) // 2, len(digits_2MK) // 2, 1))
+        # The library chooses a scale from the least and the greatest number; two more rows of those make it 1.
+        extremes_2K = digits_2MK.new_tensor([[-self.zero], [self.digit]]).expand(2, digits_2MK.shape[1])
+        product = torch.ops.quantized.linear_dynamic(torch.cat((digits_2MK, extremes_2K)), self.packed, True)
+        high_MN, low_MN = product[:-2].chunk(2)
         return high_MN, low_MN
 
 

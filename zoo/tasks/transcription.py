@@ -25,10 +25,9 @@ from zoo.tasks.encoding import open_for, plugin_errors
 from zoo.tasks.inputs import audio_files, printable
 from zoo.tasks.journal import Journal, alone, read_about
 from zoo.tasks.voice_activity import open_detector, speech_spans
-from zoo.transcript import Segment, Window, Word
+from zoo.transcript import MAX_DURATION_S, Segment, Window, Word
 
 TASK = "transcribe"
-MAX_DURATION_S = 4 * 3600.0
 PROGRESS_FROM_S = 60.0  # a shorter sound is done before a bar could be read
 BATCHES_IGNORE = "each window is decoded by itself: none is told what was written before it"
 

@@ -28,7 +28,9 @@ pytestmark = [  # of openai-whisper's own code
 ]
 MOMENT_S = 0.021  # one step of the times, and a bit
 PROBABILITY = 1e-4
-slow = pytest.mark.skipif(os.environ.get("ZOO_SLOW_TESTS") != "1", reason="ten minutes of the reference: ZOO_SLOW_TESTS=1")
+slow = pytest.mark.skipif(
+    os.environ.get("ZOO_SLOW_TESTS") != "1", reason="three minutes of the reference: ZOO_SLOW_TESTS=1"
+)
 QUICK = ("speech", "silence", "0.2 s", "30.1 s")
 
 

@@ -44,8 +44,8 @@ class Rules:
 
     def __post_init__(self) -> None:
         for name, value in (("beam_size", self.beam_size), ("best_of", self.best_of)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is at least 1, got {value}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} is a whole number of at least 1, got {value!r}")
         if self.task not in ("transcribe", "translate"):
             raise UsageError(f"task is transcribe or translate, got {self.task!r}")
         if self.patience is not None and self.beam_size is None:

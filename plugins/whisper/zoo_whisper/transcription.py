@@ -2,8 +2,9 @@
 
 The algorithm is openai-whisper's `transcribe`, step by step: where a window begins follows from the last moment of the one before,
 what was written there is its prompt, a window that repeats itself or is improbable is tried again at higher temperatures, and one
-without speech is skipped. One thing differs: the language is asked of the first window as it is decoded, not of the first 30 s of the file, computed once
-more with other padding. That shows where a sound is shorter than a window, or where the first window is elsewhere (clips, voices).
+without speech is skipped. One thing differs: the language is asked of the first window as it is decoded, not of the first 30 s of the
+file, computed once more with other padding. That shows where a sound is shorter than a window, or where the first window is elsewhere
+(clips, voices).
 """
 
 from __future__ import annotations
@@ -105,7 +106,6 @@ def windows(
     _check_batches(batch_size, speech, follows_on)
     temperatures = _numbers("temperature", [temperature] if isinstance(temperature, (int, float)) else temperature)
     clip_timestamps = _numbers("clip_timestamps", clip_timestamps)
-    _check_counts(beam_size=beam_size, best_of=best_of)
     if max_initial_timestamp is not None and not 0 <= max_initial_timestamp <= WINDOW_FRAMES / FRAMES_PER_SECOND:
         raise UsageError(f"max_initial_timestamp is a second of the window, 0 to 30, got {max_initial_timestamp}")
     ladder = Ladder(
@@ -149,12 +149,6 @@ def _check_batches(batch_size: int, speech: Sequence[Span] | None, follows_on: M
             raise UsageError(f"{name} goes from one window to the next, and batch_size={batch_size} decodes them together")
     if speech is None:
         raise UsageError(f"batch_size={batch_size} needs the spans of speech, by which windows are cut (vad=True)")
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise UsageError(f"{name} is a whole number of at least 1, got {count!r}")
 
 
 def _numbers(name: str, given: str | Sequence[Any]) -> tuple[float, ...]:
