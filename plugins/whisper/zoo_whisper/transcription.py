@@ -258,7 +258,8 @@ def _one_by_one(run: _Run, clips: Sequence[tuple[int, int]], follow: _Follow, pl
             place.language = rules.language or run.spoken(heard)
         rules = replace(rules, language=place.language)
         if follow.carried:
-            prompt = run.prompt + place.before[-max(0, longest - len(run.prompt)) :]
+            room = longest - len(run.prompt)
+            prompt = run.prompt + (place.before[-room:] if room > 0 else [])
         else:
             prompt = place.before if place.was_reset else run.prompt + place.before
         result = run.decode(heard, rules, prompt, [first])[0]
