@@ -204,8 +204,11 @@ def _load(
     state = read_state_dict(path)
     origin = f"{found.name}" if trusted else str(path)
     keys = found.weights.keys if found.weights else found.card.keys
-    if keys is not None and state.keys() != module.state_dict().keys():
-        state = resolve(owner, keys, registry.manager)(state)
+    own = module.state_dict().keys()
+    if keys is not None and state.keys() != own:
+        renamed = resolve(owner, keys, registry.manager)(state)
+        # A file in the module's own names that lacks one, or has one too many, is reported in those names.
+        state = max(renamed, state, key=lambda candidate: len(own & candidate.keys()))
     if not trusted:
         refuse_nonfinite(state, origin)
     load_strict(module, state, origin, release=True)
