@@ -1,7 +1,7 @@
 # Everything on a machine that has Python 3.11, pip and make. Each target sets up .venv first; a second run starts at once.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL_INPUTS := requirements.txt constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
+INSTALL_INPUTS := requirements.txt constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml) adapters/pyproject.toml
 
 .PHONY: demo test check docs bench clean
 

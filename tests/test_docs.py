@@ -15,7 +15,7 @@ import reference
 
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "plugins/*/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "plugins/*/*.md", "adapters/*.md")
     for path in REPOSITORY.glob(pattern)
     if ".venv" not in path.parts
 )

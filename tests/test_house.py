@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("plugins/*/zoo_*/**/*.py")])
+SOURCES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("plugins/*/zoo_*/**/*.py"), *ROOT.glob("adapters/zoo_*/**/*.py")])
 CORE = [path for path in SOURCES if path.is_relative_to(ROOT / "zoo")]
 
 
@@ -48,7 +48,10 @@ def test_the_core_names_no_plugin_and_no_model(path: Path) -> None:
 
 
 def test_the_manifests_pin_their_siblings_to_one_version() -> None:
-    projects = [tomllib.loads(path.read_text())["project"] for path in ROOT.glob("plugins/*/pyproject.toml")]
+    projects = [
+        tomllib.loads(path.read_text())["project"]
+        for path in (*ROOT.glob("plugins/*/pyproject.toml"), ROOT / "adapters" / "pyproject.toml")
+    ]
     core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     import zoo
 
@@ -68,7 +71,7 @@ def test_every_requirement_is_pinned() -> None:
         for line in (ROOT / "requirements-dev.txt").read_text().splitlines()
         if line.strip() and not line.startswith(("#", "-"))
     ]
-    for path in (ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")):
+    for path in (ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml"), ROOT / "adapters" / "pyproject.toml"):
         document = tomllib.loads(path.read_text())
         wanted += document["build-system"]["requires"] + document["project"]["dependencies"]
         wanted += itertools.chain.from_iterable(document["project"].get("optional-dependencies", {}).values())

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__ (tests/test_startup.py compares)
+    from zoo.adaptation.adapters import adapt
     from zoo.batch import Encoded
     from zoo.card import Card
     from zoo.composition import compose
@@ -27,6 +28,7 @@ _EXPORTS = {
     "Card": "zoo.card",
     "Encoded": "zoo.batch",
     "ZooError": "zoo.errors",
+    "adapt": "zoo.adaptation.adapters",
     "build": "zoo.construct",
     "cards": "zoo.registry",
     "classify": "zoo.tasks.classify",
@@ -51,6 +53,7 @@ __all__ = [
     "Encoded",
     "ZooError",
     "__version__",
+    "adapt",
     "build",
     "cards",
     "classify",

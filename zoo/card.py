@@ -101,6 +101,8 @@ class Card:
     devices: what it is meant for, where that is not everything; asked by `zoo can`.
     dtypes: the number formats it is meant for, where that is not every one; asked by `zoo can`.
     applies_to: for an adapter or a kernel, the kinds of card that it transforms.
+    exchange: for an adapter, `"package.module:object"` that reads and writes HF PEFT's files (see `zoo.adaptation.peft`).
+    module_names: of modules, ours -> those in the library under which others publish adapters for the same weights; `*` is any text.
     """
 
     name: str
@@ -125,6 +127,8 @@ class Card:
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     applies_to: tuple[str, ...] = ()
+    exchange: str | None = None
+    module_names: Mapping[str, str] = field(default_factory=_empty)
 
     def choose_weights(self, tag: str | None) -> Weights | None:
         """The weights with this tag; the first row when `tag` is None; None when the card has no weights."""

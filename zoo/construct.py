@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoo.activation import call_hook, resolve
 from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
+from zoo.nn.adapted import adapters_key
 from zoo.plugin import Plugin, code_sha256, describe
 from zoo.precision import cast
 from zoo.registry import Found, Registry, default_registry
@@ -42,6 +43,12 @@ class Built:
     files: Mapping[str, str]
     parts: Mapping[str, Built]
     kernel: str | None = None
+
+    @property
+    def state_identity(self) -> str:
+        """The identity together with the adapters that calls take now: what results derived now may be kept under."""
+        key = adapters_key(self.module)
+        return hashlib.sha256(f"{self.identity} {key}".encode()).hexdigest() if key else self.identity
 
     @property
     def random(self) -> bool:

@@ -145,7 +145,7 @@ def card_from_hook(row: object, provider: Provider) -> Card:
 _CARD_FIELDS = {
     *("name", "kind", "modalities", "build", "variant", "parts", "weights", "parameters", "tokens", "embedding_width"),
     *("classes", "licence", "paper", "summary", "preprocess", "keys", "keep_float32", "default_for"),
-    *("devices", "dtypes", "applies_to"),
+    *("devices", "dtypes", "applies_to", "exchange", "module_names"),
 }
 
 
@@ -155,10 +155,7 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
     name = _text(row, "name", required=True)
     if not MODEL_NAME.fullmatch(name):
         raise _FieldError("name", f"name {name!r} must match {MODEL_NAME.pattern}")
-    build = _text(row, "build") or None
-    if build is not None and not TARGET.fullmatch(build):
-        raise _FieldError("build", f'build is "package.module:function", got {build!r}')
-    keys = _keys(row)
+    build, keys = _target(row, "build"), _target(row, "keys")
     weights = tuple(_parse_weights(entry) for entry in _tables(row, "weights"))
     tags = [entry.tag for entry in weights]
     if len(set(tags)) != len(tags):
@@ -186,6 +183,8 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
         devices=_texts(row, "devices"),
         dtypes=_texts(row, "dtypes"),
         applies_to=_texts(row, "applies_to"),
+        exchange=_target(row, "exchange"),
+        module_names=_names(row, "module_names"),
     )
 
 
@@ -194,7 +193,7 @@ def _parse_weights(row: Mapping[str, Any]) -> Weights:
     tag = _text(row, "tag", required=True)
     if not MODEL_NAME.fullmatch(tag):
         raise _FieldError("tag", f"tag {tag!r} must match {MODEL_NAME.pattern}")
-    keys = _keys(row)
+    keys = _target(row, "keys")
     files = tuple(_parse_file(entry) for entry in _tables(row, "file"))
     if not files:
         raise _FieldError("tag", f"weights {tag!r} have no [[card.weights.file]]")
@@ -213,11 +212,19 @@ def _parse_weights(row: Mapping[str, Any]) -> Weights:
     )
 
 
-def _keys(row: Mapping[str, Any]) -> str | None:
-    keys = _text(row, "keys") or None
-    if keys is not None and not TARGET.fullmatch(keys):
-        raise _FieldError("keys", f'keys is "package.module:function", got {keys!r}')
-    return keys
+def _target(row: Mapping[str, Any], key: str) -> str | None:
+    target = _text(row, key) or None
+    if target is not None and not TARGET.fullmatch(target):
+        raise _FieldError(key, f'{key} is "package.module:function", got {target!r}')
+    return target
+
+
+def _names(row: Mapping[str, Any], key: str) -> Mapping[str, str]:
+    names = _frozen(row, key)
+    for ours, theirs in names.items():
+        if not isinstance(theirs, str) or ours.count("*") != theirs.count("*"):
+            raise _FieldError(key, f"{key} maps names to names with as many *, got {ours} = {theirs!r}")
+    return names
 
 
 def _parse_file(row: Mapping[str, Any]) -> File:
@@ -271,7 +278,8 @@ def _checked(card: Card, seen: set[str], package: str) -> Card:
     if card.name in seen:
         raise _FieldError("name", f"two cards are called {card.name!r}")
     seen.add(card.name)
-    for key, target in (("build", card.build), ("keys", card.keys), *(("keys", row.keys) for row in card.weights)):
+    targets = (("build", card.build), ("keys", card.keys), ("exchange", card.exchange))
+    for key, target in (*targets, *(("keys", row.keys) for row in card.weights)):
         if target is not None and target.partition(":")[0].partition(".")[0] != package:
             raise _FieldError(key, f"{key} may only point inside the plugin's own package {package!r}, got {target!r}")
     return card

@@ -12,7 +12,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from zoo import __version__
-from zoo.cli import author, catalogue, classify, compose, curate, demo, generate, manage, retrieve, transcribe, weights
+from zoo.cli import (
+    adapt,
+    author,
+    catalogue,
+    classify,
+    compose,
+    curate,
+    demo,
+    generate,
+    manage,
+    retrieve,
+    transcribe,
+    weights,
+)
 from zoo.errors import UsageError, ZooError
 
 DESCRIPTION = "A multimodal model zoo made of plugins."
@@ -31,7 +44,20 @@ def parser() -> argparse.ArgumentParser:
     root = _Parser(prog="zoo", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     root.add_argument("--version", action="version", version=f"zoo {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for group in (demo, classify, transcribe, generate, compose, retrieve, curate, catalogue, manage, weights, author):
+    for group in (
+        demo,
+        classify,
+        transcribe,
+        generate,
+        adapt,
+        compose,
+        retrieve,
+        curate,
+        catalogue,
+        manage,
+        weights,
+        author,
+    ):
         group.add_commands(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON document")

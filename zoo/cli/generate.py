@@ -55,6 +55,9 @@ def add_commands(commands: Any) -> None:
         metavar="FILE.html",
         help="show the prompt that was built; with a file, what each word of the answer looked at",
     )
+    command.add_argument(
+        "--adapter", type=Path, metavar="FILE", help="answer under an adapter (zoo adapt), or a folder of HF PEFT's"
+    )
     add_model_arguments(command)
     command.set_defaults(run=run)
 
@@ -78,6 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
         kernel=arguments.kernel,
         plain=bool(arguments.explain),
     )
+    if arguments.adapter is not None:
+        from zoo.adaptation.adapters import adapters_of
+
+        adapters_of(language).load(arguments.adapter, name=arguments.adapter.stem)
     if arguments.explain:
         from zoo.tasks.explanation import check_explanation
 

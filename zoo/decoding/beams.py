@@ -14,6 +14,7 @@ from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import ends_of, step
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
+from zoo.nn.adapted import choice_for, room_for
 
 ROOM = 256  # slots that a search begins with: it copies them at each step, and the cache grows where they do not suffice
 
@@ -52,13 +53,14 @@ def beam_search(
     if beams < 1 or length_penalty < 0:
         raise UsageError(f"beams must be at least 1 and length_penalty at least 0, got {beams} and {length_penalty}")
     (checked,) = checked_prompts(decoder, [prompt], max_tokens=max_tokens)
-    room = min(max_tokens, decoder.context - len(checked))
+    choice = choice_for(decoder, None, 1)
+    room = min(max_tokens, room_for(decoder.context, len(checked), choice))
     ends = sorted(ends_of(decoder))
     live = [Hypothesis((), 0.0, ended=False)]
     done: list[Hypothesis] = []
     if room == 0:
         return live
-    logits_BV, cache = read_prompts(decoder, [checked], room=min(room, ROOM), prefixes=prefixes)
+    logits_BV, cache = read_prompts(decoder, [checked], room=min(room, ROOM), prefixes=prefixes, choice=choice)
     for length in range(1, room + 1):
         logprobs_BV = logits_BV.log_softmax(-1).double() + torch.tensor(
             [[one.logprob] for one in live], dtype=torch.float64, device=logits_BV.device

@@ -14,6 +14,7 @@ from zoo.decoding.reading import ends_of, step
 from zoo.decoding.sampling import Sampling, choose, generator_for
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
+from zoo.nn.adapted import Choice, choice_for, room_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ def generate(
     stop: Sequence[str] = (),
     samples: int = 1,
     prefixes: PrefixCache | None = None,
+    adapters: Sequence[str | None] | None = None,
 ) -> list[Generated]:
     """Answers to prompts of token ids, `samples` for each, prompt by prompt; the arguments are those of `stream`."""
     texts: dict[int, list[str]] = {}
@@ -71,6 +73,7 @@ def generate(
         stop=stop,
         samples=samples,
         prefixes=prefixes,
+        adapters=adapters,
     ):
         texts.setdefault(piece.row, []).append(piece.text)
         if piece.token is not None:
@@ -90,6 +93,7 @@ def stream(
     stop: Sequence[str] = (),
     samples: int = 1,
     prefixes: PrefixCache | None = None,
+    adapters: Sequence[str | None] | None = None,
 ) -> Iterator[Piece]:
     """The pieces of all answers as they come; those of answer `row` joined are its text.
 
@@ -98,26 +102,29 @@ def stream(
     max_tokens: the most tokens of an answer; fewer when the decoder's context is full before. 0 gives empty answers.
     stop: strings at which an answer ends. samples: answers for each prompt, which differ for a temperature above 0.
     prefixes: keeps what prompts begin with for later calls.
+    adapters: for each prompt the name of one of the model's adapters, or None for the model alone; not given: what is chosen where this
+        is called (`zoo.adaptation.Adapters`).
     Raises UsageError for a prompt that leaves no room, an empty one where there is no start token, and numbers out of range.
     """
     sampling = sampling or Sampling()
     checked = checked_prompts(decoder, prompts, max_tokens=max_tokens)
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples}")
+    choice = choice_for(decoder, adapters, len(checked))  # here, since the steps run later
     rows = [
         _Row(
             number=number * samples + sample,
             prompt=prompt,
             stream=TextStream(stop),
             generator=generator_for(sampling, prompt.words, sample),
-            room=min(max_tokens, decoder.context - len(prompt)),
+            room=min(max_tokens, room_for(decoder.context, len(prompt), choice, number)),
         )
         for number, prompt in enumerate(checked)
         for sample in range(samples)
     ]
     if max_tokens == 0:
         return iter([Piece(row.number, None, "", "length") for row in rows])
-    return _steps(decoder, checked, rows, max_tokens, sampling, samples, prefixes)
+    return _steps(decoder, checked, rows, max_tokens, sampling, samples, prefixes, choice)
 
 
 @torch.inference_mode()
@@ -129,10 +136,11 @@ def _steps(
     sampling: Sampling,
     samples: int,
     prefixes: PrefixCache | None,
+    choice: Choice | None,
 ) -> Iterator[Piece]:
     tokenizer = decoder.tokenizer
     ends = frozenset(ends_of(decoder))
-    logits_BV, cache = read_prompts(decoder, prompts, room=max(row.room for row in rows), prefixes=prefixes)
+    logits_BV, cache = read_prompts(decoder, prompts, room=max(row.room for row in rows), prefixes=prefixes, choice=choice)
     if samples > 1:
         logits_BV, cache = logits_BV.repeat_interleave(samples, 0), cache.copy(capacity=cache.capacity, rows=samples)
     while rows:

@@ -16,6 +16,7 @@ from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import batch_of, device_of, prefill
 from zoo.errors import UsageError
 from zoo.fusion.media_cache import MediaCache
+from zoo.nn.adapted import Choice
 from zoo.nn.cache import Cache
 from zoo.nn.stamp import stamp_of
 
@@ -103,28 +104,38 @@ class PrefixCache:
 
 
 def read_prompts(
-    decoder: Decoder, prompts: Sequence[Prompt], *, room: int, prefixes: PrefixCache | None = None
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    *,
+    room: int,
+    prefixes: PrefixCache | None = None,
+    choice: Choice | None = None,
 ) -> tuple[torch.Tensor, Cache]:
     """Read prompts -> (logits after each, float32[B, V]; their cache, with `room` slots more).
 
     With `prefixes`, what all prompts begin with is taken from there where it is kept. Afterwards one prompt is kept whole, and of
-    several of one length what they share.
+    several of one length what they share. choice: the adapters of the prompts (`zoo.nn.adapted.choice_for`); what was read under one
+    is another's beginning only where their content is the same.
     """
     if prefixes is not None:
         prefixes.open_for(decoder)
     device = device_of(decoder)
-    contents = [prompt.content for prompt in prompts]
+    contents = [_content(prompt, choice, row) for row, prompt in enumerate(prompts)]
+    virtual = len(contents[0]) - len(
+        prompts[0]
+    )  # tokens before those of the prompt; the same for all where they share anything
     shared = _common(contents)
-    longest = max(map(len, prompts))
+    longest = max(map(len, contents))
     first = contents[0][: shared + 1] if len(prompts) > 1 else contents[0]
     known = prefixes.longest(first) if prefixes is not None else None
-    if known is not None:
+    if known is not None and known[0] > virtual:
         start, kept = known
-        start = min(start, shared, min(map(len, prompts)) - 1)
+        start = min(start, shared, min(map(len, contents)) - 1)
         cache = _beginning(kept, start).copy(capacity=longest + room, rows=len(prompts))
     else:
         start, cache = 0, decoder.new_cache(len(prompts), longest + room)
-    left = [prompt.after(start) for prompt in prompts]
+    cache.adapters = choice
+    left = [prompt.after(start - virtual if start else 0) for prompt in prompts]
     tokens_BT, mask_BT = batch_of([prompt.ids for prompt in left], device=device)
     logits_BV = prefill(
         decoder,
@@ -139,6 +150,16 @@ def read_prompts(
         continued = known is not None and start == known[1].length
         _keep(prefixes, contents, cache, shared, known=0 if continued else start)
     return logits_BV, cache
+
+
+def _content(prompt: Prompt, choice: Choice | None, row: int) -> tuple[Hashable, ...]:
+    """One value for each slot of a cache, equal where the same was read by the same adapters."""
+    tokens = prompt.content
+    key = "" if choice is None else choice.key(row)
+    if not key or choice is None:
+        return tokens
+    virtual = choice.virtual_count(row)
+    return (*((key, step) for step in range(virtual)), (key, tokens[0]), *tokens[1:])
 
 
 def _keep(prefixes: PrefixCache, prompts: Sequence[Sequence[Hashable]], cache: Cache, shared: int, *, known: int) -> None:

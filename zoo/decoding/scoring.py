@@ -13,6 +13,7 @@ from zoo.decoding.prefix_cache import PrefixCache, read_prompts
 from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import checked_logits, device_of
 from zoo.errors import UsageError
+from zoo.nn.adapted import choice_for, room_for
 
 NORMALISATIONS = ("sum", "token", "byte", "calibrated")
 ROWS_AT_ONCE = 32
@@ -75,7 +76,7 @@ def score_choices(
         )
     (asked,) = checked_prompts(decoder, [prompt], max_tokens=0)
     longest = max(map(len, choices))
-    if len(asked) + longest > decoder.context:
+    if longest > room_for(decoder.context, len(asked), choice_for(decoder, None, 1)):
         raise UsageError(
             f"the prompt has {len(asked):,} tokens and a choice {longest:,}; the model reads at most {decoder.context:,} together"
         )
@@ -94,7 +95,7 @@ def score_choices(
 def _after(decoder: Decoder, prompt: Prompt, choices: Sequence[Sequence[int]], prefixes: PrefixCache | None) -> list[float]:
     """The log-probability of each choice after the prompt."""
     device = device_of(decoder)
-    logits_1V, cache = read_prompts(decoder, [prompt], room=0, prefixes=prefixes)
+    logits_1V, cache = read_prompts(decoder, [prompt], room=0, prefixes=prefixes, choice=choice_for(decoder, None, 1))
     first_V = logits_1V[0].log_softmax(-1)
     totals = [float(first_V[choice[0]]) for choice in choices]
     longer = sorted((number for number, choice in enumerate(choices) if len(choice) > 1), key=lambda n: len(choices[n]))

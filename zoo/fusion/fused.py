@@ -12,11 +12,13 @@ from zoo.errors import UsageError
 from zoo.fusion.item import MOST_ITEMS, Item, Placed
 from zoo.fusion.media_cache import Kept, MediaCache
 from zoo.fusion.sense import Sense
+from zoo.nn.adapted import Adapted, Choice, adapted_of
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Inserted
 from zoo.nn.kernels import runs_by_kernel
 from zoo.nn.seen_media import Piece, Place, SeenMedia, Shown, Source
 from zoo.nn.stack import BeforeLayer
+from zoo.nn.virtual import begun
 
 Media = Sequence[Sequence[Placed]]  # of each row
 
@@ -95,17 +97,20 @@ class Fused(nn.Module):
         at_BN: torch.Tensor | None = None,
         media: Media | None = None,
         media_cache: MediaCache | None = None,
+        inserted: Inserted | None = None,
     ) -> torch.Tensor:
         """int[B, T] and the items of each row -> logits float[B, T, V], as `zoo.contracts.Decoder.forward`.
 
         media: for each row its items in the order of their positions, which count the row's real tokens in this call. With a cache
             they are remembered for the calls that follow.
         media_cache: what items became in earlier calls; for calls without gradients.
+        inserted: as `zoo.nn.decoder.Decoder.forward` takes it.
         Raises UsageError for an item outside its row, items out of order, more than `MOST_ITEMS` in a row, and a modality without
         a sense.
         """
-        before = 0 if cache is None else cache.length
         placed = _check(tokens_BT, mask_BT, media)
+        cache = begun(self, len(tokens_BT), cache)
+        before = 0 if cache is None else cache.length
         if torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters()):
             self._refuse_gradients(cache, media_cache)
         columns = None if mask_BT is None or not any(placed) else [row.nonzero().flatten().tolist() for row in mask_BT]
@@ -115,16 +120,16 @@ class Fused(nn.Module):
             for one in row:
                 name = self.sense_of(one.item.modality)
                 rows_of.setdefault(name, [[] for _ in placed])[number].append(one)
-        inserted: list[Inserted] = []
+        spliced: list[Inserted] = [] if inserted is None else [inserted]
         for name, rows in rows_of.items():
             sense: Any = self.senses[name]
-            kept = self._kept(name, sense, [one.item for row in rows for one in row], media_cache)
+            kept = self._kept_of_rows(name, sense, rows, media_cache, None if cache is None else cache.adapters)
             if sense.spliced:
-                inserted += _splice(rows, columns, tokens_BT.shape[1], kept)
+                spliced += _splice(rows, columns, tokens_BT.shape[1], kept)
                 continue
             places = [
                 [
-                    Place(before + _column(columns, number, one), one.tokens, _piece(kept[one.item.key]))
+                    Place(before + _column(columns, number, one), one.tokens, _piece(kept[number][one.item.key]))
                     for one in row
                     if one.position >= 0 or not before  # else the cache holds it, and only its marker goes on here
                 ]
@@ -133,8 +138,8 @@ class Fused(nn.Module):
             earlier = shown.get(name) or Shown(sense.adjacent, ((),) * len(placed))
             shown[name] = earlier.added(places)
         arguments: dict[str, Any] = {"mask_BT": mask_BT, "cache": cache, "at_BN": at_BN}
-        if inserted:
-            arguments["inserted"] = tuple(map(torch.cat, zip(*inserted, strict=True)))
+        if spliced:
+            arguments["inserted"] = tuple(map(torch.cat, zip(*spliced, strict=True)))
         before_layer = self._before_layer(shown, tokens_BT, before)
         if before_layer is not None:
             arguments["before_layer"] = before_layer
@@ -149,7 +154,7 @@ class Fused(nn.Module):
             raise UsageError(
                 "a media cache keeps numbers through which no gradient flows: use torch.inference_mode() with it"
             )
-        if cache is not None:
+        if cache is not None and cache.grown is None:
             raise UsageError("a cache is filled in place, which no gradient survives: use torch.inference_mode() with it")
         if runs_by_kernel(self.decoder):
             raise UsageError(
@@ -186,7 +191,31 @@ class Fused(nn.Module):
 
         return before_layer
 
-    def _kept(self, name: str, sense: Sense, items: Sequence[Item], media_cache: MediaCache | None) -> dict[str, Any]:
+    def _kept_of_rows(
+        self,
+        name: str,
+        sense: Sense,
+        rows: Sequence[Sequence[Placed]],
+        media_cache: MediaCache | None,
+        choice: Choice | None,
+    ) -> list[dict[str, Any]]:
+        """Of each row what `_kept` gives. Rows whose adapters do the same to the sense share their items, and no others do."""
+        adapted = adapted_of(self)
+        if adapted is None:
+            return [self._kept(name, sense, [one.item for row in rows for one in row], media_cache)] * len(rows)
+        choice = choice or adapted.chosen()
+        tags = _tags(adapted, choice, sense, len(rows))
+        found: dict[str, dict[str, Any]] = {}
+        for tag in dict.fromkeys(tags):
+            numbers = [number for number, own in enumerate(tags) if own == tag]
+            items = [one.item for number in numbers for one in rows[number]]
+            with adapted.using(choice.only(numbers[0])):
+                found[tag] = self._kept(name, sense, items, media_cache, tag)
+        return [found[tag] for tag in tags]
+
+    def _kept(
+        self, name: str, sense: Sense, items: Sequence[Item], media_cache: MediaCache | None, tag: str = ""
+    ) -> dict[str, Any]:
         """By key, each item as (source, place there) or as latents; every one is computed once, those that are kept not at all."""
         if media_cache is not None:
             media_cache.open_for(self, name, sense)
@@ -195,7 +224,7 @@ class Fused(nn.Module):
         for one in items:
             if one.key in found or one.key in missing:
                 continue
-            known = media_cache.find(name, one.key) if media_cache is not None else None
+            known = media_cache.find(name, tag + one.key) if media_cache is not None else None
             if known is None:
                 missing[one.key] = one
             else:
@@ -213,8 +242,19 @@ class Fused(nn.Module):
                     found[key] = latents_NLW[index] if mask_NL is None else latents_NLW[index][mask_NL[index]]
                     kept = Kept(latents_LW=found[key].clone()) if media_cache is not None else None
                 if media_cache is not None and kept is not None:
-                    media_cache.keep(name, key, kept)
+                    media_cache.keep(name, tag + key, kept)
         return found
+
+
+def _tags(adapted: Adapted, choice: Choice, sense: nn.Module, rows: int) -> list[str]:
+    """For each row the content of those of its adapters that stand on the sense."""
+    inside = {id(part) for part in sense.modules()}
+    layers = [layer for layer in adapted.layers.values() if id(layer.layer) in inside]
+    places = [place for layer in layers for place in layer.places]
+    return [
+        "+".join(one.key for one in choice.adapters_of(row) if any(one.part(place) is not None for place in places))
+        for row in range(rows)
+    ]
 
 
 def _check(tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None, media: Media | None) -> list[list[Placed]]:
@@ -252,14 +292,17 @@ def _piece(found: Any) -> Piece:
 
 
 def _splice(
-    rows: Sequence[Sequence[Placed]], columns: list[list[int]] | None, count: int, latents: Mapping[str, torch.Tensor]
+    rows: Sequence[Sequence[Placed]],
+    columns: list[list[int]] | None,
+    count: int,
+    latents: Sequence[Mapping[str, torch.Tensor]],
 ) -> list[Inserted]:
     """Where the latents of items stand among the tokens of this call."""
     found: list[Inserted] = []
     for number, row in enumerate(rows):
         real = columns[number] if columns is not None else list(range(count))
         for one in row:
-            latents_LW = latents[one.item.key]
+            latents_LW = latents[number][one.item.key]
             if len(latents_LW) != one.tokens:
                 raise UsageError(
                     f"an item of {one.item.modality} becomes {len(latents_LW)} latents here, and {one.tokens} tokens are left for it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from zoo.errors import UsageError
@@ -14,7 +16,8 @@ class Cache:
     A slot may hold padding: `valid_BS` says which are real, and a row's positions count only those, so that rows of
     different length share a batch whichever side they are padded on. The first `length` slots are filled. Keys and values
     that come from a source (an encoder's output) lie in `source`, one pair for each layer, from their first use on. The media
-    that the rows have read are in `media`, by modality.
+    that the rows have read are in `media`, by modality, and the adapters that they were begun with in `adapters`
+    (`zoo.nn.adapted.Choice`); `primed` says that their virtual tokens were seen to.
     """
 
     def __init__(
@@ -40,6 +43,9 @@ class Cache:
         self.ragged = False  # whether some filled slot is padding: without it no mask is needed
         self.source: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.media: dict[str, Shown] = {}
+        self.adapters: Any = None
+        self.primed = False
+        self.grown: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
     def batch(self) -> int:
@@ -58,6 +64,14 @@ class Cache:
     def media_bytes(self) -> int:
         """Memory of the keys and values of media; other caches may share it."""
         return sum(shown.size_bytes for shown in self.media.values())
+
+    def grow(self) -> None:
+        """Let an empty cache join what is written to what was there, instead of filling it in: for gradients, at the price of copies.
+        Such a cache is not copied, and its rows stay.
+        """
+        if self.length:
+            raise UsageError(f"a cache grows from its start, this one has {self.length} filled slots")
+        self.grown = {}
 
     def begin(self, count: int, mask_BT: torch.Tensor | None) -> torch.Tensor:
         """Take `count` more slots, before the layers write into them; returns their positions, int[B, T].
@@ -80,6 +94,13 @@ class Cache:
 
     def write(self, layer: int, key_BGTK: torch.Tensor, value_BGTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Fill the slots that `begin` took last; returns the keys and values of all filled slots, float[B, G, S, K] each."""
+        if self.grown is not None:
+            earlier = self.grown.get(layer)
+            pair = (key_BGTK, value_BGTK)
+            if earlier is not None:
+                pair = (torch.cat((earlier[0], key_BGTK), 2), torch.cat((earlier[1], value_BGTK), 2))
+            self.grown[layer] = pair
+            return pair
         count = key_BGTK.shape[2]
         keys, values = self.store[layer].unbind(0)
         keys.narrow(2, self.length - count, count).copy_(key_BGTK)
@@ -92,6 +113,7 @@ class Cache:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, int[B'], in this order; a row may come several times (beams) or not at all."""
+        self._refuse_grown()
         if len(rows) == self.batch and bool((rows == torch.arange(self.batch, device=rows.device)).all()):
             return
         filled = self.store[:, :, :, :, : self.length].index_select(2, rows)  # what lies beyond is not worth copying
@@ -103,6 +125,8 @@ class Cache:
         self.valid_BS = self.valid_BS[rows]
         self.counts_B = self.counts_B[rows]
         self.source = {layer: (key[rows], value[rows]) for layer, (key, value) in self.source.items()}
+        if self.adapters is not None:
+            self.adapters = self.adapters.select(rows.tolist())
         if self.media:
             kept = rows.tolist()
             self.media = {modality: shown.select(kept) for modality, shown in self.media.items()}
@@ -111,6 +135,7 @@ class Cache:
         """Another cache with the same content and room for `capacity` slots (as many as are filled, if that is more); each
         row `rows` times.
         """
+        self._refuse_grown()
         layers, _, batch, kv_heads, _, head_width = self.store.shape
         other = Cache(
             layers=layers,
@@ -130,13 +155,17 @@ class Cache:
             layer: (key.repeat_interleave(rows, 0), value.repeat_interleave(rows, 0))
             for layer, (key, value) in self.source.items()
         }
+        other.primed = self.primed
+        each = [row for row in range(batch) for _ in range(rows)]
+        if self.adapters is not None:
+            other.adapters = self.adapters.select(each)
         if self.media:
-            each = [row for row in range(batch) for _ in range(rows)]
             other.media = {modality: shown.select(each) for modality, shown in self.media.items()}
         return other
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` slots. Raises UsageError for more than are filled."""
+        self._refuse_grown()
         if not 0 <= length <= self.length:
             raise UsageError(f"a cache of {self.length} filled slots cannot be cut to {length}")
         self.valid_BS[:, length:] = False
@@ -145,10 +174,18 @@ class Cache:
         self.ragged = not bool(self.valid_BS[:, :length].all())
         self.media = {modality: shown.cut(length) for modality, shown in self.media.items()}
 
+    def _refuse_grown(self) -> None:
+        if self.grown is not None:
+            raise UsageError(
+                "a growing cache is for one call after another with gradients: its rows are not chosen, copied or cut"
+            )
+
     def _reserve(self, needed: int) -> None:
-        if needed <= self.capacity:
+        capacity = self.valid_BS.shape[1]
+        if needed <= capacity:
             return
-        more = max(needed, self.capacity * 3 // 2) - self.capacity
+        more = max(needed, capacity * 3 // 2) - capacity
         layers, two, batch, kv_heads, _, head_width = self.store.shape
-        self.store = torch.cat((self.store, self.store.new_zeros(layers, two, batch, kv_heads, more, head_width)), 4)
+        if self.grown is None:
+            self.store = torch.cat((self.store, self.store.new_zeros(layers, two, batch, kv_heads, more, head_width)), 4)
         self.valid_BS = torch.cat((self.valid_BS, self.valid_BS.new_zeros(batch, more)), 1)

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError
+from zoo.nn.adapted import chosen_by
 from zoo.nn.cache import Cache
 from zoo.nn.linear import HalfEmbedding, Int8Embedding
 from zoo.nn.mixture import Routing
 from zoo.nn.stack import BeforeLayer, Stack, token_positions
+from zoo.nn.virtual import begun
 
 Inserted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows int[N], columns int[N], what stands there float[N, W]
 
@@ -91,19 +93,21 @@ class Decoder(nn.Module):
         inserted: what stands in place of the embedding of some tokens (rows, columns, float[N, W]): their ids mean nothing.
         Raises UsageError for ids outside the vocabulary and for more than `context` tokens.
         """
-        features_BTW = self.features(
-            tokens_BT,
-            mask_BT=mask_BT,
-            cache=cache,
-            source_BSD=source_BSD,
-            source_mask_BS=source_mask_BS,
-            routing=routing,
-            before_layer=before_layer,
-            inserted=inserted,
-        )
-        if at_BN is not None:
-            features_BTW = features_BTW.gather(1, at_BN[:, :, None].expand(-1, -1, features_BTW.shape[-1]))
-        return self.logits(features_BTW)
+        cache = begun(self, len(tokens_BT), cache)
+        with chosen_by(self, cache):
+            features_BTW = self.features(
+                tokens_BT,
+                mask_BT=mask_BT,
+                cache=cache,
+                source_BSD=source_BSD,
+                source_mask_BS=source_mask_BS,
+                routing=routing,
+                before_layer=before_layer,
+                inserted=inserted,
+            )
+            if at_BN is not None:
+                features_BTW = features_BTW.gather(1, at_BN[:, :, None].expand(-1, -1, features_BTW.shape[-1]))
+            return self.logits(features_BTW)
 
     def features(
         self,
@@ -117,7 +121,7 @@ class Decoder(nn.Module):
         before_layer: BeforeLayer | None = None,
         inserted: Inserted | None = None,
     ) -> torch.Tensor:
-        """What the head reads, float[B, T, W]. Arguments as those of `forward`."""
+        """What the head reads, float[B, T, W]. Arguments as those of `forward`, which also sees to the virtual tokens of adapters."""
         check_tokens(tokens_BT, mask_BT, self.vocabulary)
         batch, count = tokens_BT.shape
         if cache is None:
@@ -133,7 +137,7 @@ class Decoder(nn.Module):
         if inserted is not None:
             rows_N, columns_N, values_NW = inserted
             tokens_BTW = tokens_BTW.index_put((rows_N, columns_N), values_NW.to(tokens_BTW.dtype))
-        if cache is not None and tokens_BTW.requires_grad:
+        if cache is not None and cache.grown is None and tokens_BTW.requires_grad:
             raise UsageError("a cache is filled in place, which no gradient survives: use torch.inference_mode() with it")
         if self.position_embedding is not None:
             tokens_BTW = tokens_BTW + self.position_embedding(positions_BT)

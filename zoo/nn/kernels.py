@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError
+from zoo.nn.adapted import NAME
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
 from zoo.nn.feed_forward import Gated
@@ -59,12 +60,14 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
 
     A router stays as it is, and in "int4" a layer whose input width is no multiple of 32 becomes bf16. The tied head of a
     `Decoder` is a layer of its own afterwards: 8 bits where the others have 8 or 4, and the embedding, too.
-    Raises UsageError for an unknown kernel, a module that is not on the CPU in float32, and one that has a kernel already.
+    Raises UsageError for an unknown kernel, a module that is not on the CPU in float32, and one that has a kernel or adapters already.
     """
     if kernel not in LINEARS:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
     if runs_by_kernel(module):
         raise UsageError(f"the model runs by a kernel already: build it anew for {kernel}")
+    if any(part.__dict__.get(NAME) is not None for part in module.modules()):
+        raise UsageError(f"the model has adapters: apply kernel {kernel} first, and adapt what runs by it")
     wrong = next(
         (tensor for tensor in module.parameters() if tensor.device.type != "cpu" or tensor.dtype != torch.float32), None
     )

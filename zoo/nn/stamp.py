@@ -12,14 +12,24 @@ _number_of: Any = WeakIdKeyDictionary()  # an address may come again, a number d
 
 
 def stamp_of(*modules: nn.Module) -> int:
-    """A number that changes when a tensor of the modules is exchanged, cast, moved or written to, when one of their submodules is, and
+    """A number that changes when a tensor of the modules is exchanged, cast, moved or written to, when one of their submodules or an active adapter is, and
     when they change between training and evaluation. It means something within one process.
 
     What goes round torch's own count of writes is not seen: `.data`, and writes to a model that was built under inference mode.
     """
     parts = [part for module in modules for part in module.modules()]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return hash((tuple((id(type(part)), part.training) for part in parts), tuple(map(_version, tensors))))
+    adapted = {id(owner): owner.stamp() for part in parts for owner in _adapters_on(part)}
+    return hash(
+        (tuple((id(type(part)), part.training) for part in parts), tuple(map(_version, tensors)), *adapted.values())
+    )
+
+
+def _adapters_on(part: nn.Module) -> list[Any]:
+    """What stands on a module (`zoo.nn.adapted.Adapted`): a model knows its own, a layer has hooks of theirs."""
+    hooks = (getattr(hook, "__self__", None) for hook in part._forward_hooks.values())  # noqa: SLF001 - torch names them nowhere else
+    found = [getattr(hook, "adapted", None) for hook in hooks]
+    return [owner for owner in (*found, part.__dict__.get("zoo_adapters")) if owner is not None]
 
 
 def _version(tensor: Any) -> tuple[int, int, torch.dtype, int]:

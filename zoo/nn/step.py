@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
+from zoo.nn.adapted import NAME, chosen_by
 from zoo.nn.attention import Attention
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Decoder, check_room, check_tokens
@@ -19,6 +20,7 @@ from zoo.nn.feed_forward import Gated
 from zoo.nn.linear import HalfLinear, Int4Linear, Int8Linear, PackedLinear
 from zoo.nn.norm import RMSNorm
 from zoo.nn.stack import BeforeLayer
+from zoo.nn.virtual import begun
 
 
 class DecodeStep:
@@ -27,6 +29,7 @@ class DecodeStep:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.layers: list[tuple[Any, ...]] = []
+        self.called: list[tuple[Any, ...]] = []  # the same as modules, whose hooks run
         for block in decoder.stack.blocks:
             attention: Any = block.attention
             forward: Any = block.feed_forward
@@ -40,12 +43,31 @@ class DecodeStep:
                     forward.down.forward,
                 )
             )
+            self.called.append(
+                (
+                    block.attention_norm,
+                    attention.query_key_value,
+                    attention.output,
+                    block.feed_forward_norm,
+                    forward.gate_and_up,
+                    forward.down,
+                )
+            )
         first: Any = decoder.stack.blocks[0].attention
         self.heads, self.kv_heads, self.head_width = first.heads, first.kv_heads, first.head_width
         self.scale = first.scale
 
     def __call__(self, tokens_B: torch.Tensor, cache: Cache, *, before_layer: BeforeLayer | None = None) -> torch.Tensor:
         """As `Decoder.forward` for tokens int[B, 1]; raises what that raises."""
+        if self.decoder.__dict__.get(NAME) is None:
+            return self._run(self.layers, tokens_B, cache, before_layer)
+        cache = begun(self.decoder, len(tokens_B), cache) or cache
+        with chosen_by(self.decoder, cache):
+            return self._run(self.called, tokens_B, cache, before_layer)
+
+    def _run(
+        self, layers: list[tuple[Any, ...]], tokens_B: torch.Tensor, cache: Cache, before_layer: BeforeLayer | None
+    ) -> torch.Tensor:
         decoder, batch = self.decoder, len(tokens_B)
         check_tokens(tokens_B[:, None], None, decoder.vocabulary)
         check_room(cache, 1, None, decoder.context)
@@ -57,7 +79,7 @@ class DecodeStep:
         shape = (batch, turned_heads + self.kv_heads, 1, self.head_width)
         half, width = self.head_width // 2, self.heads * self.head_width
         tokens_BW = decoder.embedding(tokens_B)
-        for layer, (norm, project, output, forward_norm, gate_and_up, down) in enumerate(self.layers):
+        for layer, (norm, project, output, forward_norm, gate_and_up, down) in enumerate(layers):
             if before_layer is not None:
                 tokens_BW = before_layer(layer, tokens_BW[:, None])[:, 0]
             joined = project(rms_norm(tokens_BW, norm.weight.shape, norm.weight, norm.epsilon)).view(shape)

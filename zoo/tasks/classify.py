@@ -241,7 +241,7 @@ def _label_embeddings(built: Built, labels: list[str], templates: Sequence[str])
         mean_CE = torch.stack(embeddings).float().mean(0)
         return {"labels": torch.nn.functional.normalize(mean_CE, dim=-1)}
 
-    inputs = {"model": built.identity, "labels": labels, "templates": list(templates)}
+    inputs = {"model": built.state_identity, "labels": labels, "templates": list(templates)}
     return derived("label embeddings", inputs, compute, keep=not built.random)["labels"]
 
 

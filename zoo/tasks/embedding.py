@@ -132,7 +132,7 @@ def embed(
     built = open_for(
         _task(modalities, model), model, kinds=kinds, modalities=modalities, weights=weights, device=device, dtype=dtype
     )
-    about = tables.About(built.name, built.identity, unit_vectors(built))
+    about = tables.About(built.name, built.state_identity, unit_vectors(built))
     with alone(out):
         old_rows = [] if overwrite else _old_rows(out, about)
         refuse_to_lose(out, old_rows, expected_rows(sources, old_rows, allow_urls=allow_urls))

@@ -176,7 +176,7 @@ def filter_pairs(
     scorer = _Scorer(built, batch_size or (CPU_BATCH if device == "cpu" else DEVICE_BATCH), device)
     provider = built.found.card.provider
     about: dict[str, Any] = {
-        "model": built.name, "distribution": provider.distribution, "version": provider.version, "identity": built.identity,
+        "model": built.name, "distribution": provider.distribution, "version": provider.version, "identity": built.state_identity,
         "threshold": limit, "preset": preset, "origin": origin, "notes": tuple(notes),
         "random_weights": built.random,
     }  # fmt: skip
@@ -189,7 +189,7 @@ def filter_pairs(
         raise UsageError("a threshold is needed to filter")
     state = _state_of(target)
     with alone(target):
-        open_records(state, shards, {"identity": built.identity, "threshold": limit}, built.name, overwrite=overwrite)
+        open_records(state, shards, {"identity": built.state_identity, "threshold": limit}, built.name, overwrite=overwrite)
         try:
             results = [_run(shard, state, scorer, limit, progress=progress) for shard in shards]
         except KeyboardInterrupt as stop:

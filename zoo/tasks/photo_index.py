@@ -85,7 +85,7 @@ def index_home(folder: Path, built: Built) -> tuple[Path, str | None]:
 
     Only the indexes of the few identities of the model that were used last stay beside it.
     """
-    name = Path(built.name) / built.identity[:16]
+    name = Path(built.name) / built.state_identity[:16]
     home = folder / FOLDER / name
     try:
         _make_home(home, folder)

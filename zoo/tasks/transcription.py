@@ -272,7 +272,13 @@ class _Run:
     def _plan(self, source: AudioSource) -> str:
         """What the result depends on: the model and how it computes, the detector, the options and the sound's own bytes."""
         built, detector = self.built, self.detector
-        about = [built.identity, built.kernel, device_and_format(built), detector and detector.identity, self.given]
+        about = [
+            built.state_identity,
+            built.kernel,
+            device_and_format(built),
+            detector and detector.state_identity,
+            self.given,
+        ]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
         if isinstance(source, Sound):
             digest.update(source.samples.tobytes() + str(source.sample_rate_hz).encode())

@@ -17,7 +17,7 @@ from zoo.errors import WeightsError
 from zoo.plugin import Plugin
 from zoo.registry import Found, Registry
 
-LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language", "speech", "fusion")
+LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language", "speech", "fusion", "adapter")
 SEED = 1
 FEATURES = "features"
 

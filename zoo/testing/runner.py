@@ -12,12 +12,22 @@ from zoo.modality import TEXT
 from zoo.plugin import Plugin, code_sha256
 from zoo.records import read_record, write_record
 from zoo.registry import Found, Registry, default_registry
-from zoo.testing import fusion, language, listing, numbers, pairs, process, speech, truth
+from zoo.testing import adapter, fusion, language, listing, numbers, pairs, process, speech, truth
 from zoo.testing.check import CHECKS, LEVELS, Check, Result, Subject, run_check
 
 TIMEOUT_S = 600.0
 SINGLE_TIMEOUT_S = 60.0  # of one check by itself, after all together did not survive
-MODULES = (listing, truth, numbers, process, pairs, language, speech, fusion)  # importing them registers their checks
+MODULES = (
+    listing,
+    truth,
+    numbers,
+    process,
+    pairs,
+    language,
+    speech,
+    fusion,
+    adapter,
+)  # importing them registers their checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,102 @@
+"""DoRA: the direction of a weight learns by LoRA, the length of each of its rows by itself (Liu et al. 2024, arXiv:2402.09353)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import UsageError
+from zoo.nn.adapter import Adapter, Mixed
+from zoo.nn.places import Base, Place
+from zoo_adapters.lora import TARGETS, LowRank, mixed_low_rank, require_rank, scale_of
+
+
+class Decomposed(nn.Module):
+    """length * (W + BA) / |W + BA| row by row, for a linear layer [N, K]. No gradient flows through the norm (section 4.3)."""
+
+    def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.product = LowRank(place, rank=rank, scale=scale, dropout=dropout)
+        weight_NK, _ = place.tensors()
+        self.length = nn.Parameter(weight_NK.detach().float().norm(dim=1))
+        self.place = (place,)  # in a tuple, so that its layer is no part of this one
+
+    def _stretch(self) -> torch.Tensor:
+        """What each row of W + BA is multiplied by, float[N]."""
+        weight_NK, _ = self.place[0].tensors()
+        with torch.no_grad():
+            changed_NK = weight_NK.float() + self.product.scale * self.product.up @ self.product.down
+            norm_N: torch.Tensor = changed_NK.norm(dim=1)
+        stretch_N: torch.Tensor = self.length / norm_N
+        return stretch_N
+
+    def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
+        """As `zoo.nn.adapter.Part`."""
+        product, stretch_N = self.product, self._stretch()
+        weight_NK, bias_N = self.place[0].tensors()
+        read_BK = input_BK.to(product.down.dtype)
+        if product.dropout is not None and product.training:
+            read_BK = product.dropout(read_BK)  # of what the weight reads, too
+            bare_BN = read_BK.to(weight_NK.dtype) @ weight_NK.T
+        else:
+            bare_BN = output_BN if bias_N is None else output_BN - bias_N
+        added_BN = read_BK @ product.down.T @ product.up.T * product.scale
+        return output_BN + ((stretch_N - 1) * bare_BN + stretch_N * added_BN).to(output_BN.dtype)
+
+    def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `zoo.nn.adapter.Part`."""
+        changed_NK = weight_NK + self.product.scale * self.product.up @ self.product.down
+        return changed_NK * (self.length / changed_NK.norm(dim=1))[:, None], bias_N
+
+    @staticmethod
+    def mixed(parts: Sequence[Any], scales: Sequence[float]) -> Mixed:
+        """As `zoo.nn.adapter.Part`: the products of all in one pass, then each row stretched by its own."""
+        held = next(part for part in parts if part is not None)
+        product = mixed_low_rank(
+            [
+                None if part is None else (part.product.down, part.product.up, part.product.scale * scale)
+                for part, scale in zip(parts, scales, strict=True)
+            ]
+        )
+        _, bias_N = held.place[0].tensors()
+        ones_N = torch.ones_like(held.length)
+        stretch_AN = torch.stack([ones_N if part is None else part._stretch() for part in (*parts, None)])  # noqa: SLF001 - its own class
+        more_AN = (stretch_AN - 1) * stretch_AN.new_tensor([*scales, 0.0])[:, None]
+
+        def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+            shape = (len(number_B), *[1] * (output_BN.ndim - 2), -1)
+            added_BN = product(input_BX, torch.zeros_like(output_BN), number_B)
+            bare_BN = output_BN if bias_N is None else output_BN - bias_N
+            change_BN = more_AN[number_B].view(shape) * bare_BN + stretch_AN[number_B].view(shape) * added_BN
+            return output_BN + change_BN.to(output_BN.dtype)
+
+        return apply
+
+
+def dora(
+    base: Base,
+    *,
+    targets: Sequence[str] | str = TARGETS,
+    r: int = 8,
+    alpha: float = 16.0,
+    rank_stabilised: bool = False,
+    dropout: float = 0.0,
+    ranks: dict[str, int] | None = None,
+    alphas: dict[str, float] | None = None,
+) -> Adapter:
+    """DoRA on linear layers; the options are those of LoRA. As it begins it changes no more than the last digit.
+
+    Raises UsageError as LoRA does, for a place that is no linear layer, and for a layer that a kernel rounded.
+    """
+    parts: dict[str, nn.Module] = {}
+    for place in base.chosen(targets):
+        if place.kind != "linear":
+            raise UsageError(f"DoRA is for linear layers, {place.name} is an {place.kind}: leave it out")
+        own = (ranks or {}).get(place.name, r)
+        require_rank(own, place)
+        scale = scale_of(own, (alphas or {}).get(place.name, alpha), rank_stabilised=rank_stabilised)
+        parts[place.name] = Decomposed(place, rank=own, scale=scale, dropout=dropout)
+    return Adapter(parts)

@@ -1,0 +1,105 @@
+"""IA3: vectors of ones that stretch what some layers give, or what they are given (Liu et al. 2022, arXiv:2205.05638)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import UsageError
+from zoo.nn.adapter import Adapter, Mixed
+from zoo.nn.places import Base, Place
+
+TARGETS = ("key", "value", "down")
+FEED_FORWARD = ("down",)
+
+
+class StretchedOutput(nn.Module):
+    """output * stretch, float[N]."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.stretch = nn.Parameter(torch.ones(place.outputs, device=place.device))
+
+    def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
+        """As `zoo.nn.adapter.Part`."""
+        del input_BK
+        return output_BN * self.stretch.to(output_BN.dtype)
+
+    def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `zoo.nn.adapter.Part`."""
+        return weight_NK * self.stretch[:, None], None if bias_N is None else bias_N * self.stretch
+
+    @staticmethod
+    def mixed(parts: Sequence[Any], scales: Sequence[float]) -> Mixed:
+        """As `zoo.nn.adapter.Part`."""
+        stretch_AN = _table(parts, scales)
+
+        def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+            del input_BX
+            return output_BN * _of_rows(stretch_AN, number_B, output_BN)
+
+        return apply
+
+
+class StretchedInput(nn.Module):
+    """The layer is given input * stretch, float[K]: for the last layer of a feed-forward."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.stretch = nn.Parameter(torch.ones(place.inputs, device=place.device))
+
+    def before(self, input_BK: torch.Tensor) -> torch.Tensor:
+        """As `zoo.nn.adapter.Part`."""
+        return input_BK * self.stretch.to(input_BK.dtype)
+
+    def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `zoo.nn.adapter.Part`."""
+        return weight_NK * self.stretch, bias_N
+
+    @staticmethod
+    def mixed_before(parts: Sequence[Any], scales: Sequence[float]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """As `zoo.nn.adapter.Part`."""
+        stretch_AK = _table(parts, scales)
+
+        def apply(input_BX: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+            return input_BX * _of_rows(stretch_AK, number_B, input_BX)
+
+        return apply
+
+
+def _table(parts: Sequence[Any], scales: Sequence[float]) -> torch.Tensor:
+    """The stretches of all, float[A + 1, N]; ones for those that have none."""
+    ones = torch.ones_like(next(part.stretch for part in parts if part is not None))
+    rows = [
+        ones if part is None else ones + scale * (part.stretch - ones) for part, scale in zip(parts, scales, strict=True)
+    ]
+    return torch.stack([*rows, ones])
+
+
+def _of_rows(stretch_AN: torch.Tensor, number_B: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    shape = (len(number_B), *[1] * (like.ndim - 2), -1)
+    return stretch_AN[number_B].view(shape).to(like.dtype)
+
+
+def ia3(base: Base, *, targets: Sequence[str] | str = TARGETS, feed_forward: Sequence[str] | str = FEED_FORWARD) -> Adapter:
+    """IA3 on linear layers. As it begins it changes nothing.
+
+    feed_forward: targets whose inputs are stretched instead of their outputs; they need not be named twice.
+    Raises UsageError for a target that names nothing, and for a place that is no linear layer.
+    """
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    feed_forward = [feed_forward] if isinstance(feed_forward, str) else list(feed_forward)
+    inputs = {place.name for place in base.chosen(feed_forward)} if feed_forward else set()
+    parts: dict[str, nn.Module] = {}
+    for place in base.chosen([*targets, *feed_forward]):
+        if place.kind != "linear":
+            raise UsageError(f"IA3 is for linear layers, {place.name} is an {place.kind}: leave it out")
+        if place.name in inputs and place.columns is not None:
+            raise UsageError(
+                f"the inputs of {place.name} are those of a joined layer, which others read: stretch its outputs"
+            )
+        parts[place.name] = StretchedInput(place) if place.name in inputs else StretchedOutput(place)
+    return Adapter(parts)

@@ -1,0 +1,265 @@
+"""LoRA: a product of two thin matrices beside a weight that stays as it is (Hu et al. 2021, arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import embedding
+
+from zoo.errors import UsageError
+from zoo.nn.adapter import Adapter, Mixed
+from zoo.nn.places import Base, Place
+
+TARGETS = ("query", "value")
+MANY_TOKENS = 4  # in a row, from which each row is multiplied by its own matrices instead of by those of all
+
+
+class LowRank(nn.Module):
+    """output + scale * up(down(input)) for a linear layer [N, K]: down [r, K] drawn, up [N, r] zeros."""
+
+    def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, place.inputs, device=place.device))
+        self.up = nn.Parameter(torch.zeros(place.outputs, rank, device=place.device))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout) if dropout else None
+
+    def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
+        """As `zoo.nn.adapter.Part`."""
+        read_BK = input_BK.to(self.down.dtype)
+        if self.dropout is not None:
+            read_BK = self.dropout(read_BK)
+        return output_BN + (read_BK @ self.down.T @ self.up.T * self.scale).to(output_BN.dtype)
+
+    def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `zoo.nn.adapter.Part`."""
+        return weight_NK + self.scale * self.up @ self.down, bias_N
+
+    @staticmethod
+    def mixed(parts: Sequence[Any], scales: Sequence[float]) -> Mixed:
+        """As `zoo.nn.adapter.Part`: the matrices of all, side by side, and for each row a mask over those that are not its own
+        (for long rows a product of each row with its own; S-LoRA, arXiv:2311.03285, and Punica, arXiv:2310.18547, gather in kernels).
+        """
+        return mixed_low_rank(
+            [
+                None if part is None else (part.down, part.up, part.scale * scale)
+                for part, scale in zip(parts, scales, strict=True)
+            ]
+        )
+
+
+def mixed_low_rank(products: Sequence[tuple[torch.Tensor, torch.Tensor, float] | None]) -> Mixed:
+    """`Part.mixed` for down [r, K], up [N, r] and a factor of each; ranks may differ."""
+    held = [one for one in products if one is not None]
+    down_RK = torch.cat([down for down, _, _ in held])
+    up_RN = torch.cat([up for _, up, _ in held], 1).T.contiguous()
+    own_AR = down_RK.new_zeros(len(products) + 1, len(down_RK))
+    start = 0
+    for number, one in enumerate(products):
+        if one is not None:
+            own_AR[number, start : start + len(one[0])] = one[2]
+            start += len(one[0])
+    longest = max(len(down) for down, _, _ in held)
+    stacked: list[torch.Tensor] = []
+
+    def each_row(input_BTK: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+        if not stacked or torch.is_grad_enabled():
+            stacked[:] = _stacked(products, longest, down_RK, up_RN)
+        down_ArK, up_ArN = stacked
+        return input_BTK @ down_ArK[number_B].transpose(1, 2) @ up_ArN[number_B]
+
+    def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+        read_BX = input_BX.to(down_RK.dtype)
+        tokens = read_BX[0, ..., 0].numel()
+        if tokens > MANY_TOKENS and len(held) > 1:
+            added = each_row(read_BX.flatten(1, -2), number_B).view(output_BN.shape)
+        else:
+            own_BR = own_AR[number_B].view(len(number_B), *[1] * (input_BX.ndim - 2), -1)
+            added = (read_BX @ down_RK.T * own_BR) @ up_RN
+        return output_BN + added.to(output_BN.dtype)
+
+    return apply
+
+
+def _stacked(
+    products: Sequence[tuple[torch.Tensor, torch.Tensor, float] | None],
+    longest: int,
+    down_RK: torch.Tensor,
+    up_RN: torch.Tensor,
+) -> list[torch.Tensor]:
+    """The products filled up to one rank, [A + 1, r, K] with the factor and [A + 1, r, N]; what is none is zeros."""
+    downs, ups = [], []
+    for one in (*products, None):
+        down, up = down_RK.new_zeros(longest, down_RK.shape[1]), up_RN.new_zeros(longest, up_RN.shape[1])
+        if one is not None:
+            down[: len(one[0])] = one[0] * one[2]
+            up[: len(one[0])] = one[1].T
+        downs.append(down)
+        ups.append(up)
+    return [torch.stack(downs), torch.stack(ups)]
+
+
+class LowRankEmbedding(nn.Module):
+    """output + scale * up(row of down) for an embedding [V, W]: down [r, V] zeros, up [W, r] drawn."""
+
+    def __init__(self, place: Place, *, rank: int, scale: float) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.zeros(rank, place.inputs, device=place.device))
+        self.up = nn.Parameter(torch.randn(place.outputs, rank, device=place.device))
+        self.scale = scale
+
+    def after(self, input_BT: torch.Tensor, output_BTW: torch.Tensor) -> torch.Tensor:
+        """As `zoo.nn.adapter.Part`."""
+        return output_BTW + (embedding(input_BT, self.down.T) @ self.up.T * self.scale).to(output_BTW.dtype)
+
+    def merged(self, weight_VW: torch.Tensor, bias: None) -> tuple[torch.Tensor, None]:
+        """As `zoo.nn.adapter.Part`."""
+        return weight_VW + self.scale * (self.up @ self.down).T, bias
+
+
+class LowRankConvolution(nn.Module):
+    """output + scale * up(down(input)) for a convolution: down is one like the layer's with r outputs, up has kernels of 1."""
+
+    def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        layer: Any = place.layer
+        if layer.groups != 1:
+            raise UsageError(
+                f"{place.name} is a convolution in {layer.groups} groups, for which LoRA has no product: leave it out"
+            )
+        if layer.padding_mode != "zeros":
+            raise UsageError(
+                f"{place.name} is a convolution with padding {layer.padding_mode!r}, LoRA takes zeros: leave it out"
+            )
+        self.down = nn.Parameter(torch.empty(rank, place.inputs, *layer.kernel_size, device=place.device))
+        self.up = nn.Parameter(torch.zeros(place.outputs, rank, *[1] * len(layer.kernel_size), device=place.device))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.shape = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        self.convolve = getattr(nn.functional, f"conv{len(layer.kernel_size)}d")
+
+    def after(self, input_BCX: torch.Tensor, output_BCX: torch.Tensor) -> torch.Tensor:
+        """As `zoo.nn.adapter.Part`."""
+        read_BCX = input_BCX.to(self.down.dtype)
+        if self.dropout is not None:
+            read_BCX = self.dropout(read_BCX)
+        added: torch.Tensor = self.convolve(self.convolve(read_BCX, self.down, **self.shape), self.up)
+        return output_BCX + (added * self.scale).to(output_BCX.dtype)
+
+    def merged(self, weight_NKX: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `zoo.nn.adapter.Part`."""
+        change = self.up.flatten(1) @ self.down.flatten(1)
+        return weight_NKX + self.scale * change.view(weight_NKX.shape), bias_N
+
+
+def lora(
+    base: Base,
+    *,
+    targets: Sequence[str] | str = TARGETS,
+    r: int = 8,
+    alpha: float = 16.0,
+    rank_stabilised: bool = False,
+    dropout: float = 0.0,
+    ranks: dict[str, int] | None = None,
+    alphas: dict[str, float] | None = None,
+) -> Adapter:
+    """LoRA on linear layers, embeddings and convolutions. As it begins it changes nothing.
+
+    r: the rank. alpha: the product counts alpha / r, or alpha / sqrt(r) where rank_stabilised (Kalajdzievski 2023, arXiv:2312.03732).
+    dropout: of what the product reads, in training. ranks, alphas: of places, by name, where they differ.
+    Raises UsageError for a target that names nothing, and a rank below 1 or above the width of a place.
+    """
+    parts: dict[str, nn.Module] = {}
+    for place in base.chosen(targets):
+        own = (ranks or {}).get(place.name, r)
+        require_rank(own, place)
+        scale = scale_of(own, (alphas or {}).get(place.name, alpha), rank_stabilised=rank_stabilised)
+        if place.kind == "embedding":
+            parts[place.name] = LowRankEmbedding(place, rank=own, scale=scale)
+        elif place.kind == "convolution":
+            parts[place.name] = LowRankConvolution(place, rank=own, scale=scale, dropout=dropout)
+        else:
+            parts[place.name] = LowRank(place, rank=own, scale=scale, dropout=dropout)
+    return Adapter(parts, combine=combined)
+
+
+def combined(
+    base: Base, adapters: Sequence[Adapter], factors: Sequence[float], *, how: str = "concatenation", r: int | None = None
+) -> Adapter:
+    """One LoRA made of several on linear layers, each with a factor.
+
+    how: "concatenation": ranks add up, and so do the changes, exactly. "svd": what is nearest to that, in rank `r` (None: the greatest of
+    theirs). "sum": matrices of one rank are added, each times the root of its factor, which is no sum of the changes ("linear" of HF PEFT).
+    Raises UsageError for another way, ranks that differ ("sum"), a negative factor ("sum"), and what is no linear layer.
+    """
+    if how not in ("concatenation", "svd", "sum"):
+        raise UsageError(f'LoRA is combined by "concatenation", "svd" or "sum", got {how!r}')
+    places = list(dict.fromkeys(place for adapter in adapters for place in adapter.places))
+    parts: dict[str, nn.Module] = {}
+    for name in places:
+        held = [(adapter.part(name), factor) for adapter, factor in zip(adapters, factors, strict=True)]
+        products = [
+            (part.down.detach(), part.up.detach(), factor * part.scale)
+            for part, factor in held
+            if isinstance(part, LowRank)
+        ]
+        if len(products) < sum(part is not None for part, _ in held):
+            raise UsageError(f"{name} is no linear layer, and only those are combined")
+        down_rK, up_Nr = _combined(products, how, r)
+        place = base.chosen([name])[0]
+        part = LowRank(place, rank=len(down_rK), scale=1.0, dropout=0.0)
+        part.down, part.up = nn.Parameter(down_rK), nn.Parameter(up_Nr)
+        parts[name] = part
+    adapter = Adapter(parts, combine=combined)
+    ranks = {name: len(part.down) for name, part in adapter.named_parts()}
+    adapter.options = {
+        "targets": list(parts),
+        "ranks": ranks,
+        "alphas": {name: float(rank) for name, rank in ranks.items()},
+    }
+    return adapter
+
+
+def _combined(
+    products: Sequence[tuple[torch.Tensor, torch.Tensor, float]], how: str, r: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Down [r, K] and up [N, r] of several products."""
+    if how == "sum":
+        ranks = sorted({len(down) for down, _, _ in products})
+        if len(ranks) > 1 or any(factor < 0 for _, _, factor in products):
+            raise UsageError(f"a sum of matrices takes one rank and no negative factor, got ranks {ranks}: take svd")
+        roots = [math.sqrt(factor) for _, _, factor in products]
+        down_rK = torch.stack([root * down for root, (down, _, _) in zip(roots, products, strict=True)]).sum(0)
+        return down_rK, torch.stack([root * up for root, (_, up, _) in zip(roots, products, strict=True)]).sum(0)
+    down_RK = torch.cat([down for down, _, _ in products])
+    up_NR = torch.cat([up * factor for _, up, factor in products], 1)
+    if how == "concatenation":
+        return down_RK, up_NR
+    rank = max(len(down) for down, _, _ in products) if r is None else r
+    most = min(up_NR.shape[0], down_RK.shape[1])
+    if not 1 <= rank <= most:
+        raise UsageError(f"r must be from 1 to {most}, got {rank}")
+    left_NN, values_N, right_NK = torch.linalg.svd(up_NR @ down_RK, full_matrices=False)
+    root_r = values_N[:rank].sqrt()
+    return (root_r[:, None] * right_NK[:rank]).contiguous(), (left_NN[:, :rank] * root_r).contiguous()
+
+
+def scale_of(rank: int, alpha: float, *, rank_stabilised: bool) -> float:
+    """What a product of this rank counts."""
+    return alpha / math.sqrt(rank) if rank_stabilised else alpha / rank
+
+
+def require_rank(rank: int, place: Place) -> None:
+    """Raise UsageError unless a product of this rank is thinner than the place."""
+    kernel = math.prod(getattr(place.layer, "kernel_size", ()))
+    most = min(place.inputs * kernel, place.outputs)
+    if not isinstance(rank, int) or not 1 <= rank <= most:
+        raise UsageError(
+            f"r must be from 1 to {most}, the lesser width of {place.name} [{place.outputs}, {place.inputs * kernel}], got {rank!r}"
+        )

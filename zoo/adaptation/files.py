@@ -1,0 +1,139 @@
+"""An adapter as one safetensors file: its tensors, its method and options, and which weights it was made for."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from zoo.errors import UsageError, WeightsError
+from zoo.nn.adapter import Adapter
+from zoo.nn.kernels import runs_by_kernel
+from zoo.nn.places import places_of
+from zoo.weights import load_strict, local_file, refuse_nonfinite
+
+KEY = "zoo_adapter"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a file says. base: what `fingerprint` gave for the model that it was trained with."""
+
+    method: str
+    options: dict[str, Any]
+    base: dict[str, str]
+    state: dict[str, torch.Tensor]
+
+
+def write(path: Path, adapter: Adapter, base: Mapping[str, str]) -> None:
+    """Write an adapter, whole or not at all."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, and an adapter is one file: name it, as {path / 'adapter.safetensors'}")
+    content = {"version": VERSION, "method": adapter.method, "options": adapter.options, "base": dict(base)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(state, temporary, metadata={KEY: json.dumps(content, sort_keys=True)})
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Record:
+    """Read what `write` wrote. Raises WeightsError for anything else, and for NaN and infinity."""
+    path = local_file(path)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is no adapter: it is no whole safetensors file ({error})") from error
+    try:
+        content = json.loads(metadata[KEY])
+        record = Record(str(content["method"]), dict(content["options"]), dict(content["base"]), state)
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(
+            f"{path} is a safetensors file, but no adapter that `save` wrote; one of HF PEFT is read as a folder, with its adapter_config.json"
+        ) from None
+    if content.get("version") != VERSION:
+        raise WeightsError(
+            f"{path} has version {content.get('version')} of the format, this zoo reads {VERSION}: update it"
+        )
+    refuse_nonfinite(state, str(path))
+    return record
+
+
+def filled(adapter: Adapter, state: Mapping[str, torch.Tensor], origin: str) -> Adapter:
+    """The adapter with these tensors. Raises StateMismatchError with what differs."""
+    with torch.no_grad():
+        load_strict(adapter, state, origin)
+    return adapter
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """What identifies the weights of a model, whatever float format they are held in.
+
+    weights: sha256 of all of them, rounded to bfloat16; left out where a kernel rounded them. vectors: of those that no kernel touches.
+    """
+    state = model.state_dict()
+    layers = {id(place.layer) for place in places_of(model).values()}
+    owners = {
+        f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules()
+        if id(module) not in layers
+        for key, tensor in module.named_parameters(recurse=False)
+        if tensor.ndim == 1
+    }
+    found = {"vectors": _sha256({name: state[name] for name in sorted(owners & state.keys())})}
+    if not runs_by_kernel(model):
+        found["weights"] = _sha256(state)
+    return found
+
+
+def require_base(record: Record, found: Mapping[str, str], path: Path) -> None:
+    """Raise UsageError for a model of other weights than the file was made for."""
+    shared = "weights" if "weights" in record.base and "weights" in found else "vectors"
+    if record.base.get(shared) != found.get(shared):
+        raise UsageError(
+            f"{path} was made for a model with other weights ({record.base.get(shared, '?')[:12]}, this one is {found.get(shared, '?')[:12]}): load "
+            f"it into that one, or say other_base=True (--other-base) to take it all the same"
+        )
+
+
+def _sha256(state: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        rounded = tensor.detach().cpu()
+        rounded = rounded.bfloat16() if rounded.is_floating_point() else rounded
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(rounded.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_unknown_options(builder: Callable[..., Any], options: Mapping[str, Any], method: str) -> None:
+    """Raise UsageError for an option that a builder does not have."""
+    parameters = inspect.signature(builder).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return
+    known = list(parameters)[1:]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
+            raise UsageError(f"{method} has no option {option!r}{hint}")

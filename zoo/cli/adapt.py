@@ -1,0 +1,231 @@
+"""`zoo adapt`: train an adapter, look at one, merge it into weights, hand it to HF PEFT."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.classify import prepare_torch
+from zoo.cli.output import print_json
+from zoo.errors import UsageError
+
+
+def add_commands(commands: Any) -> None:
+    command = commands.add_parser(
+        "adapt",
+        help="train an adapter on a model, merge it, or exchange it with HF PEFT",
+        description="WHAT: train DATA (a .jsonl of prompt and completion, or a folder with one folder of images for each class), list [FILE], "
+        "merge FILE into the weights of a model, export FILE as a folder of HF PEFT's.",
+    )
+    command.add_argument(
+        "what", choices=("train", "list", "merge", "export"), metavar="WHAT", help="train, list, merge or export"
+    )
+    command.add_argument("path", nargs="?", type=Path, metavar="DATA|FILE", help="examples (train), or an adapter")
+    command.add_argument("--model", metavar="NAME", help="the model that is adapted")
+    command.add_argument(
+        "--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none"
+    )
+    command.add_argument("--out", type=Path, metavar="PATH", help="write there: a file, or for export a folder")
+    command.add_argument("--method", metavar="NAME", help="how it adapts (zoo adapt list); lora if left out")
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the method, as r=16 or targets=query,value; may be repeated",
+    )
+    command.add_argument("--steps", type=int, metavar="N", help="batches to train on (200)")
+    command.add_argument("--batch-size", type=int, metavar="N", help="examples of a batch (8; images 32)")
+    command.add_argument("--learning-rate", type=float, metavar="X", help="what suits the method if left out")
+    command.add_argument("--held-out", type=float, metavar="SHARE", help="of the examples, that only measures (.1)")
+    command.add_argument("--other-base", action="store_true", help="take an adapter that was made for other weights")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--threads", type=int, help="threads for computing")
+    command.add_argument("--seed", type=int, default=0, help="of the adapter's first numbers and the order of examples (0)")
+    command.set_defaults(run=run)
+
+
+ONLY_TRAIN = ("method", "option", "steps", "batch_size", "learning_rate", "held_out")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    what = arguments.what
+    extra = next((one for one in ONLY_TRAIN if getattr(arguments, one) not in (None, [])), None)
+    if what != "train" and extra is not None:
+        raise UsageError(f"--{extra.replace('_', '-')} is for zoo adapt train, leave it out with {what}")
+    if what == "list":
+        return _list(arguments)
+    for name in ("path", "model", "out"):
+        if getattr(arguments, name) is None:
+            shown = {"path": "DATA" if what == "train" else "FILE", "model": "--model NAME", "out": "--out PATH"}[name]
+            raise UsageError(f"zoo adapt {what} needs {shown}")
+    if arguments.out.exists():
+        raise UsageError(f"{arguments.out} is there already: name another, nothing is overwritten")
+    prepare_torch(arguments)
+    return {"train": _train, "merge": _merge, "export": _export}[what](arguments)
+
+
+def read_options(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE -> numbers where they are some, yes and no as such, lists where there are commas. Raises UsageError."""
+    options: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise UsageError(f"--option takes NAME=VALUE, as r=16, got {text!r}")
+        options[name.replace("-", "_")] = [_value(one) for one in value.split(",")] if "," in value else _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from zoo.tasks.adapter_training import train_adapter
+
+    numbers = {name: getattr(arguments, name) for name in ("steps", "batch_size", "learning_rate", "held_out")}
+    steps = arguments.steps or 200
+    with tqdm(total=steps, unit="step", file=sys.stderr, disable=None) as bar:
+
+        def report(step: int, loss: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.3f}")
+
+        trained = train_adapter(
+            arguments.path,
+            model=arguments.model,
+            method=arguments.method or "lora",
+            weights=None if arguments.weights == "none" else arguments.weights,
+            seed=arguments.seed,
+            report=report,
+            **{name: value for name, value in numbers.items() if value is not None},
+            **read_options(arguments.option),
+        )
+    trained.adapters.save(trained.name, arguments.out)
+    document = training_document(trained, arguments.out)
+    if arguments.json:
+        print_json(document)
+        return 0
+    print(arguments.out)
+    first, last = document["held_out_loss_before"], document["held_out_loss"]
+    print(
+        f"zoo: {document['method']} on {arguments.model}: {trained.parameters:,} parameters ({trained.share:.3%}), {trained.fitted.steps} steps on "
+        f"{trained.examples} examples in {trained.fitted.seconds:.0f} s"
+        + (f"; loss of {trained.held_out} others {first:.3f} -> {last:.3f}" if last is not None else "")
+        + {"interrupted": "; interrupted, the best so far is kept", "patience": "; it had stopped getting better"}.get(
+            trained.fitted.stopped, ""
+        ),
+        file=sys.stderr,
+    )
+    return 0
+
+
+def training_document(trained: Any, out: Path) -> dict[str, Any]:
+    """The JSON document of a training."""
+    adapter, fitted = trained.adapters[trained.name], trained.fitted
+    return {
+        "model": trained.adapters.built.name,
+        "method": adapter.method,
+        "options": adapter.options,
+        "file": str(out),
+        "parameters": trained.parameters,
+        "share": trained.share,
+        "examples": trained.examples,
+        "held_out": trained.held_out,
+        "held_out_loss_before": fitted.held_out[0][1] if fitted.held_out else None,
+        "held_out_loss": fitted.best if fitted.held_out else None,
+        "steps": fitted.steps,
+        "stopped": fitted.stopped,
+        "seconds": fitted.seconds,
+    }
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    if arguments.path is None:
+        from zoo.registry import cards
+
+        rows = [
+            {"name": card.name, "applies_to": list(card.applies_to), "summary": card.summary, "paper": card.paper}
+            for card in cards(kind="adapter")
+        ]
+        if arguments.json:
+            print_json({"methods": rows})
+            return 0
+        width = max((len(str(row["name"])) for row in rows), default=0)
+        for row in rows:
+            print(f"{row['name']:{width}}  {row['summary']}")
+        if not rows:
+            print("zoo: no method is installed: pip install modalzoo-adapters", file=sys.stderr)
+        return 0
+    from zoo.adaptation.files import read
+
+    record = read(arguments.path)
+    count = sum(one.numel() for one in record.state.values())
+    if arguments.json:
+        print_json(
+            {
+                "file": str(arguments.path),
+                "method": record.method,
+                "options": record.options,
+                "parameters": count,
+                "base": record.base,
+            }
+        )
+        return 0
+    print(
+        f"{record.method}, {count:,} numbers, for weights {record.base.get('weights', record.base.get('vectors', '?'))[:12]}"
+    )
+    for name, value in record.options.items():
+        print(f"  {name} = {value}")
+    return 0
+
+
+def _opened(arguments: argparse.Namespace) -> Any:
+    """The model with the adapter of the file active."""
+    from zoo.adaptation.adapters import adapters_of
+    from zoo.construct import open_model
+
+    built = open_model(
+        arguments.model, weights=None if arguments.weights == "none" else arguments.weights, device=arguments.device
+    )
+    adapters = adapters_of(built)
+    adapters.load(arguments.path, name=arguments.path.stem, other_base=arguments.other_base)
+    return adapters
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from safetensors.torch import save_model
+
+    adapters = _opened(arguments)
+    adapters.merge()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = arguments.out.with_name(f".{arguments.out.name}.part")
+    save_model(adapters.model, str(partial))
+    partial.replace(arguments.out)
+    if arguments.json:
+        print_json({"model": arguments.model, "file": str(arguments.out)})
+        return 0
+    print(arguments.out)
+    print(f"zoo: use them with --model {arguments.model} --weights {arguments.out}", file=sys.stderr)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    adapters = _opened(arguments)
+    adapters.export(arguments.path.stem, arguments.out)
+    if arguments.json:
+        print_json({"model": arguments.model, "folder": str(arguments.out)})
+        return 0
+    print(arguments.out)
+    return 0

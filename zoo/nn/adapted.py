@@ -1,0 +1,438 @@
+"""Adapters on the layers of a model: which of them each row of a call takes, and how that reaches the layers.
+
+The model's own modules, tensors and state dict stay as they are: hooks on the layers ask, at each call, what was chosen. A choice
+holds for a block of code in one thread (`Adapted.using`), for as long as a cache lives (`Cache.adapters`), or until another is made
+(`Adapted.active`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import UsageError
+from zoo.nn.adapted_attention import attend
+from zoo.nn.adapter import Adapter, after, mixed_by_rows, scaled
+from zoo.nn.cache import Cache
+from zoo.nn.places import Place, places_of
+from zoo.nn.stamp import stamp_of
+
+_choices: ContextVar[Mapping[int, Choice]] = ContextVar(
+    "zoo_adapters", default=MappingProxyType({})
+)  # by the id of what is adapted
+NAME = "zoo_adapters"  # of the attribute by which a model knows its own
+
+
+class Choice:
+    """Which adapters the rows of a batch take: the same for all (`everywhere`), or one or none for each row (`rows`).
+
+    What the layers need of it is worked out once for each and kept here, so a choice is used for many calls.
+    """
+
+    def __init__(self, everywhere: Sequence[Adapter] = (), *, mix: Mix | None = None, rows: Sequence[int] = ()) -> None:
+        self.everywhere = tuple(everywhere)
+        self.mix = mix
+        self.rows = tuple(rows)
+        self._numbers: dict[torch.device, torch.Tensor] = {}
+        self._changes: dict[tuple[AdaptedLayer, str], list[tuple[Place, Any]]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Choice:
+        """The same of copied adapters; what was worked out is not theirs."""
+        return Choice(copy.deepcopy(self.everywhere, memo), mix=copy.deepcopy(self.mix, memo), rows=self.rows)
+
+    @property
+    def batch(self) -> int | None:
+        """Rows that it is for; None when it is for any number."""
+        return None if self.mix is None else len(self.rows)
+
+    def adapters_of(self, row: int) -> tuple[Adapter, ...]:
+        """What one row takes."""
+        if self.mix is None:
+            return self.everywhere
+        number = self.rows[row]
+        return (self.mix.adapters[number],) if number < len(self.mix.adapters) else ()
+
+    def select(self, rows: Sequence[int]) -> Choice:
+        """The same for these rows, in this order."""
+        return self if self.mix is None else self.mix.choice([self.rows[row] for row in rows])
+
+    def only(self, row: int) -> Choice:
+        """What one row takes, for all rows of another batch."""
+        return self if self.mix is None else Choice(self.adapters_of(row))
+
+    def number(self, device: torch.device) -> torch.Tensor:
+        """int[B], the number of each row's adapter in the mix."""
+        if device not in self._numbers:
+            self._numbers[device] = torch.tensor(self.rows, device=device)
+        return self._numbers[device]
+
+    def changes(self, layer: AdaptedLayer, what: str) -> list[tuple[Place, Any]]:
+        """For each place of a layer what is done there: (input, number) -> input for "before", (input, output, number) -> output for
+        "after"; `number` is of each row's adapter, None where all rows take the same.
+        """
+        if self.mix is not None:
+            return self.mix.mixed(layer, what)
+        found = self._changes.get((layer, what))
+        if found is None:
+            make = _before_of if what == "before" else _after_of
+            found = [
+                (place, make(part, adapter.scale))
+                for adapter in self.everywhere
+                for name, place in layer.places.items()
+                if hasattr(part := adapter.part(name), what) and adapter.scale != 0.0
+            ]
+            self._changes[layer, what] = found
+        return found
+
+    def virtual_count(self, row: int) -> int:
+        """Tokens that a decoder reads before those of a row."""
+        return sum(adapter.virtual_count for adapter in self.adapters_of(row))
+
+    def key(self, row: int) -> str:
+        """Of the content of what a row takes, as of `Adapter.key`; empty where it takes none."""
+        return "+".join(adapter.key for adapter in self.adapters_of(row))
+
+
+class Mix:
+    """Several adapters that share a batch. What they do together at a layer is laid out once, however the rows change."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters = tuple(adapters)
+        self._mixed: dict[tuple[AdaptedLayer, str], list[tuple[Place, Any]]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mix:
+        return Mix(copy.deepcopy(self.adapters, memo))
+
+    def choice(self, rows: Sequence[int]) -> Choice:
+        """Rows of these numbers; the number of adapters stands for none. Where all rows are alike it holds for any number."""
+        if len(set(rows)) == 1 and len(rows) > 1:
+            return Choice(self.adapters[rows[0] : rows[0] + 1])
+        return Choice(mix=self, rows=rows)
+
+    def mixed(self, layer: AdaptedLayer, what: str) -> list[tuple[Place, Any]]:
+        """For each place of a layer what the adapters do there, one function for each kind of part; what: "before" or "after"."""
+        found = None if torch.is_grad_enabled() else self._mixed.get((layer, what))
+        if found is None:
+            found = []
+            for name, place in layer.places.items():
+                parts = [adapter.part(name) for adapter in self.adapters]
+                for kind in dict.fromkeys(type(part) for part in parts if part is not None and hasattr(part, what)):
+                    own = [
+                        part if type(part) is kind and adapter.scale != 0.0 else None
+                        for part, adapter in zip(parts, self.adapters, strict=True)
+                    ]
+                    make: Any = getattr(kind, "mixed" if what == "after" else "mixed_before", None)
+                    default = mixed_by_rows if what == "after" else _mixed_before
+                    found.append((place, (make or default)(own, [adapter.scale for adapter in self.adapters])))
+            if not torch.is_grad_enabled():  # else a graph would be kept with it
+                self._mixed[layer, what] = found
+        return found
+
+
+class AdaptedLayer:
+    """The hooks on one layer of a model, and the places whose outputs are its own."""
+
+    def __init__(self, adapted: Adapted, layer: nn.Module) -> None:
+        self.adapted = adapted
+        self.layer = layer
+        self.places: dict[str, Place] = {}
+        self.changes_input = False
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        """Let calls of the layer come by here."""
+        if isinstance(self.layer, nn.MultiheadAttention):
+            self.layer.forward = self._attend  # type: ignore[method-assign]  # it calls no layer that a hook could stand on
+        self._handles = [
+            self.layer.register_forward_pre_hook(self._before),
+            self.layer.register_forward_hook(self._after),
+        ]
+
+    def detach(self) -> None:
+        """Leave the layer as it was."""
+        for handle in self._handles:
+            handle.remove()
+        if isinstance(self.layer, nn.MultiheadAttention):
+            del self.layer.forward
+
+    def __call__(self, place: str, input_BX: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
+        """What comes of the place of a `nn.MultiheadAttention`, all of whose outputs are given."""
+        return self._changed(input_BX, output_BN, weight_name=place)
+
+    def _attend(self, *args: Any, **arguments: Any) -> Any:
+        return attend(self.layer, self, *args, **arguments)
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self.changes_input:
+            return None
+        choice, changed = self.adapted.chosen(), args[0]
+        for _, change in choice.changes(self, "before"):
+            changed = change(changed, self._numbers(choice, changed))
+        return None if changed is args[0] else (changed, *args[1:])
+
+    def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(self.layer, nn.MultiheadAttention):
+            return output
+        return self._changed(args[0], output)
+
+    def _changed(self, input_BX: torch.Tensor, output_BN: torch.Tensor, *, weight_name: str | None = None) -> torch.Tensor:
+        choice = self.adapted.chosen()
+        try:
+            for place, change in choice.changes(self, "after"):
+                if weight_name not in (None, place.weight_name):
+                    continue
+                number_B = self._numbers(choice, output_BN)
+                if place.columns is None:
+                    output_BN = change(input_BX, output_BN, number_B)
+                    continue
+                first, last = place.columns
+                own_BN = change(input_BX, output_BN[..., first:last], number_B)
+                output_BN = torch.cat((output_BN[..., :first], own_BN, output_BN[..., last:]), -1)
+        except RuntimeError as error:
+            self._explain(choice, output_BN, error)
+            raise
+        return output_BN
+
+    def _numbers(self, choice: Choice, rows_BX: torch.Tensor) -> torch.Tensor | None:
+        if choice.batch is None:
+            return None
+        if len(rows_BX) != choice.batch:
+            raise UsageError(
+                f"{next(iter(self.places))} was called with {len(rows_BX)} rows for a batch of {choice.batch}: it does not keep the "
+                f"rows of a batch apart, so they cannot take different adapters; leave it out of the targets, or ask row by row"
+            )
+        return choice.number(rows_BX.device)
+
+    def _explain(self, choice: Choice, output_BN: torch.Tensor, error: RuntimeError) -> None:
+        """Raise UsageError where an adapter lies on another device than the model."""
+        adapters = choice.everywhere if choice.mix is None else choice.mix.adapters
+        away = next(
+            (one.device for adapter in adapters for one in adapter.parameters() if one.device != output_BN.device), None
+        )
+        if away is not None:
+            raise UsageError(
+                f"an adapter lies on {away}, the model on {output_BN.device}: move it, adapters.to({str(output_BN.device)!r})"
+            ) from error
+
+
+class Adapted:
+    """The adapters of one model, and the hooks by which they reach its layers. A model has at most one (`adapted_of`)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        other = next((part for part in model.modules() if part.__dict__.get(NAME) is not None), None)
+        if other is not None:
+            raise UsageError(
+                f"a part of this model ({type(other).__name__}) has adapters of its own: adapt that part, or remove them first"
+            )
+        self.model = model
+        self.places = places_of(model)
+        self.adapters: dict[str, Adapter] = {}
+        self.active = Choice()
+        self.merged: tuple[Adapter, ...] = ()  # into the weights
+        self.layers: dict[nn.Module, AdaptedLayer] = {}
+        self.owner: Any = None  # what manages them
+        self._mixes: dict[tuple[Any, ...], Mix] = {}
+        for part in self._holders():
+            part.__dict__[NAME] = self
+
+    def _holders(self) -> list[nn.Module]:
+        """The model, and the decoders in it: they ask for their virtual tokens."""
+        return [self.model, *(part for part in self.model.modules() if hasattr(part, "new_cache"))]
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        for layer in self.layers.values():
+            layer.detach()
+        self.layers.clear()
+        self.adapters.clear()
+        self.active = Choice()
+        for part in self._holders():
+            part.__dict__.pop(NAME, None)
+
+    def attach(self, name: str, adapter: Adapter, places: Sequence[Place]) -> None:
+        """Let an adapter stand on the layers of its places; nothing is active yet."""
+        for place in places:
+            layer = self.layers.get(place.layer)
+            if layer is None:
+                layer = self.layers[place.layer] = AdaptedLayer(self, place.layer)
+                layer.attach()
+            layer.places[place.name] = place
+            layer.changes_input = layer.changes_input or hasattr(adapter.part(place.name), "before")
+        self.adapters[name] = adapter
+        self._forget()
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter; a layer on which none is left is as it was."""
+        del self.adapters[name]
+        used = {place for adapter in self.adapters.values() for place in adapter.places}
+        for module, layer in list(self.layers.items()):
+            layer.places = {place: found for place, found in layer.places.items() if place in used}
+            if not layer.places:
+                layer.detach()
+                del self.layers[module]
+        self._forget()
+
+    def activate(self, adapters: Sequence[Adapter]) -> None:
+        """What calls take for which nothing else is chosen."""
+        self.active = Choice(adapters)
+        self._mixes.clear()
+
+    def refresh(self) -> None:
+        """Work out anew what layers need: a scale or a device is another."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._mixes.clear()
+        self.active = Choice(
+            [one for one in self.active.everywhere if any(one is known for known in self.adapters.values())]
+        )
+
+    def chosen(self) -> Choice:
+        """What calls take here and now."""
+        return _choices.get().get(id(self), self.active)
+
+    def choice(self, names: Sequence[str | None]) -> Choice:
+        """One adapter, or None, for each row of a batch. Raises UsageError for an unknown name, with suggestions."""
+        found = [None if name is None else self.find(name) for name in names]
+        distinct = tuple(dict.fromkeys(adapter for adapter in found if adapter is not None))
+        key = tuple((adapter, stamp_of(adapter), adapter.scale) for adapter in distinct)
+        mix = self._mixes.get(key)
+        if mix is None:
+            if len(distinct) + (None in found) > 1:
+                self._refuse_sequences_first()
+            mix = Mix(distinct)
+            self._mixes.clear()  # one is enough: the same batch, step after step
+            self._mixes[key] = mix
+        places = {adapter: number for number, adapter in enumerate(mix.adapters)}
+        return mix.choice([len(mix.adapters) if adapter is None else places[adapter] for adapter in found])
+
+    def find(self, name: str) -> Adapter:
+        """An adapter by name. Raises UsageError, with suggestions."""
+        if name in self.adapters:
+            return self.adapters[name]
+        raise UsageError(_unknown(name, list(self.adapters)))
+
+    def _refuse_sequences_first(self) -> None:
+        first = (
+            f"{name} ({type(part).__name__})"
+            for name, part in self.model.named_modules()
+            if isinstance(part, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
+            and not getattr(part, "batch_first", getattr(getattr(part, "self_attn", None), "batch_first", True))
+        )
+        if (found := next(first, None)) is not None:
+            raise UsageError(
+                f"{found} has the batch as its second axis, so rows cannot take different adapters: build the model with "
+                f"batch_first=True, or ask row by row"
+            )
+
+    @contextlib.contextmanager
+    def using(self, choice: Choice) -> Iterator[None]:
+        """Let the calls in this block, in this thread, take a choice."""
+        token = _choices.set({**_choices.get(), id(self): choice})
+        try:
+            yield
+        finally:
+            _choices.reset(token)
+
+    def key(self) -> str:
+        """Of the content of all that shapes what calls give here and now; empty where nothing does."""
+        choice = self.chosen()
+        rows = range(choice.batch or 1)
+        return "|".join(filter(None, ("+".join(one.key for one in self.merged), *(choice.key(row) for row in rows))))
+
+    def stamp(self) -> int:
+        """A number that changes when what is active does, or a tensor of it."""
+        return hash((id(self), *((id(one), one.scale, stamp_of(one)) for one in self.active.everywhere)))
+
+
+def adapted_of(model: Any) -> Adapted | None:
+    """The adapters of a model, those of its decoder where it has none of its own."""
+    found: Adapted | None = getattr(model, "__dict__", {}).get(NAME)
+    if found is None:
+        decoder = getattr(model, "decoder", None)
+        found = getattr(decoder, "__dict__", {}).get(NAME) if isinstance(decoder, nn.Module) else None
+    return found
+
+
+def adapters_key(model: nn.Module) -> str:
+    """`Adapted.key` of the adapters on a model and on parts of it; empty where there are none."""
+    owners = {id(owner): owner for part in model.modules() if (owner := part.__dict__.get(NAME)) is not None}
+    return "/".join(filter(None, (owner.key() for owner in owners.values())))
+
+
+def choice_for(model: Any, names: Sequence[str | None] | None, batch: int) -> Choice | None:
+    """What `batch` prompts take: adapters by name, or where none are given what is chosen now; None for a model without any.
+
+    Raises UsageError for names that are no list of one for each, and for unknown ones.
+    """
+    adapted = adapted_of(model)
+    if names is None:
+        choice = None if adapted is None else adapted.chosen()
+        if choice is not None and choice.batch not in (None, batch):
+            raise UsageError(f"adapters are chosen for {choice.batch} rows, the batch has {batch}")
+        return choice
+    if isinstance(names, str) or len(names) != batch:
+        given = repr(names) if isinstance(names, str) else str(len(names))
+        raise UsageError(f"adapters are a list with a name or None for each of the {batch} rows, got {given}")
+    if adapted is None:
+        if any(name is not None for name in names):
+            raise UsageError("this model has no adapters: zoo.adapt(model, ...) gives it one")
+        return None
+    return adapted.choice(names)
+
+
+def room_for(context: int, prompt: int, choice: Choice | None, row: int = 0) -> int:
+    """How many tokens fit after a prompt of so many and the virtual ones of its adapter. Raises UsageError for none."""
+    virtual = 0 if choice is None else choice.virtual_count(row)
+    if virtual and prompt + virtual >= context:
+        raise UsageError(
+            f"prompt {row} has {prompt:,} tokens and its adapter reads {virtual:,} before them; the model reads and writes at most "
+            f"{context:,} together"
+        )
+    return context - prompt - virtual
+
+
+@contextlib.contextmanager
+def chosen_by(model: Any, cache: Cache | None) -> Iterator[None]:
+    """Let the calls in this block take what a cache was begun with."""
+    choice: Choice | None = None if cache is None else cache.adapters
+    adapted = None if choice is None else adapted_of(model)
+    if adapted is None or choice is None:
+        yield
+        return
+    with adapted.using(choice):
+        yield
+
+
+def _after_of(part: Any, scale: float) -> Any:
+    return lambda input_BX, output_BN, _: after(part, input_BX, output_BN, scale)
+
+
+def _before_of(part: Any, scale: float) -> Any:
+    return lambda input_BX, _: scaled(part.before(input_BX), input_BX, scale)
+
+
+def _mixed_before(parts: Sequence[Any], scales: Sequence[float]) -> Any:
+    def apply(input_BX: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+        for number, (part, scale) in enumerate(zip(parts, scales, strict=True)):
+            rows = (number_B == number).nonzero().flatten()
+            if part is not None and len(rows):
+                own = input_BX[rows]
+                input_BX = input_BX.index_copy(0, rows, scaled(part.before(own), own, scale).to(input_BX.dtype))
+        return input_BX
+
+    return apply
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known) or 'none'}"
+    return f"this model has no adapter {name!r}{hint}"

@@ -1,0 +1,129 @@
+"""What an adapter is made of: parts that stand on layers of a built model, and tokens that a decoder reads before all others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from zoo.nn.stamp import stamp_of
+
+Mixed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # input, output, number int[B] -> output
+Weights = tuple[torch.Tensor, torch.Tensor | None]  # of a layer, and its bias
+
+
+class Part(Protocol):
+    """What an adapter does at one place (`zoo.nn.places.Place`). A part is a module with any of these; what it lacks, it leaves alone.
+
+    before(input) -> input: what the layer is given instead.
+    after(input, output) -> output: what comes of the place. The first axis of both is the batch; rows do not see each other.
+    merged(weight, bias) -> weight, bias: the same as other weights of the layer; without it the adapter cannot be merged. All are
+        float32, and as the layer has them: [N, K] of a linear layer, [V, W] of an embedding, [N, K, ...] of a convolution.
+    mixed(parts, scales) -> (input, output, number int[B]) -> output: a static function that does `after` for all rows in one
+        pass, where each has its own of the parts (`number`; those that are None, and `len(parts)`, change nothing); without it the
+        rows of each part are taken out, changed and put back.
+    """
+
+
+class Virtual(Protocol):
+    """What a decoder reads before the tokens of a row: `count` tokens, as embeddings or as keys and values.
+
+    embeddings() -> float[P, W], which the decoder reads like those of words (Lester et al. 2021, arXiv:2104.08691); or
+    keys_and_values() -> float[layers, 2, G, P, K], which its layers find in the cache (Li and Liang 2021, arXiv:2101.00190).
+    """
+
+    count: int
+
+
+class Adapter(nn.Module):
+    """Parts by the name of their place, and virtual tokens: what the builder of an `adapter` card returns.
+
+    `scale` is how far it goes from the base, 1 as trained; what it was made by (`method`, `options`) is kept for its file.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module] | None = None,
+        *,
+        virtual: nn.Module | None = None,
+        combine: Callable[..., Adapter] | None = None,
+    ) -> None:
+        """combine: (base, adapters, factors, *, how, r) -> an adapter made of several of the same method, with its options."""
+        super().__init__()
+        self.combine = combine
+        self.parts = nn.ModuleDict({_key(name): part for name, part in (parts or {}).items()})
+        self.virtual = virtual
+        self.scale = 1.0
+        self.method = ""
+        self.options: dict[str, Any] = {}
+        self._key: tuple[tuple[int, float], str] | None = None
+
+    @property
+    def places(self) -> list[str]:
+        """The places where it has parts, in order."""
+        return [_place(key) for key in self.parts]
+
+    def part(self, place: str) -> nn.Module | None:
+        """The part at a place; None where it has none."""
+        found: nn.Module | None = self.parts[_key(place)] if _key(place) in self.parts else None  # noqa: SIM401 - a ModuleDict has no get
+        return found
+
+    def named_parts(self) -> Iterator[tuple[str, Any]]:
+        for name, part in self.parts.items():
+            yield _place(name), part
+
+    @property
+    def virtual_count(self) -> int:
+        """Tokens that a decoder reads before all others."""
+        virtual: Any = self.virtual
+        return 0 if virtual is None else int(virtual.count)
+
+    @property
+    def key(self) -> str:
+        """sha256 of its content: two adapters with one key give the same numbers, whatever their names."""
+        stamp = (stamp_of(self), self.scale)
+        if self._key is None or self._key[0] != stamp:
+            digest = hashlib.sha256(f"{self.method} {self.scale!r} {sorted(self.options.items())!r}".encode())
+            for name, tensor in self.state_dict().items():
+                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            self._key = (stamp, digest.hexdigest())
+        return self._key[1]
+
+
+def _key(place: str) -> str:
+    """The name of a place as that of a submodule, which has no dots."""
+    return place.replace("/", "|").replace(".", "/")
+
+
+def _place(key: str) -> str:
+    return key.replace("/", ".").replace("|", "/")
+
+
+def scaled(changed: torch.Tensor, original: torch.Tensor, scale: float) -> torch.Tensor:
+    """The way from `original` to `changed`, gone by `scale`."""
+    return changed if scale == 1.0 else original + scale * (changed - original)
+
+
+def after(part: Any, input_BX: torch.Tensor, output_BN: torch.Tensor, scale: float) -> torch.Tensor:
+    """What comes of a place under one part, for all rows."""
+    return scaled(part.after(input_BX, output_BN), output_BN, scale)
+
+
+def mixed_by_rows(parts: Sequence[Any], scales: Sequence[float]) -> Mixed:
+    """`Part.mixed` for parts that have none of their own."""
+
+    def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+        for number, (part, scale) in enumerate(zip(parts, scales, strict=True)):
+            if part is None:
+                continue
+            rows = (number_B == number).nonzero().flatten()
+            if len(rows):
+                changed = after(part, input_BX[rows], output_BN[rows], scale)
+                output_BN = output_BN.index_copy(0, rows, changed.to(output_BN.dtype))
+        return output_BN
+
+    return apply

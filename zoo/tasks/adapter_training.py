@@ -1,0 +1,170 @@
+"""An adapter from examples: pairs of prompt and completion for a decoder, folders of labelled images for an encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.adaptation.adapters import Adapters, adapters_of
+from zoo.construct import Built
+from zoo.errors import MediaError, UsageError
+from zoo.modality import IMAGE, TEXT
+from zoo.tasks.encoding import open_for
+from zoo.tasks.inputs import load, shot_items, shot_names
+from zoo.tuning.fit import Fitted, fit
+from zoo.tuning.losses import centroid_loss, completion_loss, encode_completions
+
+FIELDS = (("prompt", "completion"), ("text", "label"))
+LEARNING_RATES = {
+    "lora": 2e-3,
+    "dora": 2e-3,
+    "ia3": 2e-2,
+    "prefix": 1e-2,
+    "prompt": 5e-2,
+}  # measured, benchmarks/adapter_use.py
+USUAL_RATE = 2e-3
+BATCH_SIZE = 8
+IMAGE_BATCH_SIZE = 32  # each class needs several
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What was trained, how it went, and on how many examples. share: of all parameters that were trained."""
+
+    adapters: Adapters
+    name: str
+    fitted: Fitted
+    examples: int
+    held_out: int
+    parameters: int
+    share: float
+
+
+def train_adapter(
+    data: str | Path | Sequence[tuple[str, str]],
+    *,
+    model: str | Built,
+    method: str = "lora",
+    name: str = "default",
+    steps: int = 200,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    held_out: float = 0.1,
+    patience: int = 3,
+    seed: int = 0,
+    weights: str | Path | None = "card",
+    report: Callable[[int, float], None] | None = None,
+    **options: Any,
+) -> Trained:
+    """Train an adapter on a model, everything else frozen. The same seed gives the same adapter.
+
+    data: pairs of (prompt, completion), or a `.jsonl` file of objects with these fields (or `text` and `label`), for a decoder; a folder with
+        one folder of images for each class, for an encoder.
+    held_out: share of the examples that only measures; the best adapter by it is kept, and `patience` measurements without a better one
+        end the training. 0: none.
+    learning_rate: what suits the method when None. options: those of the method.
+    Raises UsageError for data that do not fit the model, MediaError for what cannot be read, and what `zoo.adapt` and `fit` raise.
+    """
+    torch.manual_seed(seed)
+    if not 0 <= held_out < 1:
+        raise UsageError(f"held_out is a share of the examples, from 0 to below 1, got {held_out}")
+    folder = Path(data) if isinstance(data, (str, Path)) and Path(data).is_dir() else None
+    kinds = ("encoder", "dual_encoder") if folder is not None else ("decoder",)
+    built = open_for("adapt", model, kinds=kinds, modalities=(IMAGE if folder is not None else TEXT,), weights=weights)
+    if folder is not None:
+        names = shot_names(folder, None)
+        examples, loss = _images(built, folder, names)
+        batch_size = batch_size or IMAGE_BATCH_SIZE
+    else:
+        examples, loss = _texts(built, read_pairs(Path(data)) if isinstance(data, (str, Path)) else list(data))
+        batch_size = batch_size or BATCH_SIZE
+    train, test = _split(examples, held_out, seed)
+    adapters = adapters_of(built)
+    adapters.add(method, name=name, **options)
+    if learning_rate is None:
+        learning_rate = LEARNING_RATES.get(adapters[name].method.rpartition("/")[2], USUAL_RATE)
+    fitted = fit(
+        adapters.parameters(),
+        loss,
+        train,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        held_out=test,
+        patience=patience,
+        report=report,
+        train=adapters.train_adapters,
+    )
+    trained = sum(adapters.trainable().values())
+    every = trained + sum(one.numel() for one in built.module.parameters())
+    return Trained(
+        adapters=adapters,
+        name=name,
+        fitted=fitted,
+        examples=len(train),
+        held_out=len(test),
+        parameters=trained,
+        share=trained / every,
+    )
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """Pairs from a `.jsonl` file of objects with `prompt` and `completion`, or `text` and `label`.
+
+    Raises UsageError for no such file, MediaError with the line for what is no such object.
+    """
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        raise UsageError(
+            f"{path}: examples are a .jsonl file with the fields prompt and completion, or a folder with one folder of images for each class"
+        )
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise MediaError(f"{path}:{number}: no JSON ({error})") from None
+        fields = next(
+            (pair for pair in FIELDS if isinstance(row, dict) and all(isinstance(row.get(one), str) for one in pair)), None
+        )
+        if fields is None:
+            raise MediaError(
+                f"{path}:{number}: an example has the fields prompt and completion, both texts, got {line[:80]}"
+            )
+        pairs.append((row[fields[0]], row[fields[1]]))
+    if not pairs:
+        raise MediaError(f"{path} holds no examples")
+    return pairs
+
+
+def _texts(built: Built, pairs: Sequence[tuple[str, str]]) -> tuple[list[Any], Any]:
+    decoder: Any = built.module
+    if decoder.tokenizer is None:
+        raise UsageError(f"{built.name} has no tokenizer, so it reads no text")
+    return list(encode_completions(decoder.tokenizer, pairs, longest=decoder.context)), completion_loss(decoder)
+
+
+def _images(built: Built, folder: Path, names: Sequence[str]) -> tuple[list[Any], Any]:
+    encoder: Any = built.module
+    if built.found.card.kind == "dual_encoder":
+        raise UsageError(
+            f"{built.name} has two towers: train the one that reads images, an encoder (zoo list --kind encoder --modality image)"
+        )
+    items = shot_items(folder, names, IMAGE)
+    examples = [(encoder.preprocess([load(one, allow_urls=False)]), label) for one, label in items]
+    return examples, centroid_loss(encoder, classes=len(names))
+
+
+def _split(examples: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """What is trained on and what only measures: at least one of each where a share is asked for."""
+    count = round(share * len(examples)) if share else 0
+    count = max(count, 1) if share and len(examples) > 1 else count
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [examples[one] for one in order[count:]], [examples[one] for one in order[:count]]

@@ -1,0 +1,1 @@
+"""Training in one readable loop: what is trained is what has gradients, usually an adapter."""
