@@ -129,7 +129,7 @@ def benchmark_results() -> str:
 def known_distributions() -> str:
     """Which distribution brings which plugin and models, so that an unknown name can say what to install."""
     known = {}
-    for path in sorted(ROOT.glob("plugins/*/pyproject.toml")):
+    for path in (ROOT / "adapters" / "pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))):
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
         for plugin, module in project["entry-points"]["zoo"].items():
             manifest = tomllib.loads((path.parent / module / "zoo.toml").read_text(encoding="utf-8"))

@@ -14,6 +14,8 @@ from zoo.batch import Encoded
 from zoo.card import KINDS, Card, File, Weights
 from zoo.manifest import Family
 from zoo.media.audio import AudioReader
+from zoo.nn.adapter import Part, Virtual
+from zoo.nn.places import Base, Place
 from zoo.scaffold import CHOICES, new_plugin
 from zoo.testing.runner import checks_for
 from zoo.transcript import Segment, Window, Word
@@ -29,6 +31,11 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "decoder": (contracts.Decoder, contracts.Tokenizer),
     "bridge": (contracts.Bridge, Encoded),
     "transcriber": (contracts.Transcriber, Window, Segment, Word, AudioReader),
+    "adapter": (Part, Virtual, Base, Place),
+}
+RETURNS = {
+    "adapter": "`build` is called with the base and the options, and returns a `zoo.nn.adapter.Adapter`: parts by the name of their place, or "
+    "virtual tokens. A part is a module with any of these methods."
 }
 # kind -> fields of a card that this kind alone, or this kind above all, needs
 FIELDS = {
@@ -37,6 +44,7 @@ FIELDS = {
     "decoder": ("parameters", "variant", "weights"),
     "bridge": ("parameters", "variant", "keys"),
     "transcriber": ("preprocess", "weights", "default_for"),
+    "adapter": ("build", "variant", "applies_to", "exchange"),
 }
 # hook -> a file of this repository that implements it, and is built and used by the tests
 EXAMPLES = {
@@ -77,7 +85,7 @@ def hooks() -> list[Any]:
 def gallery() -> str:
     """One row for each first-party plugin."""
     lines = ["| plugin | models | kinds | lines of Python |", "|---|---|---|---|"]
-    for folder in sorted((ROOT / "plugins").iterdir()):
+    for folder in _plugins():
         manifest = _manifest(folder)
         rows = [*manifest.get("card", ()), *manifest.get("family", ())]
         names = [
@@ -87,20 +95,19 @@ def gallery() -> str:
         count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("zoo_*/**/*.py"))
         kinds = ", ".join(sorted({row["kind"] for row in rows}))
         models = ", ".join(f"`{folder.name}/{name}`" for name in names)
-        lines.append(f"| [`{folder.name}`](../plugins/{folder.name}/README.md) | {models} | {kinds} | {count} |")
+        lines.append(f"| [`{folder.name}`](../{folder.relative_to(ROOT)}/README.md) | {models} | {kinds} | {count} |")
     return "\n".join(lines)
 
 
 def kind_page(kind: str) -> str:
     """What a card of this kind promises, the smallest one that works, and how it is checked."""
     parts = [f"# Kind `{kind}`", "## The contract"]
+    returns = "What `build` returns is a `torch.nn.Module` with these methods. Nothing is inherited; having them is enough."
+    parts.append(RETURNS.get(kind, returns))
     parts += [
-        "What `build` returns is a `torch.nn.Module` with these methods. Nothing is inherited; having them is enough."
+        f"### `{contract.__module__}.{contract.__name__}`\n\n```python\n{inspect.getsource(contract).rstrip()}\n```"
+        for contract in CONTRACTS[kind]
     ]
-    for contract in CONTRACTS[kind]:
-        parts.append(
-            f"### `{contract.__module__}.{contract.__name__}`\n\n```python\n{inspect.getsource(contract).rstrip()}\n```"
-        )
     documented = fields_of(Card)
     parts.append("## Fields that matter here\n\n" + _table((name, documented[name]) for name in FIELDS[kind]))
     parts.append("[All fields](README.md#fields).")
@@ -185,11 +192,16 @@ def _example(kind: str, modality: str) -> list[str]:
 
 def _with_kind(kind: str) -> list[str]:
     named = []
-    for folder in sorted((ROOT / "plugins").iterdir()):
+    for folder in _plugins():
         manifest = _manifest(folder)
         if any(row["kind"] == kind for row in (*manifest.get("card", ()), *manifest.get("family", ()))):
-            named.append(f"[`{folder.name}`](../../plugins/{folder.name}/README.md)")
+            named.append(f"[`{folder.name}`](../../{folder.relative_to(ROOT)}/README.md)")
     return named
+
+
+def _plugins() -> list[Path]:
+    """The folders of the first-party plugins."""
+    return sorted([ROOT / "adapters", *(ROOT / "plugins").iterdir()], key=lambda folder: folder.name)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError
-from zoo.nn.adapter import Adapter, Mixed
+from zoo.nn.adapter import Adapter, Held, Mixed, Numbers, put
 from zoo.nn.places import Base, Place
+from zoo_adapters.ia3 import of_rows
 from zoo_adapters.lora import TARGETS, LowRank, mixed_low_rank, require_rank, scale_of
 
 
@@ -24,7 +25,7 @@ class Decomposed(nn.Module):
         self.length = nn.Parameter(weight_NK.detach().float().norm(dim=1))
         self.place = (place,)  # in a tuple, so that its layer is no part of this one
 
-    def _stretch(self) -> torch.Tensor:
+    def stretch(self) -> torch.Tensor:
         """What each row of W + BA is multiplied by, float[N]."""
         weight_NK, _ = self.place[0].tensors()
         with torch.no_grad():
@@ -35,7 +36,7 @@ class Decomposed(nn.Module):
 
     def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
         """As `zoo.nn.adapter.Part`."""
-        product, stretch_N = self.product, self._stretch()
+        product, stretch_N = self.product, self.stretch()
         weight_NK, bias_N = self.place[0].tensors()
         read_BK = input_BK.to(product.down.dtype)
         if product.dropout is not None and product.training:
@@ -44,7 +45,8 @@ class Decomposed(nn.Module):
         else:
             bare_BN = output_BN if bias_N is None else output_BN - bias_N
         added_BN = read_BK @ product.down.T @ product.up.T * product.scale
-        return output_BN + ((stretch_N - 1) * bare_BN + stretch_N * added_BN).to(output_BN.dtype)
+        change_BN: torch.Tensor = (stretch_N - 1) * bare_BN + stretch_N * added_BN
+        return output_BN + change_BN.to(output_BN.dtype)
 
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `zoo.nn.adapter.Part`."""
@@ -52,28 +54,42 @@ class Decomposed(nn.Module):
         return changed_NK * (self.length / changed_NK.norm(dim=1))[:, None], bias_N
 
     @staticmethod
-    def mixed(parts: Sequence[Any], scales: Sequence[float]) -> Mixed:
+    def mixed(held: Held, scales: Sequence[float]) -> Mixed:
         """As `zoo.nn.adapter.Part`: the products of all in one pass, then each row stretched by its own."""
-        held = next(part for part in parts if part is not None)
         product = mixed_low_rank(
             [
-                None if part is None else (part.product.down, part.product.up, part.product.scale * scale)
-                for part, scale in zip(parts, scales, strict=True)
+                (
+                    columns,
+                    [
+                        None if part is None else (part.product.down, part.product.up, part.product.scale * scale)
+                        for part, scale in zip(parts, scales, strict=True)
+                    ],
+                )
+                for columns, parts in held
             ]
         )
-        _, bias_N = held.place[0].tensors()
-        ones_N = torch.ones_like(held.length)
-        stretch_AN = torch.stack([ones_N if part is None else part._stretch() for part in (*parts, None)])  # noqa: SLF001 - its own class
-        more_AN = (stretch_AN - 1) * stretch_AN.new_tensor([*scales, 0.0])[:, None]
+        stretched = [(columns, *_stretches(parts, scales)) for columns, parts in held]
 
-        def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
-            shape = (len(number_B), *[1] * (output_BN.ndim - 2), -1)
+        def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: Numbers) -> torch.Tensor:
             added_BN = product(input_BX, torch.zeros_like(output_BN), number_B)
-            bare_BN = output_BN if bias_N is None else output_BN - bias_N
-            change_BN = more_AN[number_B].view(shape) * bare_BN + stretch_AN[number_B].view(shape) * added_BN
-            return output_BN + change_BN.to(output_BN.dtype)
+            for columns, stretch_AN, more_AN, bias_N in stretched:
+                part_BN = output_BN if columns is None else output_BN[..., slice(*columns)]
+                own_BN = added_BN if columns is None else added_BN[..., slice(*columns)]
+                bare_BN = part_BN if bias_N is None else part_BN - bias_N
+                change_BN = of_rows(more_AN, number_B, part_BN) * bare_BN + of_rows(stretch_AN, number_B, part_BN) * own_BN
+                output_BN = put(output_BN, columns, part_BN + change_BN)
+            return output_BN
 
         return apply
+
+
+def _stretches(parts: Sequence[Any], scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """What the products of each adapter are stretched by, how much further than it was the weight is, float[A + 1, N], and the bias."""
+    first = next(part for part in parts if part is not None)
+    ones_N = torch.ones_like(first.length)
+    stretch_AN = torch.stack([ones_N if part is None else part.stretch() for part in (*parts, None)])
+    more_AN = (stretch_AN - 1) * stretch_AN.new_tensor([*scales, 0.0])[:, None]
+    return stretch_AN, more_AN, first.place[0].tensors()[1]
 
 
 def dora(

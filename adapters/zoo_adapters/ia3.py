@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError
-from zoo.nn.adapter import Adapter, Mixed
+from zoo.nn.adapter import Adapter, Held, Mixed, Numbers, put
 from zoo.nn.places import Base, Place
 
 TARGETS = ("key", "value", "down")
@@ -33,13 +33,20 @@ class StretchedOutput(nn.Module):
         return weight_NK * self.stretch[:, None], None if bias_N is None else bias_N * self.stretch
 
     @staticmethod
-    def mixed(parts: Sequence[Any], scales: Sequence[float]) -> Mixed:
+    def mixed(held: Held, scales: Sequence[float]) -> Mixed:
         """As `zoo.nn.adapter.Part`."""
-        stretch_AN = _table(parts, scales)
+        tables = [(columns, _table(parts, scales)) for columns, parts in held]
 
-        def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+        def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: Numbers) -> torch.Tensor:
             del input_BX
-            return output_BN * _of_rows(stretch_AN, number_B, output_BN)
+            for columns, stretch_AN in tables:
+                part_BN = output_BN if columns is None else output_BN[..., slice(*columns)]
+                stretch_BN = of_rows(stretch_AN, number_B, output_BN)
+                if torch.is_grad_enabled():
+                    output_BN = put(output_BN, columns, part_BN * stretch_BN)
+                else:
+                    part_BN *= stretch_BN
+            return output_BN
 
         return apply
 
@@ -64,8 +71,8 @@ class StretchedInput(nn.Module):
         """As `zoo.nn.adapter.Part`."""
         stretch_AK = _table(parts, scales)
 
-        def apply(input_BX: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
-            return input_BX * _of_rows(stretch_AK, number_B, input_BX)
+        def apply(input_BX: torch.Tensor, number_B: Numbers) -> torch.Tensor:
+            return input_BX * of_rows(stretch_AK, number_B, input_BX)
 
         return apply
 
@@ -79,9 +86,11 @@ def _table(parts: Sequence[Any], scales: Sequence[float]) -> torch.Tensor:
     return torch.stack([*rows, ones])
 
 
-def _of_rows(stretch_AN: torch.Tensor, number_B: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    shape = (len(number_B), *[1] * (like.ndim - 2), -1)
-    return stretch_AN[number_B].view(shape).to(like.dtype)
+def of_rows(table_AN: torch.Tensor, number_B: Numbers, like: torch.Tensor) -> torch.Tensor:
+    """The row of a table for each row of a batch, to be multiplied with `like` float[B, ..., N]; None: the first for all."""
+    if number_B is None:
+        return table_AN[0].to(like.dtype)
+    return table_AN[number_B].view(len(number_B), *[1] * (like.ndim - 2), -1).to(like.dtype)
 
 
 def ia3(base: Base, *, targets: Sequence[str] | str = TARGETS, feed_forward: Sequence[str] | str = FEED_FORWARD) -> Adapter:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, pad
 
 from zoo.errors import UsageError
-from zoo.nn.adapter import Adapter, Mixed
+from zoo.nn.adapter import Adapter, Columns, Held, Mixed, Numbers, put
 from zoo.nn.places import Base, Place
 
 TARGETS = ("query", "value")
+Product = tuple[torch.Tensor, torch.Tensor, float]  # down [r, K], up [N, r], and what it counts
 MANY_TOKENS = 4  # in a row, from which each row is multiplied by its own matrices instead of by those of all
 
 
@@ -41,67 +43,95 @@ class LowRank(nn.Module):
         return weight_NK + self.scale * self.up @ self.down, bias_N
 
     @staticmethod
-    def mixed(parts: Sequence[Any], scales: Sequence[float]) -> Mixed:
-        """As `zoo.nn.adapter.Part`: the matrices of all, side by side, and for each row a mask over those that are not its own
-        (for long rows a product of each row with its own; S-LoRA, arXiv:2311.03285, and Punica, arXiv:2310.18547, gather in kernels).
-        """
+    def mixed(held: Held, scales: Sequence[float]) -> Mixed:
+        """As `zoo.nn.adapter.Part`."""
         return mixed_low_rank(
             [
-                None if part is None else (part.down, part.up, part.scale * scale)
-                for part, scale in zip(parts, scales, strict=True)
+                (
+                    columns,
+                    [
+                        None if part is None else (part.down, part.up, part.scale * scale)
+                        for part, scale in zip(parts, scales, strict=True)
+                    ],
+                )
+                for columns, parts in held
             ]
         )
 
 
-def mixed_low_rank(products: Sequence[tuple[torch.Tensor, torch.Tensor, float] | None]) -> Mixed:
-    """`Part.mixed` for down [r, K], up [N, r] and a factor of each; ranks may differ."""
-    held = [one for one in products if one is not None]
-    down_RK = torch.cat([down for down, _, _ in held])
-    up_RN = torch.cat([up for _, up, _ in held], 1).T.contiguous()
-    own_AR = down_RK.new_zeros(len(products) + 1, len(down_RK))
-    start = 0
-    for number, one in enumerate(products):
-        if one is not None:
-            own_AR[number, start : start + len(one[0])] = one[2]
-            start += len(one[0])
-    longest = max(len(down) for down, _, _ in held)
-    stacked: list[torch.Tensor] = []
+def mixed_low_rank(held: Sequence[tuple[Columns, Sequence[Product | None]]]) -> Mixed:
+    """`Part.mixed` for products of any ranks: down [r, K], up [N, r] and a factor.
 
-    def each_row(input_BTK: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
-        if not stacked or torch.is_grad_enabled():
-            stacked[:] = _stacked(products, longest, down_RK, up_RN)
-        down_ArK, up_ArN = stacked
-        return input_BTK @ down_ArK[number_B].transpose(1, 2) @ up_ArN[number_B]
+    Of one token a row the matrices of all adapters, and of all places of the layer, stand side by side: two products, with a mask between
+    them over what is not a row's own. Of several tokens each row is multiplied by its own matrices. (S-LoRA, arXiv:2311.03285, and Punica,
+    arXiv:2310.18547, gather in kernels what is masked here.)
+    """
+    places = [_Place(columns, products) for columns, products in held]
+    down_RK = torch.cat([place.down_RK for place in places])
+    own_AR = torch.cat([place.own_AR for place in places], 1)
+    cuts = list(accumulate(len(place.down_RK) for place in places))[:-1]
 
-    def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
+    def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: Numbers) -> torch.Tensor:
         read_BX = input_BX.to(down_RK.dtype)
-        tokens = read_BX[0, ..., 0].numel()
-        if tokens > MANY_TOKENS and len(held) > 1:
-            added = each_row(read_BX.flatten(1, -2), number_B).view(output_BN.shape)
-        else:
-            own_BR = own_AR[number_B].view(len(number_B), *[1] * (input_BX.ndim - 2), -1)
-            added = (read_BX @ down_RK.T * own_BR) @ up_RN
-        return output_BN + added.to(output_BN.dtype)
+        together = number_B is None or read_BX[0, ..., 0].numel() <= MANY_TOKENS
+        if together:
+            inner_BR = read_BX @ down_RK.T
+            own = own_AR[0] if number_B is None else own_AR[number_B].view(len(number_B), *[1] * (input_BX.ndim - 2), -1)
+            inners = (inner_BR * own).tensor_split(cuts, -1)
+        for number, place in enumerate(places):
+            part_BN = output_BN if place.columns is None else output_BN[..., slice(*place.columns)]
+            if together:
+                added_BN = inners[number] @ place.up_RN
+            else:
+                added_BN = place.each_row(read_BX.flatten(1, -2), number_B).view(part_BN.shape)
+            if torch.is_grad_enabled():
+                output_BN = put(output_BN, place.columns, part_BN + added_BN.to(output_BN.dtype))
+            else:
+                part_BN += added_BN
+        return output_BN
 
     return apply
 
 
-def _stacked(
-    products: Sequence[tuple[torch.Tensor, torch.Tensor, float] | None],
-    longest: int,
-    down_RK: torch.Tensor,
-    up_RN: torch.Tensor,
-) -> list[torch.Tensor]:
-    """The products filled up to one rank, [A + 1, r, K] with the factor and [A + 1, r, N]; what is none is zeros."""
-    downs, ups = [], []
-    for one in (*products, None):
-        down, up = down_RK.new_zeros(longest, down_RK.shape[1]), up_RN.new_zeros(longest, up_RN.shape[1])
-        if one is not None:
-            down[: len(one[0])] = one[0] * one[2]
-            up[: len(one[0])] = one[1].T
-        downs.append(down)
-        ups.append(up)
-    return [torch.stack(downs), torch.stack(ups)]
+class _Place:
+    """The products of one place, side by side."""
+
+    def __init__(self, columns: Columns, products: Sequence[Product | None]) -> None:
+        self.columns, self.products = columns, products
+        real = [one for one in products if one is not None]
+        self.down_RK = torch.cat([down for down, _, _ in real])
+        self.up_RN = torch.cat([up for _, up, _ in real], 1).T.contiguous()
+        self.own_AR = self.down_RK.new_zeros(
+            len(products) + 1, len(self.down_RK)
+        )  # the factor where a rank is an adapter's own
+        start = 0
+        for number, one in enumerate(products):
+            if one is not None:
+                self.own_AR[number, start : start + len(one[0])] = one[2]
+                start += len(one[0])
+        self._stacked: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def each_row(self, input_BTK: torch.Tensor, number_B: Numbers) -> torch.Tensor:
+        """What each row's own product gives, float[B, T, N]."""
+        down_ArK, up_ArN = self._filled() if self._stacked is None else self._stacked
+        return input_BTK @ down_ArK[number_B].transpose(1, 2) @ up_ArN[number_B]
+
+    def _filled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The products filled up to one rank, [A + 1, r, K] with the factor and [A + 1, r, N]; what is none is zeros."""
+        longest = max(len(one[0]) for one in self.products if one is not None)
+        downs, ups = [], []
+        for one in (*self.products, None):
+            if one is None:
+                downs.append(self.down_RK.new_zeros(longest, self.down_RK.shape[1]))
+                ups.append(self.up_RN.new_zeros(longest, self.up_RN.shape[1]))
+            else:
+                more = longest - len(one[0])
+                downs.append(pad(one[0] * one[2], (0, 0, 0, more)))
+                ups.append(pad(one[1].T, (0, 0, 0, more)))
+        filled = torch.stack(downs), torch.stack(ups)
+        if not torch.is_grad_enabled():
+            self._stacked = filled
+        return filled
 
 
 class LowRankEmbedding(nn.Module):

@@ -20,7 +20,7 @@ from torch import nn
 
 from zoo.errors import UsageError
 from zoo.nn.adapted_attention import attend
-from zoo.nn.adapter import Adapter, after, mixed_by_rows, scaled
+from zoo.nn.adapter import Adapter, Held, mixed_before_by_rows, mixed_by_rows
 from zoo.nn.cache import Cache
 from zoo.nn.places import Place, places_of
 from zoo.nn.stamp import stamp_of
@@ -32,9 +32,9 @@ NAME = "zoo_adapters"  # of the attribute by which a model knows its own
 
 
 class Choice:
-    """Which adapters the rows of a batch take: the same for all (`everywhere`), or one or none for each row (`rows`).
+    """Which adapters the rows of a batch take: the same for all (`everywhere`), or one or none for each row (`rows` of a `mix`).
 
-    What the layers need of it is worked out once for each and kept here, so a choice is used for many calls.
+    A mix is laid out for running, as its adapters were then; what is everywhere follows its parameters, and gradients flow to them.
     """
 
     def __init__(self, everywhere: Sequence[Adapter] = (), *, mix: Mix | None = None, rows: Sequence[int] = ()) -> None:
@@ -42,7 +42,7 @@ class Choice:
         self.mix = mix
         self.rows = tuple(rows)
         self._numbers: dict[torch.device, torch.Tensor] = {}
-        self._changes: dict[tuple[AdaptedLayer, str], list[tuple[Place, Any]]] = {}
+        self._changes: dict[tuple[AdaptedLayer, str], list[Any]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Choice:
         """The same of copied adapters; what was worked out is not theirs."""
@@ -51,22 +51,27 @@ class Choice:
     @property
     def batch(self) -> int | None:
         """Rows that it is for; None when it is for any number."""
-        return None if self.mix is None else len(self.rows)
+        return len(self.rows) or None
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All that some row takes."""
+        return self.everywhere if self.mix is None else self.mix.adapters
 
     def adapters_of(self, row: int) -> tuple[Adapter, ...]:
         """What one row takes."""
-        if self.mix is None:
-            return self.everywhere
+        if not self.rows:
+            return self.adapters
         number = self.rows[row]
-        return (self.mix.adapters[number],) if number < len(self.mix.adapters) else ()
+        return self.adapters[number : number + 1]
 
     def select(self, rows: Sequence[int]) -> Choice:
         """The same for these rows, in this order."""
-        return self if self.mix is None else self.mix.choice([self.rows[row] for row in rows])
+        return self.mix.choice([self.rows[row] for row in rows]) if self.rows and self.mix is not None else self
 
     def only(self, row: int) -> Choice:
         """What one row takes, for all rows of another batch."""
-        return self if self.mix is None else Choice(self.adapters_of(row))
+        return self.mix.choice([self.rows[row]] * 2) if self.rows and self.mix is not None else self
 
     def number(self, device: torch.device) -> torch.Tensor:
         """int[B], the number of each row's adapter in the mix."""
@@ -74,22 +79,19 @@ class Choice:
             self._numbers[device] = torch.tensor(self.rows, device=device)
         return self._numbers[device]
 
-    def changes(self, layer: AdaptedLayer, what: str) -> list[tuple[Place, Any]]:
-        """For each place of a layer what is done there: (input, number) -> input for "before", (input, output, number) -> output for
-        "after"; `number` is of each row's adapter, None where all rows take the same.
-        """
+    def changes(self, layer: AdaptedLayer, what: str, weight_name: str) -> list[Any]:
+        """What is done at a layer, one after another: (input, numbers) -> input for "before", (input, output, numbers) -> output for "after"."""
         if self.mix is not None:
-            return self.mix.mixed(layer, what)
-        found = self._changes.get((layer, what))
+            return self.mix.changes(layer, what, weight_name)
+        found = self._changes.get((layer, what + weight_name))
         if found is None:
-            make = _before_of if what == "before" else _after_of
-            found = [
-                (place, make(part, adapter.scale))
-                for adapter in self.everywhere
-                for name, place in layer.places.items()
-                if hasattr(part := adapter.part(name), what) and adapter.scale != 0.0
-            ]
-            self._changes[layer, what] = found
+            by_rows: Any = mixed_by_rows if what == "after" else mixed_before_by_rows
+            found = []
+            for adapter in self.everywhere:
+                held = layer.held([adapter], what, weight_name)
+                if held:
+                    found.append(by_rows(held if what == "after" else held[0][1], [adapter.scale]))
+            self._changes[layer, what + weight_name] = found
         return found
 
     def virtual_count(self, row: int) -> int:
@@ -102,38 +104,45 @@ class Choice:
 
 
 class Mix:
-    """Several adapters that share a batch. What they do together at a layer is laid out once, however the rows change."""
+    """Adapters that share a batch. What they do together at a layer is laid out once, however the rows change."""
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.adapters = tuple(adapters)
-        self._mixed: dict[tuple[AdaptedLayer, str], list[tuple[Place, Any]]] = {}
+        self._changes: dict[tuple[AdaptedLayer, str], list[Any]] = {}
+        self._alone: dict[int, Mix] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Mix:
         return Mix(copy.deepcopy(self.adapters, memo))
 
     def choice(self, rows: Sequence[int]) -> Choice:
-        """Rows of these numbers; the number of adapters stands for none. Where all rows are alike it holds for any number."""
-        if len(set(rows)) == 1 and len(rows) > 1:
-            return Choice(self.adapters[rows[0] : rows[0] + 1])
-        return Choice(mix=self, rows=rows)
+        """Rows of these numbers; the number of adapters stands for none. Where all are alike it holds for any number of rows."""
+        if len(set(rows)) > 1 or len(rows) == 1:
+            return Choice(mix=self, rows=rows)
+        number = rows[0]
+        if number == len(self.adapters):
+            return Choice()
+        if len(self.adapters) == 1:
+            return Choice(mix=self)
+        if number not in self._alone:
+            self._alone[number] = Mix([self.adapters[number]])
+        return Choice(mix=self._alone[number])
 
-    def mixed(self, layer: AdaptedLayer, what: str) -> list[tuple[Place, Any]]:
-        """For each place of a layer what the adapters do there, one function for each kind of part; what: "before" or "after"."""
-        found = None if torch.is_grad_enabled() else self._mixed.get((layer, what))
+    def changes(self, layer: AdaptedLayer, what: str, weight_name: str) -> list[Any]:
+        """As `Choice.changes`, one function for each kind of part."""
+        found = None if torch.is_grad_enabled() else self._changes.get((layer, what + weight_name))
         if found is None:
             found = []
-            for name, place in layer.places.items():
-                parts = [adapter.part(name) for adapter in self.adapters]
-                for kind in dict.fromkeys(type(part) for part in parts if part is not None and hasattr(part, what)):
-                    own = [
-                        part if type(part) is kind and adapter.scale != 0.0 else None
-                        for part, adapter in zip(parts, self.adapters, strict=True)
-                    ]
-                    make: Any = getattr(kind, "mixed" if what == "after" else "mixed_before", None)
-                    default = mixed_by_rows if what == "after" else _mixed_before
-                    found.append((place, (make or default)(own, [adapter.scale for adapter in self.adapters])))
+            scales = [adapter.scale for adapter in self.adapters]
+            held = layer.held(self.adapters, what, weight_name)
+            for kind in dict.fromkeys(type(part) for _, parts in held for part in parts if part is not None):
+                own = [(columns, [part if type(part) is kind else None for part in parts]) for columns, parts in held]
+                own = [(columns, parts) for columns, parts in own if any(part is not None for part in parts)]
+                if what == "after":
+                    found.append(getattr(kind, "mixed", mixed_by_rows)(own, scales))
+                else:
+                    found.append(getattr(kind, "mixed_before", mixed_before_by_rows)(own[0][1], scales))
             if not torch.is_grad_enabled():  # else a graph would be kept with it
-                self._mixed[layer, what] = found
+                self._changes[layer, what + weight_name] = found
         return found
 
 
@@ -163,43 +172,47 @@ class AdaptedLayer:
         if isinstance(self.layer, nn.MultiheadAttention):
             del self.layer.forward
 
-    def __call__(self, place: str, input_BX: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
-        """What comes of the place of a `nn.MultiheadAttention`, all of whose outputs are given."""
-        return self._changed(input_BX, output_BN, weight_name=place)
-
-    def _attend(self, *args: Any, **arguments: Any) -> Any:
-        return attend(self.layer, self, *args, **arguments)
-
-    def _before(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.changes_input:
-            return None
-        choice, changed = self.adapted.chosen(), args[0]
-        for _, change in choice.changes(self, "before"):
-            changed = change(changed, self._numbers(choice, changed))
-        return None if changed is args[0] else (changed, *args[1:])
-
-    def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(self.layer, nn.MultiheadAttention):
-            return output
-        return self._changed(args[0], output)
-
-    def _changed(self, input_BX: torch.Tensor, output_BN: torch.Tensor, *, weight_name: str | None = None) -> torch.Tensor:
+    def __call__(self, weight_name: str, input_BX: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
+        """What comes of the outputs of one weight of the layer."""
         choice = self.adapted.chosen()
+        changes = choice.changes(self, "after", weight_name)
+        if not changes:
+            return output_BN
+        number_B = self._numbers(choice, output_BN)
         try:
-            for place, change in choice.changes(self, "after"):
-                if weight_name not in (None, place.weight_name):
-                    continue
-                number_B = self._numbers(choice, output_BN)
-                if place.columns is None:
-                    output_BN = change(input_BX, output_BN, number_B)
-                    continue
-                first, last = place.columns
-                own_BN = change(input_BX, output_BN[..., first:last], number_B)
-                output_BN = torch.cat((output_BN[..., :first], own_BN, output_BN[..., last:]), -1)
+            for change in changes:
+                output_BN = change(input_BX, output_BN, number_B)
         except RuntimeError as error:
             self._explain(choice, output_BN, error)
             raise
         return output_BN
+
+    def _attend(self, *args: Any, **arguments: Any) -> Any:
+        return attend(self.layer, self, *args, **arguments)
+
+    def held(self, adapters: Sequence[Adapter], what: str, weight_name: str) -> Held:
+        """Of each place that reads a weight, its columns and the part of each adapter that has `what`; places without any are left out."""
+        found = []
+        for name, place in self.places.items():
+            if place.weight_name == weight_name:
+                parts = [adapter.part(name) if adapter.scale != 0.0 else None for adapter in adapters]
+                parts = [part if hasattr(part, what) else None for part in parts]
+                if any(part is not None for part in parts):
+                    found.append((place.columns, parts))
+        return found
+
+    def _before(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self.changes_input:
+            return None
+        choice, changed = self.adapted.chosen(), args[0]
+        for change in choice.changes(self, "before", "weight"):
+            changed = change(changed, self._numbers(choice, changed))
+        return None if changed is args[0] else (changed, *args[1:])
+
+    def _after(self, _layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(self.layer, nn.MultiheadAttention):
+            return output
+        return self("weight", args[0], output)
 
     def _numbers(self, choice: Choice, rows_BX: torch.Tensor) -> torch.Tensor | None:
         if choice.batch is None:
@@ -213,7 +226,7 @@ class AdaptedLayer:
 
     def _explain(self, choice: Choice, output_BN: torch.Tensor, error: RuntimeError) -> None:
         """Raise UsageError where an adapter lies on another device than the model."""
-        adapters = choice.everywhere if choice.mix is None else choice.mix.adapters
+        adapters = choice.adapters
         away = next(
             (one.device for adapter in adapters for one in adapter.parameters() if one.device != output_BN.device), None
         )
@@ -264,6 +277,10 @@ class Adapted:
             if layer is None:
                 layer = self.layers[place.layer] = AdaptedLayer(self, place.layer)
                 layer.attach()
+            if place.columns is not None and hasattr(adapter.part(place.name), "before"):
+                raise UsageError(
+                    f"what {place.name} reads is what others read that a kernel joined with it: {name!r} cannot change it for one"
+                )
             layer.places[place.name] = place
             layer.changes_input = layer.changes_input or hasattr(adapter.part(place.name), "before")
         self.adapters[name] = adapter
@@ -303,16 +320,27 @@ class Adapted:
         """One adapter, or None, for each row of a batch. Raises UsageError for an unknown name, with suggestions."""
         found = [None if name is None else self.find(name) for name in names]
         distinct = tuple(dict.fromkeys(adapter for adapter in found if adapter is not None))
-        key = tuple((adapter, stamp_of(adapter), adapter.scale) for adapter in distinct)
-        mix = self._mixes.get(key)
-        if mix is None:
-            if len(distinct) + (None in found) > 1:
-                self._refuse_sequences_first()
-            mix = Mix(distinct)
-            self._mixes.clear()  # one is enough: the same batch, step after step
-            self._mixes[key] = mix
+        if len(distinct) + (None in found) > 1:
+            self._refuse_sequences_first()
+        mix = self._mix(distinct)
         places = {adapter: number for number, adapter in enumerate(mix.adapters)}
         return mix.choice([len(mix.adapters) if adapter is None else places[adapter] for adapter in found])
+
+    def _mix(self, adapters: tuple[Adapter, ...]) -> Mix:
+        """As they are now; the last one is kept, for the calls that follow."""
+        key = tuple((adapter, stamp_of(adapter), adapter.scale) for adapter in adapters)
+        mix = self._mixes.get(key)
+        if mix is None:
+            mix = Mix(adapters)
+            self._mixes = {key: mix}  # exchanged as a whole: other threads may be reading it
+        return mix
+
+    def settled(self) -> Choice:
+        """What calls take here and now, as it is now: laid out for running."""
+        choice = self.chosen()
+        if choice.mix is not None or len(choice.everywhere) != 1:
+            return choice
+        return self._mix(choice.everywhere).choice([0, 0])
 
     def find(self, name: str) -> Adapter:
         """An adapter by name. Raises UsageError, with suggestions."""
@@ -375,7 +403,7 @@ def choice_for(model: Any, names: Sequence[str | None] | None, batch: int) -> Ch
     """
     adapted = adapted_of(model)
     if names is None:
-        choice = None if adapted is None else adapted.chosen()
+        choice = None if adapted is None else adapted.settled()
         if choice is not None and choice.batch not in (None, batch):
             raise UsageError(f"adapters are chosen for {choice.batch} rows, the batch has {batch}")
         return choice
@@ -410,26 +438,6 @@ def chosen_by(model: Any, cache: Cache | None) -> Iterator[None]:
         return
     with adapted.using(choice):
         yield
-
-
-def _after_of(part: Any, scale: float) -> Any:
-    return lambda input_BX, output_BN, _: after(part, input_BX, output_BN, scale)
-
-
-def _before_of(part: Any, scale: float) -> Any:
-    return lambda input_BX, _: scaled(part.before(input_BX), input_BX, scale)
-
-
-def _mixed_before(parts: Sequence[Any], scales: Sequence[float]) -> Any:
-    def apply(input_BX: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
-        for number, (part, scale) in enumerate(zip(parts, scales, strict=True)):
-            rows = (number_B == number).nonzero().flatten()
-            if part is not None and len(rows):
-                own = input_BX[rows]
-                input_BX = input_BX.index_copy(0, rows, scaled(part.before(own), own, scale).to(input_BX.dtype))
-        return input_BX
-
-    return apply
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -11,8 +11,12 @@ from torch import nn
 
 from zoo.nn.stamp import stamp_of
 
-Mixed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # input, output, number int[B] -> output
-Weights = tuple[torch.Tensor, torch.Tensor | None]  # of a layer, and its bias
+Columns = tuple[int, int] | None  # of a layer's outputs; None: all
+Held = Sequence[
+    tuple[Columns, Sequence[Any]]
+]  # of each place of a layer where its outputs are, and the part of each adapter, or None
+Numbers = torch.Tensor | None  # int[B], which adapter each row takes; None: all take the first
+Mixed = Callable[[torch.Tensor, torch.Tensor, Numbers], torch.Tensor]  # input, output of a layer, numbers -> output
 
 
 class Part(Protocol):
@@ -22,9 +26,10 @@ class Part(Protocol):
     after(input, output) -> output: what comes of the place. The first axis of both is the batch; rows do not see each other.
     merged(weight, bias) -> weight, bias: the same as other weights of the layer; without it the adapter cannot be merged. All are
         float32, and as the layer has them: [N, K] of a linear layer, [V, W] of an embedding, [N, K, ...] of a convolution.
-    mixed(parts, scales) -> (input, output, number int[B]) -> output: a static function that does `after` for all rows in one
-        pass, where each has its own of the parts (`number`; those that are None, and `len(parts)`, change nothing); without it the
-        rows of each part are taken out, changed and put back.
+    mixed(held, scales) -> (input, output, numbers) -> output: a static function that does `after` at all places of a layer and for all rows
+        in one pass, where each row has an adapter of its own (`numbers`; the number of adapters stands for none). What it lays out, it lays
+        out once. Called without gradients it may write into the output. Without it the rows of each part are taken out, changed and put
+        back; `mixed_before(parts, scales) -> (input, numbers) -> input` is the same for `before`.
     """
 
 
@@ -113,17 +118,49 @@ def after(part: Any, input_BX: torch.Tensor, output_BN: torch.Tensor, scale: flo
     return scaled(part.after(input_BX, output_BN), output_BN, scale)
 
 
-def mixed_by_rows(parts: Sequence[Any], scales: Sequence[float]) -> Mixed:
+def mixed_by_rows(held: Held, scales: Sequence[float]) -> Mixed:
     """`Part.mixed` for parts that have none of their own."""
 
-    def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: torch.Tensor) -> torch.Tensor:
-        for number, (part, scale) in enumerate(zip(parts, scales, strict=True)):
-            if part is None:
-                continue
-            rows = (number_B == number).nonzero().flatten()
-            if len(rows):
-                changed = after(part, input_BX[rows], output_BN[rows], scale)
-                output_BN = output_BN.index_copy(0, rows, changed.to(output_BN.dtype))
+    def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: Numbers) -> torch.Tensor:
+        for columns, parts in held:
+            own_BN = output_BN if columns is None else output_BN[..., slice(*columns)]
+            for number, (part, scale) in enumerate(zip(parts, scales, strict=True)):
+                if part is None:
+                    continue
+                if number_B is None:
+                    own_BN = after(part, input_BX, own_BN, scale)
+                    continue
+                rows = (number_B == number).nonzero().flatten()
+                if len(rows):
+                    changed = after(part, input_BX[rows], own_BN[rows], scale)
+                    own_BN = own_BN.index_copy(0, rows, changed.to(own_BN.dtype))
+            output_BN = put(output_BN, columns, own_BN)
         return output_BN
 
     return apply
+
+
+def mixed_before_by_rows(parts: Sequence[Any], scales: Sequence[float]) -> Callable[[torch.Tensor, Numbers], torch.Tensor]:
+    """`Part.mixed_before` for parts that have none of their own."""
+
+    def apply(input_BX: torch.Tensor, number_B: Numbers) -> torch.Tensor:
+        for number, (part, scale) in enumerate(zip(parts, scales, strict=True)):
+            if part is None:
+                continue
+            if number_B is None:
+                input_BX = scaled(part.before(input_BX), input_BX, scale)
+                continue
+            rows = (number_B == number).nonzero().flatten()
+            if len(rows):
+                own_BX = input_BX[rows]
+                input_BX = input_BX.index_copy(0, rows, scaled(part.before(own_BX), own_BX, scale).to(input_BX.dtype))
+        return input_BX
+
+    return apply
+
+
+def put(output_BN: torch.Tensor, columns: Columns, own_BN: torch.Tensor) -> torch.Tensor:
+    """The outputs of a layer with those of one place in their columns."""
+    if columns is None:
+        return own_BN
+    return torch.cat((output_BN[..., : columns[0]], own_BN, output_BN[..., columns[1] :]), -1)

@@ -45,8 +45,7 @@ def begun(model: nn.Module, batch: int, cache: Cache | None) -> Cache | None:
 
 
 def _trains(choice: Choice) -> bool:
-    adapters = choice.everywhere if choice.mix is None else choice.mix.adapters
-    return any(one.requires_grad for adapter in adapters for one in adapter.parameters())
+    return any(one.requires_grad for adapter in choice.adapters for one in adapter.parameters())
 
 
 def _write_prefixes(rows: Sequence[Any], cache: Cache) -> None:
