@@ -88,6 +88,33 @@ BROKEN = {
          (MODEL, "\n\ndef build", "\n\nclass Careless(Decoder):\n    def forward(self, tokens_BT, *, mask_BT=None, **more):\n        return super().forward(tokens_BT, **more)\n\n\ndef build")],
         {"padding-side-changes-nothing"},
     ),
+    "loud-start": ("adapter", "text", [(MODEL, "torch.zeros(place", "torch.ones(place")], {"it-begins-as-the-base"}),
+    "without-effect": (
+        "adapter", "text", [(MODEL, "return output_BN * (1 + self.change)", "return output_BN * (1 + 0 * self.change)")],
+        {"it-changes-something", "only-it-learns", "merging-comes-back"},
+    ),
+    "frozen-by-mistake": (
+        "adapter", "text", [(MODEL, "return output_BN * (1 + self.change)", "return output_BN * (1 + self.change.detach())")],
+        {"only-it-learns"},
+    ),
+    "merges-otherwise": (
+        "adapter", "text", [(MODEL, "return weight_NK * (1 + self.change)[:, None]", "return weight_NK * (1 - self.change)[:, None]")],
+        {"merging-comes-back"},
+    ),
+    "looks-at-neighbours": (
+        "adapter", "text", [(MODEL, "return output_BN * (1 + self.change)", "return output_BN * (1 + self.change * output_BN.mean())")],
+        {"rows-keep-their-own", "merging-comes-back"},
+    ),
+    "forgets-its-numbers": (
+        "adapter", "text",
+        [(MODEL, "        self.change =", "        self.signs = [torch.randn(place.outputs)]\n        self.change ="),
+         (MODEL, "return output_BN * (1 + self.change)", "return output_BN * (1 + self.change * self.signs[0])")],
+        {"its-file-comes-back", "merging-comes-back"},
+    ),
+    "takes-any-target": (
+        "adapter", "text", [(MODEL, "base.chosen(targets)", "list(base.places.values())[1:3]")],
+        {"an-unknown-target-is-refused"},
+    ),
 }  # fmt: skip
 SLOW = ("process-stays-as-it-was", "works-after-fork", "works-after-spawn")  # three processes each: tried where they matter
 

@@ -27,7 +27,7 @@ PART = re.compile(r"(.+)\[(\d+)/(\d+)\]")
 class Place:
     """Where a part of an adapter stands.
 
-    name: of the module that computes it, with dots, as the model has it when no kernel joined its layers.
+    name: of the module that computes it, with dots, as the model has it when no kernel joined its layers; "self" where it is the model.
     kind: "linear", "embedding" or "convolution".
     layer: the module whose inputs and outputs the part sees. For a projection inside `nn.MultiheadAttention` that is the attention, and
         `weight_name` says which of its tensors.
@@ -148,7 +148,7 @@ def places_of(model: nn.Module) -> dict[str, Place]:
             _, outputs = widths(module.gate_and_up)
             places = _joined(name, module.gate_and_up, {"gate": outputs // 2, "up": outputs // 2})
         else:
-            place = _of_layer(name, module)
+            place = _of_layer(name or "self", module)
             places = [] if place is None else [place]
         found |= {place.name: place for place in places}
     return found

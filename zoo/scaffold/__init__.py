@@ -77,6 +77,15 @@ CHOICES: dict[str, dict[str, dict[str, str]]] = {
             "extra": "variant = { input_width = 64, latents = 8, heads = 4 }  # input_width: any; compositions give the encoder's",
         },
     },
+    "adapter": {
+        TEXT: {
+            "modalities": '"text"',
+            "build": "build",
+            "parameters": "0",
+            "output": 'applies_to = ["decoder"]',
+            "extra": "variant = {}  # options that differ from the builder's own",
+        },
+    },
 }
 
 

@@ -26,7 +26,8 @@ def last_block_row(
         tokens_BTD = block(tokens_BTD, attn_mask=mask)
     block = transformer.resblocks[-1]
     batch = torch.arange(len(tokens_BTD), device=tokens_BTD.device)
-    if type(block) is not ResidualAttentionBlock or not block.attn._qkv_same_embed_dim:  # noqa: SLF001 - torch names it so
+    plain = type(block) is ResidualAttentionBlock and block.attn._qkv_same_embed_dim  # noqa: SLF001 - torch names it so
+    if not plain or "forward" in vars(block.attn):  # an adapter stands on it, and asks to be called
         whole_BTD: torch.Tensor = block(tokens_BTD, attn_mask=mask)
         return whole_BTD[batch, rows_B]
     row_BD = tokens_BTD[batch, rows_B]
