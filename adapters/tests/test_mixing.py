@@ -286,3 +286,74 @@ def test_a_cache_keeps_the_adapters_that_it_was_begun_with(adapters: Adapters) -
     for row, name in enumerate(["lora", "prefix"]):
         (expected,) = logits(adapters, [prompts[row]], [name])
         assert near(after[row], expected[3:])
+
+
+def media_of(model: Any) -> Any:
+    prompt = prompt_of([5, 9, ("image", 1, 3), 17, 3])
+    return torch.tensor([prompt.ids] * 2), [prompt.media] * 2
+
+
+def test_gradients_reach_adapters_on_an_encoder_that_is_frozen() -> None:
+    model = tiny_fused({"image": 0.5})
+    tokens, media = media_of(model)
+    adapters = adapted(
+        model, {"own": ("lora", {"r": 2, "targets": ["senses.image.encoder.project", "bridge.project", "gated.*.value"]})}
+    )
+    adapters.use("own")
+    model(tokens, media=media).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in adapters.parameters())
+    with pytest.raises(UsageError, match="a media cache keeps numbers through which no gradient flows"):
+        model(tokens, media=media, media_cache=PrefixCache().media)
+    with torch.inference_mode():
+        model(tokens, media=media, media_cache=PrefixCache().media)
+
+
+def test_gradients_of_rows_reach_each_its_own_adapter(adapters: Adapters) -> None:
+    prompts = torch.tensor(rows([6, 6, 6]))
+    names = ["lora", "ia3", "wide"]
+    for name in names:
+        adapters[name].requires_grad_(True)
+    with torch.inference_mode(), adapters.using(names):
+        adapters.model(prompts)
+    with adapters.using(names):
+        for _ in range(2):  # nothing of the first graph is kept
+            adapters.model(prompts).square().sum().backward()
+    together = {name: [parameter.grad.clone() / 2 for parameter in adapters[name].parameters()] for name in names}
+    for row, name in enumerate(names):
+        adapters[name].zero_grad()
+        with adapters.using(name):
+            adapters.model(prompts[row : row + 1]).square().sum().backward()
+        for one, alone in zip(together[name], [parameter.grad for parameter in adapters[name].parameters()], strict=True):
+            assert (one - alone).abs().max() <= 1e-4 * alone.abs().max()
+        adapters[name].zero_grad()
+        adapters[name].requires_grad_(False)
+
+
+def test_what_is_merged_is_not_added_again() -> None:
+    adapters = adapted(tiny_decoder(), {"a": ("lora", {}), "b": ("lora", {})})
+    adapters.merge("a")
+    with pytest.raises(UsageError, match="'a' is merged into the weights and works in every call"):
+        generate(adapters.model, rows([3, 3]), adapters=["a", "b"])
+    with pytest.raises(UsageError, match="'a' is merged"), adapters.using("a"):
+        pass
+
+
+def test_a_model_that_runs_by_a_kernel_is_not_trained() -> None:
+    model = apply_kernel(tiny_decoder(), "float32")
+    adapters = zoo.adapt(model, "lora")
+    assert adapters.active == ["default"]
+    assert adapters.parameters() == []
+    assert adapters.trainable() == {}
+
+
+def test_a_first_adapter_that_cannot_be_leaves_nothing_behind() -> None:
+    model = tiny_decoder()
+    with pytest.raises(UsageError, match="no layer is called"):
+        zoo.adapt(model, "lora", targets=["nothing"])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert "zoo_adapters" not in vars(model)
+    adapters = zoo.adapt(model, "lora", name="a")
+    with pytest.raises(UsageError, match="an adapter is used once, got a, a"):
+        adapters.use("a", "a")
+    adapters.close()
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -17,6 +17,7 @@ from zoo.construct import Built
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.nn.adapted import Adapted, adapted_of
 from zoo.nn.adapter import Adapter
+from zoo.nn.kernels import runs_by_kernel
 from zoo.nn.places import base_of
 from zoo.plugin import describe
 from zoo.registry import Found, Registry, default_registry
@@ -32,7 +33,12 @@ def adapt(model: Any, method: str, *, name: str = "default", activate: bool = Tr
     targets that name no layer, with what there is.
     """
     adapters = adapters_of(model)
-    adapters.add(method, name=name, activate=activate, **options)
+    try:
+        adapters.add(method, name=name, activate=activate, **options)
+    except Exception:
+        if not adapters.names:
+            adapters.close()
+        raise
     return adapters
 
 
@@ -166,15 +172,20 @@ class Adapters:
     def use(self, *names: str) -> None:
         """Let calls take these adapters, one after another at each layer, and train these; without a name the model is as it was.
 
+        On a model that runs by a kernel none is trained: train on the model without one, the file fits both.
+
         Raises UsageError for an unknown name and for one that is merged.
         """
-        adapters = [self._usable(name) for name in names]
+        adapters = [self.adapted.usable(name) for name in names]
         virtual = [name for name in names if self.adapted.find(name).virtual is not None]
         if len(virtual) > 1:
             raise UsageError(f"two adapters put tokens before those of a row: use {virtual[0]} or {virtual[1]}")
+        if len(set(names)) < len(names):
+            raise UsageError(f"an adapter is used once, got {', '.join(names)}")
         self.adapted.activate(adapters)
+        trained = not runs_by_kernel(self.model)  # through whose layers no gradient flows
         for one in self.adapted.adapters.values():
-            one.requires_grad_(any(one is own for own in adapters))
+            one.requires_grad_(trained and any(one is own for own in adapters))
 
     @contextlib.contextmanager
     def using(self, names: str | Sequence[str | None] | None) -> Iterator[None]:
@@ -186,22 +197,13 @@ class Adapters:
             choice = self.adapted.choice([names])
             choice = choice.only(0)
         else:
-            for name in names:
-                if name is not None:
-                    self._usable(name)
             choice = self.adapted.choice(list(names))
         with self.adapted.using(choice):
             yield
 
-    def _usable(self, name: str) -> Adapter:
-        adapter = self.adapted.find(name)
-        if name in self.merged:
-            raise UsageError(f"{name!r} is merged into the weights and works in every call: unmerge() first")
-        return adapter
-
     def scale(self, name: str, factor: float) -> None:
         """How far an adapter goes from the model: 1 as trained, 0 not at all. Raises UsageError for virtual tokens, which have no middle."""
-        adapter = self._usable(name)
+        adapter = self.adapted.usable(name)
         if adapter.virtual is not None and factor != 1.0:
             raise UsageError(
                 f"{name!r} ({adapter.method}) puts tokens before others, of which there is no half: it has no scale"

@@ -12,7 +12,7 @@ from zoo.errors import UsageError
 from zoo.fusion.item import MOST_ITEMS, Item, Placed
 from zoo.fusion.media_cache import Kept, MediaCache
 from zoo.fusion.sense import Sense
-from zoo.nn.adapted import Adapted, Choice, adapted_of
+from zoo.nn.adapted import Adapted, Choice, adapted_of, learns
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Inserted
 from zoo.nn.kernels import runs_by_kernel
@@ -111,7 +111,7 @@ class Fused(nn.Module):
         placed = _check(tokens_BT, mask_BT, media)
         cache = begun(self, len(tokens_BT), cache)
         before = 0 if cache is None else cache.length
-        if torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters()):
+        if torch.is_grad_enabled() and learns(self):
             self._refuse_gradients(cache, media_cache)
         columns = None if mask_BT is None or not any(placed) else [row.nonzero().flatten().tolist() for row in mask_BT]
         shown = dict(cache.media) if cache is not None else {}

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from zoo.batch import Encoded
 from zoo.errors import PluginError, UsageError
 from zoo.fusion.item import Item
+from zoo.nn.adapted import learns
 from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.seen_media import Source, check_adjacent
 
@@ -98,7 +99,7 @@ class Sense(nn.Module):
         encoder: Any = self.encoder
         if encoder is None:
             raise UsageError("this sense has no encoder: give its items with their features")
-        frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+        frozen = not learns(encoder)
         chunks: list[list[Any]] = [[]]
         for frames in items:  # whole items, so that the padding of a chunk is that of its own items
             if chunks[-1] and sum(map(len, chunks[-1])) + len(frames) > MOST_AT_ONCE:

@@ -76,7 +76,8 @@ class Choice:
     def number(self, device: torch.device) -> torch.Tensor:
         """int[B], the number of each row's adapter in the mix."""
         if device not in self._numbers:
-            self._numbers[device] = torch.tensor(self.rows, device=device)
+            with torch.inference_mode(mode=False):  # so that calls with gradients can take it, too
+                self._numbers[device] = torch.tensor(self.rows, device=device)
         return self._numbers[device]
 
     def changes(self, layer: AdaptedLayer, what: str, weight_name: str) -> list[Any]:
@@ -317,8 +318,8 @@ class Adapted:
         return _choices.get().get(id(self), self.active)
 
     def choice(self, names: Sequence[str | None]) -> Choice:
-        """One adapter, or None, for each row of a batch. Raises UsageError for an unknown name, with suggestions."""
-        found = [None if name is None else self.find(name) for name in names]
+        """One adapter, or None, for each row of a batch. Raises UsageError as `usable`, and where rows cannot be told apart."""
+        found = [None if name is None else self.usable(name) for name in names]
         distinct = tuple(dict.fromkeys(adapter for adapter in found if adapter is not None))
         if len(distinct) + (None in found) > 1:
             self._refuse_sequences_first()
@@ -341,6 +342,13 @@ class Adapted:
         if choice.mix is not None or len(choice.everywhere) != 1:
             return choice
         return self._mix(choice.everywhere).choice([0, 0])
+
+    def usable(self, name: str) -> Adapter:
+        """As `find`; raises UsageError for one that is merged, too."""
+        adapter = self.find(name)
+        if any(adapter is one for one in self.merged):
+            raise UsageError(f"{name!r} is merged into the weights and works in every call: unmerge() first")
+        return adapter
 
     def find(self, name: str) -> Adapter:
         """An adapter by name. Raises UsageError, with suggestions."""
@@ -388,6 +396,22 @@ def adapted_of(model: Any) -> Adapted | None:
         decoder = getattr(model, "decoder", None)
         found = getattr(decoder, "__dict__", {}).get(NAME) if isinstance(decoder, nn.Module) else None
     return found
+
+
+def learns(module: nn.Module) -> bool:
+    """Whether something is trained in a module, or in an adapter on it that calls take now."""
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return True
+    hooks = (hook for part in module.modules() for hook in part._forward_hooks.values())  # noqa: SLF001 - torch names them nowhere else
+    layers = (layer for hook in hooks if isinstance(layer := getattr(hook, "__self__", None), AdaptedLayer))
+    return any(
+        parameter.requires_grad
+        for layer in layers
+        for adapter in layer.adapted.chosen().adapters
+        for place in layer.places
+        if (part := adapter.part(place)) is not None
+        for parameter in part.parameters()
+    )
 
 
 def adapters_key(model: nn.Module) -> str:

@@ -138,15 +138,16 @@ def _step(
         train(True)
     optimiser.zero_grad(set_to_none=True)
     value = loss(batch)
-    if not bool(value.isfinite()):
+    number = float(value.detach())
+    if not math.isfinite(number):
         _put_back(parameters, before)
         raise UsageError(
-            f"the loss became {float(value)}, so training ended and the parameters are as they were: take a smaller learning_rate"
+            f"the loss became {number}, so training ended and the parameters are as they were: take a smaller learning_rate"
         )
     value.backward()  # type: ignore[no-untyped-call]  # torch does not type it
     nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
-    return float(value.detach())
+    return number
 
 
 @torch.no_grad()
@@ -185,7 +186,7 @@ def _check(
 ) -> None:
     if not parameters:
         raise UsageError(
-            "nothing is trained: no parameter was given (adapters.parameters() has those of the active adapters)"
+            "nothing is trained: no parameter was given (adapters.parameters() has those of the active adapters, and none where the model runs by a kernel)"
         )
     if not len(examples):
         raise UsageError("there is no example to train on")
