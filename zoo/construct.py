@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoo.activation import call_hook, resolve
 from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
-from zoo.nn.adapted import adapters_key
+from zoo.nn.adapted import adapted_of, adapters_key
 from zoo.plugin import Plugin, code_sha256, describe
 from zoo.precision import cast
 from zoo.registry import Found, Registry, default_registry
@@ -129,8 +129,13 @@ def device_of(built: Built) -> torch.device:
 
 
 def weight_hashes(built: Built) -> dict[str, dict[str, str]]:
-    """Name with tag -> role -> sha256, for a model that has weights and for each of its parts."""
+    """Name with tag -> role -> sha256, for a model that has weights, for each of its parts, and for the adapters that it runs under."""
     hashes = {built.name: dict(built.files)} if built.files else {}
+    adapted = adapted_of(built.module)
+    if adapted is not None:
+        running = (*adapted.merged, *adapted.chosen().adapters)
+        names = {adapter: name for name, adapter in adapted.adapters.items()}
+        hashes |= {f"{built.name} under {names[one]}": {one.method: one.key} for one in running if one in names}
     for part in built.parts.values():
         hashes |= weight_hashes(part)
     return hashes

@@ -298,3 +298,70 @@ def test_a_trained_adapter_answers_for_its_row_alone() -> None:
     assert [one.text for one in found[:3]] == [completion for _, completion in PAIRS[:3]]
     assert [one.text for one in found[3:]] != [completion for _, completion in PAIRS[:3]]
     assert adapters_of(decoder) is trained.adapters
+
+
+def test_every_task_runs_under_an_adapter(main: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
+    shots = tmp_path / "shots"
+    for number, label in enumerate(("red", "blue")):
+        (shots / label).mkdir(parents=True)
+        for shade in (180, 200, 220):
+            Image.new("RGB", (64, 64), (shade, 40, 40) if number == 0 else (40, 40, shade)).save(
+                shots / label / f"{shade}.png"
+            )
+    picture, own = shots / "red" / "180.png", tmp_path / "own.safetensors"
+    model = ("--model", "timm/test_vit", "--weights", "none")
+    run = main(
+        "adapt",
+        "train",
+        str(shots),
+        *model,
+        "--out",
+        str(own),
+        "--option",
+        "targets=fc1,",
+        "--steps",
+        "3",
+        "--held-out",
+        "0",
+    )
+    assert run.returncode == 2
+    assert "no layer is called ''" in run.stderr
+    run = main(
+        "adapt",
+        "train",
+        str(shots),
+        *model,
+        "--out",
+        str(own),
+        "--option",
+        "targets=fc1",
+        "--steps",
+        "3",
+        "--held-out",
+        "0",
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(
+        main("classify", str(picture), "--shots", str(shots), *model, "--adapter", str(own), "--json").stdout
+    )
+    assert found["results"][0]["label"] == "red"
+    assert list(found["weights"]["timm/test_vit under own"]) == ["adapters/lora"]
+    for adapter, out in (((), "plain"), (("--adapter", str(own)), "adapted")):
+        run = main("embed", str(picture), *model, *adapter, "--out", str(tmp_path / f"{out}.jsonl"))
+        assert run.returncode == 0, run.stderr
+    plain, adapted = ((tmp_path / f"{name}.jsonl").read_text() for name in ("plain", "adapted"))
+    assert plain != adapted
+    again = main("embed", str(picture), *model, "--out", str(tmp_path / "adapted.jsonl"))
+    assert again.returncode != 0, "vectors under an adapter are not those of the model"
+    run = main("classify", str(picture), "--shots", str(shots), "--adapter", str(own))
+    assert "an adapter is for one model: name it, --model NAME" in run.stderr
+    sound = Path(zoo.__file__).parent / "demo" / "sounds"
+    torch.manual_seed(0)
+    adapters = zoo.adapt(zoo.open_model("whisper/random", weights=None), "lora")
+    adapters.save("default", tmp_path / "ears.safetensors")
+    recording = next(path for path in sorted(sound.iterdir()) if path.suffix in (".flac", ".wav", ".ogg"))
+    run = main(
+        "transcribe", str(recording), "--model", "whisper/random", "--weights", "none", "--adapter", str(tmp_path / "ears.safetensors"),
+        "--language", "en", "--temperature", "0",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr

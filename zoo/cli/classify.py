@@ -69,6 +69,12 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
         default="card",
         help="a local file for the same architecture, or the folder of one, or none",
     )
+    command.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FILE",
+        help="run under an adapter (zoo adapt train), or a folder of HF PEFT's; with --model",
+    )
     command.add_argument("--device", default="cpu")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
     command.add_argument("--threads", type=int, help="threads for computing")
@@ -92,17 +98,37 @@ def prepare_torch(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
 
 
-def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_model_arguments` added, as every task takes it."""
+def model_options(arguments: argparse.Namespace, *, adapted: bool = True) -> dict[str, Any]:
+    """What `add_model_arguments` added, as every task takes it.
+
+    adapted: open the model here where there is an adapter; False for a command that opens it by itself (`load_adapter`).
+    """
     import torch
 
     prepare_torch(arguments)
-    return {
+    options: dict[str, Any] = {
         "model": arguments.model,
         "weights": None if arguments.weights == "none" else arguments.weights,
         "device": arguments.device,
         "dtype": None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
     }
+    if arguments.adapter is not None and arguments.model is None:
+        raise UsageError("an adapter is for one model: name it, --model NAME")
+    if adapted and arguments.adapter is not None:
+        from zoo.construct import open_model
+
+        built = open_model(options.pop("model"), **options)
+        load_adapter(built, arguments)
+        return {**options, "model": built}
+    return options
+
+
+def load_adapter(model: Any, arguments: argparse.Namespace) -> None:
+    """Put --adapter on an opened model."""
+    if arguments.adapter is not None:
+        from zoo.adaptation.adapters import adapters_of
+
+        adapters_of(model).load(arguments.adapter, name=arguments.adapter.stem)
 
 
 def read_labels(arguments: argparse.Namespace) -> list[str] | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, model_options
+from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_options
 from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.modality import IMAGE, SUFFIXES
@@ -55,9 +55,6 @@ def add_commands(commands: Any) -> None:
         metavar="FILE.html",
         help="show the prompt that was built; with a file, what each word of the answer looked at",
     )
-    command.add_argument(
-        "--adapter", type=Path, metavar="FILE", help="answer under an adapter (zoo adapt), or a folder of HF PEFT's"
-    )
     add_model_arguments(command)
     command.set_defaults(run=run)
 
@@ -77,14 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     numbers = {name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None}
     sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
     language = open_language_model(
-        **model_options(arguments),
+        **model_options(arguments, adapted=False),
         kernel=arguments.kernel,
         plain=bool(arguments.explain),
     )
-    if arguments.adapter is not None:
-        from zoo.adaptation.adapters import adapters_of
-
-        adapters_of(language).load(arguments.adapter, name=arguments.adapter.stem)
+    load_adapter(language, arguments)
     if arguments.explain:
         from zoo.tasks.explanation import check_explanation
 
