@@ -10,7 +10,8 @@ process; the rows of a table take turns, and the median of the ratios of one rou
     batch    8 prompts of 16 tokens, each with a LoRA of its own on queries and values; 16 greedy steps, timed without reading the prompts
     train    8 rows of 64 tokens, forward, backward and AdamW of one LoRA; each in a process of its own for its memory
 
-`zoo, base` and all rows of ours run by the kernel float32, which rounds nothing, but for training, which runs on the plain layers. PEFT runs
+`zoo, base` and all rows of ours run by the kernel float32, which rounds nothing, but for training, which runs on the plain layers. The file holds
+the weights in 4 bits: `int4` multiplies exactly those, inputs rounded to bfloat16; `int8` rounds them again. PEFT runs in float32,
 as its documentation says: `adapter_names` for rows, `set_adapter` and one row at a time for one by one, in a bare loop over
 its model with the cache of transformers, which is faster than `generate`.
 
@@ -150,6 +151,13 @@ def batch(options: argparse.Namespace) -> None:
         fill(adapters, name, number)
         adapters.add("lora", name=other, r=MIXED[number], activate=False)
         fill(adapters, other, number)
+    rounded = {}
+    for kernel in ("int8", "int4"):
+        rounded[kernel] = apply_kernel(zoo.build(MODEL), kernel)
+        own = adapters_of(rounded[kernel])
+        for number, name in enumerate(names):
+            own.add("lora", name=name, r=RANK, activate=False)
+            fill(own, name, number)
     many = apply_kernel(zoo.build(MODEL), "float32")
     crowd = adapters_of(many)
     for number in range(1000):
@@ -180,12 +188,14 @@ def batch(options: argparse.Namespace) -> None:
         "zoo, 8 of 1,000 registered": ours(many, names, options.steps),
         "zoo, one LoRA for all rows": ours(few, ["a0"] * ROWS, options.steps),
         "zoo, one LoRA merged": ours(merged, None, options.steps),
+        "zoo int8, 8 LoRA of rank 8": ours(rounded["int8"], names, options.steps),
+        "zoo int4, 8 LoRA of rank 8": ours(rounded["int4"], names, options.steps),
         "PEFT, adapter_names": theirs(model, names, options.steps),
         "PEFT, one by one": one_by_one(model, names, options.steps),
     }
     seconds = turns(rows, options.runs)
     show(f"\n{ROWS} rows, {options.steps} steps, {options.threads} threads, median (least to greatest) of {options.runs}")
-    report(seconds, "zoo, base", "zoo, 8 LoRA of rank 8")
+    report(seconds, "zoo, base", "PEFT, adapter_names")
 
 
 def turns(rows: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:

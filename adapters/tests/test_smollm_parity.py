@@ -1,0 +1,87 @@
+"""SmolLM2, the published weights, against HF PEFT on transformers' class with the same: its files here, ours there."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft_cases import shaken
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import zoo
+from zoo.adaptation.adapters import adapters_of
+from zoo.adaptation.peft import their_name
+from zoo.cache import blobs_dir
+from zoo.construct import Built
+
+PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+NORMS = {
+    "stack.blocks.*.attention_norm": "model.layers.*.input_layernorm",
+    "stack.blocks.*.feed_forward_norm": "model.layers.*.post_attention_layernorm",
+    "stack.norm": "model.norm",
+}
+TASK = {"task_type": "CAUSAL_LM"}
+CONFIGS: dict[str, Any] = {
+    "lora": lambda: peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"], **TASK),
+    "rslora": lambda: peft.LoraConfig(r=8, use_rslora=True, target_modules=["k_proj", "gate_proj"], **TASK),
+    "dora": lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "o_proj"], **TASK),
+    "ia3": lambda: peft.IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **TASK
+    ),
+    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=6, **TASK),
+    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=6, **TASK),
+}
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    if not (blobs_dir() / PUBLISHED).is_file():
+        pytest.skip("the weights are not on this machine; bring them with: zoo fetch smollm/135m-instruct")
+    return zoo.open_model("smollm/135m-instruct")
+
+
+@pytest.fixture(scope="module")
+def reference(built: Built) -> Any:
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+    )  # fmt: skip
+    names = {**built.found.card.module_names, **NORMS}
+    state = {}
+    for key, tensor in built.module.state_dict().items():
+        module, _, name = key.rpartition(".")
+        state[f"{their_name(module, names)}.{name}"] = tensor
+    model = LlamaForCausalLM(config)
+    model.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})
+    return model.eval()
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+@torch.no_grad()
+def test_files_go_both_ways(case: str, built: Built, reference: Any, tmp_path: Path) -> None:
+    decoder: Any = built.module
+    tokens = torch.tensor([decoder.tokenizer.encode("The capital of France is Paris, and that of Italy")])
+    theirs = peft.get_peft_model(reference, CONFIGS[case]())
+    with torch.enable_grad():
+        shaken(theirs)
+    if case == "prefix":  # as it begins its numbers are far greater than keys are, and rounding grows with them
+        theirs.prompt_encoder["default"].embedding.weight.mul_(0.3)
+    theirs.eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = theirs(input_ids=tokens).logits[:, -tokens.shape[1] :]
+    base = reference if case in ("prefix", "prompt") else theirs.unload()
+    adapters = adapters_of(built)
+    adapters.load(tmp_path / "theirs", name=case)
+    found = decoder(tokens)
+    with adapters.using(None):
+        assert (found - decoder(tokens)).abs().max() > 0.1, "it does something"
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    adapters.export(case, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    assert (again(input_ids=tokens).logits[:, -tokens.shape[1] :] - found).abs().max() < 1e-5 * expected.abs().max()
+    if case not in ("prefix", "prompt"):
+        again.unload()
+    adapters.use()
+    adapters.remove(case)
