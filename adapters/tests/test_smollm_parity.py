@@ -63,11 +63,12 @@ def reference(built: Built) -> Any:
 def test_files_go_both_ways(case: str, built: Built, reference: Any, tmp_path: Path) -> None:
     decoder: Any = built.module
     tokens = torch.tensor([decoder.tokenizer.encode("The capital of France is Paris, and that of Italy")])
+    torch.manual_seed(0)
     theirs = peft.get_peft_model(reference, CONFIGS[case]())
     with torch.enable_grad():
         shaken(theirs)
-    if case == "prefix":  # as it begins its numbers are far greater than keys are, and rounding grows with them
-        theirs.prompt_encoder["default"].embedding.weight.mul_(0.3)
+    if case in ("prefix", "prompt"):  # they begin far greater than keys and embeddings are, and rounding grows with them
+        theirs.prompt_encoder["default"].embedding.weight.mul_(0.1)
     theirs.eval()
     theirs.save_pretrained(tmp_path / "theirs")
     expected = theirs(input_ids=tokens).logits[:, -tokens.shape[1] :]
