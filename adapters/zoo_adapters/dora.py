@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError
-from zoo.nn.adapter import Adapter, Held, Mixed, Numbers, put
+from zoo.nn.adapter import Adapter, Held, Mixed, Numbers
 from zoo.nn.places import Base, Place
 from zoo_adapters.ia3 import of_rows
-from zoo_adapters.lora import TARGETS, LowRank, mixed_low_rank, require_rank, scale_of
+from zoo_adapters.lora import TARGETS, LowRank, by_place, mixed_low_rank, require_rank, scale_of
 
 
 class Decomposed(nn.Module):
@@ -31,8 +31,8 @@ class Decomposed(nn.Module):
         with torch.no_grad():
             changed_NK = weight_NK.float() + self.product.scale * self.product.up @ self.product.down
             norm_N: torch.Tensor = changed_NK.norm(dim=1)
-        stretch_N: torch.Tensor = self.length / norm_N
-        return stretch_N
+        # A row of zeros has no direction: it stays what it is.
+        return torch.where(norm_N == 0, torch.ones_like(norm_N), self.length / norm_N.clamp(min=1e-30))
 
     def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
         """As `zoo.nn.adapter.Part`."""
@@ -51,7 +51,7 @@ class Decomposed(nn.Module):
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `zoo.nn.adapter.Part`."""
         changed_NK = weight_NK + self.product.scale * self.product.up @ self.product.down
-        return changed_NK * (self.length / changed_NK.norm(dim=1))[:, None], bias_N
+        return changed_NK * self.stretch()[:, None], bias_N
 
     @staticmethod
     def mixed(held: Held, scales: Sequence[float]) -> Mixed:
@@ -77,7 +77,7 @@ class Decomposed(nn.Module):
                 own_BN = added_BN if columns is None else added_BN[..., slice(*columns)]
                 bare_BN = part_BN if bias_N is None else part_BN - bias_N
                 change_BN = of_rows(more_AN, number_B, part_BN) * bare_BN + of_rows(stretch_AN, number_B, part_BN) * own_BN
-                output_BN = put(output_BN, columns, part_BN + change_BN)
+                part_BN += change_BN
             return output_BN
 
         return apply
@@ -108,11 +108,12 @@ def dora(
     Raises UsageError as LoRA does, for a place that is no linear layer, and for a layer that a kernel rounded.
     """
     parts: dict[str, nn.Module] = {}
+    own_ranks, own_alphas = by_place(base, ranks), by_place(base, alphas)
     for place in base.chosen(targets):
         if place.kind != "linear":
             raise UsageError(f"DoRA is for linear layers, {place.name} is an {place.kind}: leave it out")
-        own = (ranks or {}).get(place.name, r)
-        require_rank(own, place)
-        scale = scale_of(own, (alphas or {}).get(place.name, alpha), rank_stabilised=rank_stabilised)
+        own = own_ranks.get(place.name, r)
+        require_rank(own, place, widest=place.name not in own_ranks)
+        scale = scale_of(own, own_alphas.get(place.name, alpha), rank_stabilised=rank_stabilised)
         parts[place.name] = Decomposed(place, rank=own, scale=scale, dropout=dropout)
     return Adapter(parts)

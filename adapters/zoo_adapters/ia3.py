@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError
-from zoo.nn.adapter import Adapter, Held, Mixed, Numbers, put
+from zoo.nn.adapter import Adapter, Held, Mixed, Numbers
 from zoo.nn.places import Base, Place
 
 TARGETS = ("key", "value", "down")
@@ -41,11 +41,7 @@ class StretchedOutput(nn.Module):
             del input_BX
             for columns, stretch_AN in tables:
                 part_BN = output_BN if columns is None else output_BN[..., slice(*columns)]
-                stretch_BN = of_rows(stretch_AN, number_B, output_BN)
-                if torch.is_grad_enabled():
-                    output_BN = put(output_BN, columns, part_BN * stretch_BN)
-                else:
-                    part_BN *= stretch_BN
+                part_BN *= of_rows(stretch_AN, number_B, output_BN)
             return output_BN
 
         return apply

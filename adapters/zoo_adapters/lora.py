@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import embedding, pad
 
 from zoo.errors import UsageError
-from zoo.nn.adapter import Adapter, Columns, Held, Mixed, Numbers, put
+from zoo.nn.adapter import Adapter, Columns, Held, Mixed, Numbers
 from zoo.nn.places import Base, Place
 
 TARGETS = ("query", "value")
@@ -84,10 +84,7 @@ def mixed_low_rank(held: Sequence[tuple[Columns, Sequence[Product | None]]]) -> 
                 added_BN = inners[number] @ place.up_RN
             else:
                 added_BN = place.each_row(read_BX.flatten(1, -2), number_B).view(part_BN.shape)
-            if torch.is_grad_enabled():
-                output_BN = put(output_BN, place.columns, part_BN + added_BN.to(output_BN.dtype))
-            else:
-                part_BN += added_BN
+            part_BN += added_BN
         return output_BN
 
     return apply
@@ -128,10 +125,8 @@ class _Place:
                 more = longest - len(one[0])
                 downs.append(pad(one[0] * one[2], (0, 0, 0, more)))
                 ups.append(pad(one[1].T, (0, 0, 0, more)))
-        filled = torch.stack(downs), torch.stack(ups)
-        if not torch.is_grad_enabled():
-            self._stacked = filled
-        return filled
+        self._stacked = torch.stack(downs), torch.stack(ups)
+        return self._stacked
 
 
 class LowRankEmbedding(nn.Module):
@@ -202,14 +197,16 @@ def lora(
     """LoRA on linear layers, embeddings and convolutions. As it begins it changes nothing.
 
     r: the rank. alpha: the product counts alpha / r, or alpha / sqrt(r) where rank_stabilised (Kalajdzievski 2023, arXiv:2312.03732).
-    dropout: of what the product reads, in training. ranks, alphas: of places, by name, where they differ.
+    dropout: of what the product reads, in training. ranks, alphas: of some of the targets, where they differ; a rank given so may be above
+        the width of its place.
     Raises UsageError for a target that names nothing, and a rank below 1 or above the width of a place.
     """
     parts: dict[str, nn.Module] = {}
+    own_ranks, own_alphas = by_place(base, ranks), by_place(base, alphas)
     for place in base.chosen(targets):
-        own = (ranks or {}).get(place.name, r)
-        require_rank(own, place)
-        scale = scale_of(own, (alphas or {}).get(place.name, alpha), rank_stabilised=rank_stabilised)
+        own = own_ranks.get(place.name, r)
+        require_rank(own, place, widest=place.name not in own_ranks)
+        scale = scale_of(own, own_alphas.get(place.name, alpha), rank_stabilised=rank_stabilised)
         if place.kind == "embedding":
             parts[place.name] = LowRankEmbedding(place, rank=own, scale=scale)
         elif place.kind == "convolution":
@@ -285,11 +282,16 @@ def scale_of(rank: int, alpha: float, *, rank_stabilised: bool) -> float:
     return alpha / math.sqrt(rank) if rank_stabilised else alpha / rank
 
 
-def require_rank(rank: int, place: Place) -> None:
-    """Raise UsageError unless a product of this rank is thinner than the place."""
+def by_place(base: Base, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is given by targets, by the names of their places. Raises UsageError for a target that names nothing."""
+    return {place.name: value for target, value in (given or {}).items() for place in base.chosen([target])}
+
+
+def require_rank(rank: int, place: Place, *, widest: bool = True) -> None:
+    """Raise UsageError for a rank below 1, and for one above the width of the place where that is not asked for by name."""
     kernel = math.prod(getattr(place.layer, "kernel_size", ()))
     most = min(place.inputs * kernel, place.outputs)
-    if not isinstance(rank, int) or not 1 <= rank <= most:
+    if not isinstance(rank, int) or rank < 1 or (widest and rank > most):
         raise UsageError(
             f"r must be from 1 to {most}, the lesser width of {place.name} [{place.outputs}, {place.inputs * kernel}], got {rank!r}"
         )

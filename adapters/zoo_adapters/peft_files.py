@@ -81,7 +81,6 @@ exchange = _Exchange()
 
 
 def _read_lora(config: Mapping[str, Any], state: State, base: Base, name_of: Callable[[str], str]) -> Read:
-    del base
     if config.get("init_lora_weights") not in KEEPS_THE_BASE:
         raise UsageError(
             f"this adapter began with init_lora_weights={config['init_lora_weights']!r}, which changed the base weights, too: convert it "
@@ -116,7 +115,11 @@ def _read_lora(config: Mapping[str, Any], state: State, base: Base, name_of: Cal
         "alpha": alpha,
         "rank_stabilised": bool(config.get("use_rslora")),
         "dropout": float(config.get("lora_dropout") or 0.0),
-        "ranks": {place: rank for place, rank in ranks.items() if rank != r},
+        "ranks": {
+            place: rank
+            for place, rank in ranks.items()
+            if rank != r or rank > min(base.places[place].inputs, base.places[place].outputs)
+        },
         "alphas": {place: own for place, own in alphas.items() if own != alpha},
     }
     return "dora" if decomposed else "lora", options, tensors
@@ -132,6 +135,8 @@ def _write_lora(
     adapter: Adapter, name_of: Callable[[str], str], base: Base, *, dora: bool
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     options = adapter.options
+    if dora and adapter.scale != 1.0:
+        raise UsageError(f"HF PEFT has no scale for a DoRA, this one has {adapter.scale}: set it to 1 first")
     stabilised = bool(options.get("rank_stabilised", False))
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
@@ -199,7 +204,7 @@ def _whole_attentions(
                 tensors[f"{name}.lora_B.weight"] = torch.zeros(place.outputs, rank)
         alpha = alphas.setdefault(whole, alphas.get(whole + OUT, 1.0))
         key = f"{whole}{OUT}.lora_B.weight"
-        tensors[key] = tensors[key] * (alphas.pop(whole + OUT, alpha) / (TWICE * alpha))
+        tensors[key] = tensors[key] * (alphas.pop(whole + OUT, alpha) / (TWICE * alpha) if alpha else 0.0)
         ranks.pop(whole + OUT, None)
         ranks[whole] = rank
     return list(dict.fromkeys(name.removesuffix(OUT) if name in inside else name for name in modules))
@@ -304,7 +309,9 @@ def _without_base(state: State, base: Base) -> dict[str, torch.Tensor]:
     for key, tensor in state.items():
         place, _, name = key.rpartition("::")
         if place in base.places and name in ("weight", "base_layer.weight"):
-            weight, _ = base.places[place].tensors()
+            weight = getattr(base.places[place].layer, "weight", None)
+            if not isinstance(weight, torch.nn.Parameter):  # a kernel rounded it, so it cannot be compared
+                continue
             if weight.shape != tensor.shape or not torch.equal(weight.to(tensor.dtype), tensor):
                 raise StateMismatchError(
                     f"the folder holds other weights for {place} than this model: it was made for another base"

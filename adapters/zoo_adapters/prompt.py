@@ -33,7 +33,7 @@ def prompt(base: Base, *, count: int = 20, text: str | None = None) -> Adapter:
     if count < 1:
         raise UsageError(f"count must be at least 1, got {count}")
     if text is None:
-        return Adapter(virtual=SoftPrompt(torch.randn(count, base.width)))
+        return Adapter(virtual=SoftPrompt(torch.randn(count, base.width, device=base.device)))
     if base.embed is None:
         raise UsageError("the decoder has no tokenizer, so no prompt begins as a text: leave it out for random numbers")
     words_TW = base.embed(text)

@@ -18,7 +18,7 @@ from zoo.errors import PluginError, UsageError, ZooError
 from zoo.nn.adapted import Adapted, adapted_of
 from zoo.nn.adapter import Adapter
 from zoo.nn.kernels import runs_by_kernel
-from zoo.nn.places import base_of
+from zoo.nn.places import base_of, places_of
 from zoo.plugin import describe
 from zoo.registry import Found, Registry, default_registry
 
@@ -33,12 +33,7 @@ def adapt(model: Any, method: str, *, name: str = "default", activate: bool = Tr
     targets that name no layer, with what there is.
     """
     adapters = adapters_of(model)
-    try:
-        adapters.add(method, name=name, activate=activate, **options)
-    except Exception:
-        if not adapters.names:
-            adapters.close()
-        raise
+    adapters.add(method, name=name, activate=activate, **options)
     return adapters
 
 
@@ -85,9 +80,8 @@ class Adapters:
         self.module_names: Mapping[str, str] = {}  # ours -> those of the library that HF PEFT adapts
         self.merged: tuple[str, ...] = ()
         self._originals: merging.Originals = []
-        self._trained_before = [(parameter, parameter.requires_grad) for parameter in adapted.model.parameters()]
-        for parameter, _ in self._trained_before:
-            parameter.requires_grad_(False)
+        self._active_before: tuple[str, ...] = ()
+        self._trained_before: list[tuple[nn.Parameter, bool]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapters:
         """Of a copied model: adapters of its own, what they come from the same."""
@@ -108,10 +102,9 @@ class Adapters:
 
     @property
     def active(self) -> list[str]:
-        """What calls take for which nothing else is chosen."""
-        return [
-            name for name, one in self.adapted.adapters.items() if any(one is own for own in self.adapted.active.everywhere)
-        ]
+        """What calls take for which nothing else is chosen, in this order."""
+        names = {adapter: name for name, adapter in self.adapted.adapters.items()}
+        return [names[one] for one in self.adapted.active.everywhere]
 
     def __getitem__(self, name: str) -> Adapter:
         """An adapter by name. Raises UsageError, with suggestions."""
@@ -160,8 +153,22 @@ class Adapters:
         return adapter
 
     def _place(self, name: str, adapter: Adapter) -> None:
+        """Let an adapter stand on the model, which is frozen from the first one on; it is trained when it is used."""
+        if not self.adapted.adapters:
+            self.adapted.places = places_of(self.model)  # a kernel may have been applied since
         self.adapted.attach(name, adapter, merging.places_under(self.adapted, adapter))
+        if not self._trained_before:
+            self._trained_before = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+            for parameter, _ in self._trained_before:
+                parameter.requires_grad_(False)
         adapter.eval()
+        adapter.requires_grad_(False)
+
+    def _thaw(self) -> None:
+        """Let the model's parameters be trained as before its first adapter."""
+        for parameter, trained in self._trained_before:
+            parameter.requires_grad_(trained)
+        self._trained_before = []
 
     def _require_new(self, name: str) -> None:
         if not isinstance(name, str) or not name.strip() or name != name.strip():
@@ -221,17 +228,20 @@ class Adapters:
             raise UsageError(f"{', '.join(self.merged)} is merged already: unmerge() first")
         if not names:
             raise UsageError(f"no adapter is active, so none is merged: name one of {', '.join(self.names) or 'none'}")
+        for name in names:
+            self.adapted.find(name)
+        self._active_before = tuple(self.active)
         self._originals = merging.merge(self.adapted, names)
         self.merged, self.adapted.merged = names, tuple(self.adapted.find(name) for name in names)
-        self.use(*(name for name in self.active if name not in names))
+        self.use(*(name for name in self._active_before if name not in names))
 
     def unmerge(self) -> None:
-        """Give the weights back what they held, to the bit, and let calls take what was merged. Raises UsageError where nothing is."""
+        """Give the weights back what they held, to the bit, and let calls take what they took before. Raises UsageError where nothing is."""
         if not self.merged:
             raise UsageError("nothing is merged, so there is nothing to unmerge")
         merging.unmerge(self._originals)
-        names, self.merged, self.adapted.merged, self._originals = self.merged, (), (), []
-        self.use(*self.active, *names)
+        self.merged, self.adapted.merged, self._originals = (), (), []
+        self.use(*self._active_before)
 
     def remove(self, name: str) -> None:
         """Forget an adapter. Raises UsageError for an unknown one and one that is active or merged."""
@@ -241,14 +251,15 @@ class Adapters:
         if name in self.active:
             raise UsageError(f"{name!r} is active: use() another, or none, before it is removed")
         self.adapted.detach(name)
+        if not self.adapted.adapters:
+            self._thaw()
 
     def close(self) -> None:
         """Leave the model as it was before its first adapter. Raises UsageError while something is merged."""
         if self.merged:
             raise UsageError(f"{', '.join(self.merged)} is merged into the weights: unmerge() first")
         self.adapted.close()
-        for parameter, trained in self._trained_before:
-            parameter.requires_grad_(trained)
+        self._thaw()
 
     def combine(
         self, name: str, weights: Mapping[str, float], *, how: str = "concatenation", r: int | None = None
@@ -273,7 +284,6 @@ class Adapters:
         combined: Adapter = first.combine(base_of(self.model), adapters, factors, how=how, r=r)
         combined.method = first.method
         self._place(name, combined)
-        combined.requires_grad_(False)
         return combined
 
     def trainable(self) -> dict[str, int]:
@@ -327,23 +337,18 @@ class Adapters:
         Raises UsageError for another base; StateMismatchError, with what differs; WeightsError for a file that is none, is cut off or
         holds NaN.
         """
-        if replace and name in self.adapted.adapters:
-            was_active = name in self.active
-            held = self.adapted.adapters[name]
-            if name in self.merged:
-                raise UsageError(f"{name!r} is merged into the weights: unmerge() first")
-            adapter = self._read(Path(path), other_base=other_base)
-            self.use(*(one for one in self.active if one != name))
-            self.adapted.detach(name)
-            del held
-            activate = activate or was_active
-        else:
+        if not replace or name not in self.adapted.adapters:
             self._require_new(name)
-            adapter = self._read(Path(path), other_base=other_base)
-        self._place(name, adapter)
+            self._place(name, self._read(Path(path), other_base=other_base))
+        else:
+            adapter, active = self._read(Path(path), other_base=other_base), self.active
+            self.use(*(one for one in active if one != name))
+            self.adapted.detach(name)
+            self._place(name, adapter)
+            self.use(*active)
         if activate:
             self.use(name)
-        return adapter
+        return self.adapted.find(name)
 
     def _read(self, path: Path, *, other_base: bool) -> Adapter:
         if self.merged:
@@ -356,8 +361,9 @@ class Adapters:
         if not other_base:
             files.require_base(record, files.fingerprint(self.model), path)
         found = self.registry.find(record.method)
-        adapter = self._build(found, record.options)
-        return files.filled(adapter, record.state, str(path))
+        adapter = files.filled(self._build(found, record.options), record.state, str(path))
+        adapter.scale = record.scale
+        return adapter
 
     def export(self, name: str, folder: str | Path) -> None:
         """Write an adapter as HF PEFT does, a folder with `adapter_config.json` and `adapter_model.safetensors`.

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from zoo.errors import UsageError, WeightsError
@@ -36,22 +35,36 @@ class Record:
     options: dict[str, Any]
     base: dict[str, str]
     state: dict[str, torch.Tensor]
+    scale: float = 1.0
 
 
 def write(path: Path, adapter: Adapter, base: Mapping[str, str]) -> None:
     """Write an adapter, whole or not at all."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder, and an adapter is one file: name it, as {path / 'adapter.safetensors'}")
-    content = {"version": VERSION, "method": adapter.method, "options": adapter.options, "base": dict(base)}
+    content = {
+        "version": VERSION,
+        "method": adapter.method,
+        "options": adapter.options,
+        "scale": adapter.scale,
+        "base": dict(base),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    whole = save(
+        state, metadata={KEY: json.dumps(content, sort_keys=True)}
+    )  # its save_file would keep the file to its owner
+    written_whole(path, lambda partial: partial.write_bytes(whole))
+
+
+def written_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let a function write a file, which takes its place only when it is whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(state, temporary, metadata={KEY: json.dumps(content, sort_keys=True)})
-        Path(temporary).replace(path)
+        write(partial)
+        partial.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -66,7 +79,9 @@ def read(path: Path) -> Record:
         raise WeightsError(f"{path} is no adapter: it is no whole safetensors file ({error})") from error
     try:
         content = json.loads(metadata[KEY])
-        record = Record(str(content["method"]), dict(content["options"]), dict(content["base"]), state)
+        record = Record(
+            str(content["method"]), dict(content["options"]), dict(content["base"]), state, float(content.get("scale", 1.0))
+        )
     except (KeyError, TypeError, ValueError):
         raise WeightsError(
             f"{path} is a safetensors file, but no adapter that `save` wrote; one of HF PEFT is read as a folder, with its adapter_config.json"
@@ -89,7 +104,8 @@ def filled(adapter: Adapter, state: Mapping[str, torch.Tensor], origin: str) -> 
 def fingerprint(model: nn.Module) -> dict[str, str]:
     """What identifies the weights of a model, whatever float format they are held in.
 
-    weights: sha256 of all of them, rounded to bfloat16; left out where a kernel rounded them. vectors: of those that no kernel touches.
+    weights: sha256 of all of them, rounded to bfloat16; weights_float16: the same, rounded to float16 before, as a cast model has them. Both
+    are left out where a kernel rounded them. vectors: of those that no kernel touches.
     """
     state = model.state_dict()
     layers = {id(place.layer) for place in places_of(model).values()}
@@ -100,27 +116,31 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
         for key, tensor in module.named_parameters(recurse=False)
         if tensor.ndim == 1
     }
-    found = {"vectors": _sha256({name: state[name] for name in sorted(owners & state.keys())})}
+    found = {"vectors": _sha256({name: state[name] for name in sorted(owners & state.keys())}, half=False)}
     if not runs_by_kernel(model):
-        found["weights"] = _sha256(state)
+        found["weights"] = _sha256(state, half=False)
+        found["weights_float16"] = _sha256(state, half=True)
     return found
 
 
 def require_base(record: Record, found: Mapping[str, str], path: Path) -> None:
     """Raise UsageError for a model of other weights than the file was made for."""
-    shared = "weights" if "weights" in record.base and "weights" in found else "vectors"
-    if record.base.get(shared) != found.get(shared):
+    exact = ("weights", "weights_float16")
+    names = exact if "weights" in record.base and "weights" in found else ("vectors",)
+    given, wanted = [record.base.get(name) for name in names], [found.get(name) for name in names]
+    if not {one for one in given if one} & {one for one in wanted if one}:
         raise UsageError(
-            f"{path} was made for a model with other weights ({record.base.get(shared, '?')[:12]}, this one is {found.get(shared, '?')[:12]}): load "
-            f"it into that one, or say other_base=True (--other-base) to take it all the same"
+            f"{path} was made for a model with other weights ({str(given[0])[:12]}, this one is {str(wanted[0])[:12]}): load it into that one, or "
+            f"say other_base=True (--other-base) to take it all the same"
         )
 
 
-def _sha256(state: Mapping[str, torch.Tensor]) -> str:
+def _sha256(state: Mapping[str, torch.Tensor], *, half: bool) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         rounded = tensor.detach().cpu()
-        rounded = rounded.bfloat16() if rounded.is_floating_point() else rounded
+        if rounded.is_floating_point():
+            rounded = (rounded.half() if half else rounded).bfloat16()
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(rounded.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

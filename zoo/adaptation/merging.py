@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,33 +21,30 @@ Originals = list[tuple[torch.Tensor, torch.Tensor]]  # a weight of the model, an
 def merge(adapted: Adapted, names: Sequence[str]) -> Originals:
     """Change the weights of the model to what they are under these adapters, one after another; returns what is needed to undo it.
 
-    Sums are in float32 and rounded once. Raises UsageError, before anything is changed, for an adapter that is no change of weights and
-    for a layer that a kernel rounded.
+    Sums are in float32 and rounded once. Raises UsageError for an adapter that is no change of weights, for a layer that a kernel rounded
+    and for a weight that others use, too; nothing is changed then, nor where a method raises.
     """
     adapters = [(name, adapted.find(name)) for name in names]
-    places = [place for name, adapter in adapters for place in _mergeable(adapted, name, adapter)]
-    originals: Originals = []
-    known: set[int] = set()
-    for place in places:
-        for tensor in place.tensors():
-            whole = None if tensor is None else _whole(tensor)
-            if whole is not None and id(whole) not in known:
-                known.add(id(whole))
-                originals.append((whole, whole.detach().clone()))
-    for place in dict.fromkeys(places):
+    shared = _shared_parameters(adapted.model)
+    places = [place for name, adapter in adapters for place in _mergeable(adapted, name, adapter, shared)]
+    written: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for place in {place.name: place for place in places}.values():
         weight, bias = place.tensors()
         merged, merged_bias = weight.float(), None if bias is None else bias.float()
-        for _, adapter in adapters:
-            part: Any = adapter.part(place.name)
-            if part is None:
-                continue
+        parts: list[tuple[Any, float]] = [(adapter.part(place.name), adapter.scale) for _, adapter in adapters]
+        # What changes the input stands before everything that reads it.
+        for part, scale in sorted((one for one in parts if one[0] is not None), key=lambda one: hasattr(one[0], "before")):
             changed, changed_bias = part.merged(merged, merged_bias)
-            merged = scaled(changed, merged, adapter.scale)
+            merged = scaled(changed, merged, scale)
             if changed_bias is not None and merged_bias is not None:
-                merged_bias = scaled(changed_bias, merged_bias, adapter.scale)
-        weight.copy_(merged)
+                merged_bias = scaled(changed_bias, merged_bias, scale)
+        written.append((weight, merged))
         if bias is not None and merged_bias is not None:
-            bias.copy_(merged_bias)
+            written.append((bias, merged_bias))
+    wholes = {id(whole): whole for whole in (_whole(tensor) for tensor, _ in written)}
+    originals = [(whole, whole.detach().clone()) for whole in wholes.values()]
+    for tensor, merged in written:
+        tensor.copy_(merged)
     return originals
 
 
@@ -59,30 +57,32 @@ def unmerge(originals: Originals) -> None:
 
 def places_under(adapted: Adapted, adapter: Adapter) -> list[Place]:
     """The places where an adapter has parts."""
-    return [
-        adapted.places[name] if name in adapted.places else chosen_places(adapted.places, [name])[0]
-        for name in adapter.places
-    ]
+    return [place for name in adapter.places for place in chosen_places(adapted.places, [name])]
 
 
-def _mergeable(adapted: Adapted, name: str, adapter: Adapter) -> list[Place]:
+def _mergeable(adapted: Adapted, name: str, adapter: Adapter, shared: set[int]) -> list[Place]:
     if adapter.virtual is not None:
         raise UsageError(
             f"{name!r} ({adapter.method}) puts tokens before others, which no weight holds: it cannot be merged"
         )
     places = places_under(adapted, adapter)
     for place in places:
-        part = adapter.part(place.name)
-        if not hasattr(part, "merged"):
+        if not hasattr(adapter.part(place.name), "merged"):
             raise UsageError(
                 f"{name!r} ({adapter.method}) changes {place.name} by more than its weight: it cannot be merged"
             )
-        place.tensors()
-        if place.kind == "embedding" and any(_is_tied(part, place.layer) for part in adapted.model.modules()):
+        weight, _ = place.tensors()
+        if id(_whole(weight)) in shared or any(_is_tied(one, place.layer) for one in adapted.model.modules()):
             raise UsageError(
-                f"{place.name} is the head of the decoder, too, which {name!r} leaves as it is: it cannot be merged"
+                f"the weight of {place.name} is another layer's, too, which {name!r} leaves as it is: it cannot be merged"
             )
     return places
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    """The parameters that stand at several places of a model, by id."""
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {one for one, count in counts.items() if count > 1}
 
 
 def _is_tied(module: Any, embedding: nn.Module) -> bool:

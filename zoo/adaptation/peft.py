@@ -9,15 +9,13 @@ What the tensors of a method mean is the method's affair: its card names an obje
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from zoo.activation import resolve
 from zoo.adaptation import files
@@ -38,7 +36,7 @@ def read_folder(folder: Path, adapters: Any, *, other_base: bool) -> Adapter:
     UsageError for a kind or an option that no installed method has, StateMismatchError, with what differs, for other shapes.
     """
     del other_base
-    config, state = _config(folder), _tensors(folder)
+    config, state = read_config(folder), read_tensors(folder)
     refuse_nonfinite(state, str(folder / TENSORS))
     base = base_of(adapters.model)
     names = _names(base, adapters)
@@ -81,8 +79,10 @@ def write_folder(folder: Path, adapters: Any, name: str) -> None:
         key if key == "prompt_embeddings" else PREFIX + key: tensor.detach().cpu().contiguous().clone()
         for key, tensor in tensors.items()
     }
-    _write(folder / TENSORS, lambda path: save_file(state, path, metadata={"format": "pt"}))
-    _write(folder / CONFIG, lambda path: Path(path).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n"))
+    whole = save(state, metadata={"format": "pt"})
+    files.written_whole(folder / TENSORS, lambda path: path.write_bytes(whole))
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    files.written_whole(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _exchanges(adapters: Any) -> list[tuple[Any, Any]]:
@@ -128,7 +128,7 @@ def _ours(key: str, ours: Mapping[str, str]) -> str:
     return bare
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -141,19 +141,8 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for name in (TENSORS, PICKLE):
         if (folder / name).is_file():
             return read_state_dict(folder / name)
     raise WeightsError(f"{folder} has neither {TENSORS} nor {PICKLE}")
-
-
-def _write(path: Path, write: Any) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -108,6 +108,7 @@ def _train(arguments: argparse.Namespace) -> int:
             method=arguments.method or "lora",
             weights=None if arguments.weights == "none" else arguments.weights,
             seed=arguments.seed,
+            device=arguments.device,
             report=report,
             **{name: value for name, value in numbers.items() if value is not None},
             **read_options(arguments.option),
@@ -168,6 +169,8 @@ def _list(arguments: argparse.Namespace) -> int:
         if not rows:
             print("zoo: no method is installed: pip install modalzoo-adapters", file=sys.stderr)
         return 0
+    if arguments.path.is_dir():
+        return _list_folder(arguments)
     from zoo.adaptation.files import read
 
     record = read(arguments.path)
@@ -188,6 +191,32 @@ def _list(arguments: argparse.Namespace) -> int:
     )
     for name, value in record.options.items():
         print(f"  {name} = {value}")
+    return 0
+
+
+def _list_folder(arguments: argparse.Namespace) -> int:
+    """What a folder of HF PEFT's holds."""
+    from zoo.adaptation.peft import read_config, read_tensors
+
+    config, state = read_config(arguments.path), read_tensors(arguments.path)
+    count = sum(one.numel() for one in state.values())
+    if arguments.json:
+        print_json(
+            {"folder": str(arguments.path), "peft_type": config.get("peft_type"), "options": config, "parameters": count}
+        )
+        return 0
+    print(f"{config.get('peft_type')} of HF PEFT, {count:,} numbers, for {config.get('base_model_name_or_path')}")
+    for name in (
+        "r",
+        "lora_alpha",
+        "use_dora",
+        "use_rslora",
+        "target_modules",
+        "feedforward_modules",
+        "num_virtual_tokens",
+    ):
+        if config.get(name) is not None:
+            print(f"  {name} = {config[name]}")
     return 0
 
 

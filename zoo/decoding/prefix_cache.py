@@ -16,7 +16,7 @@ from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import batch_of, device_of, prefill
 from zoo.errors import UsageError
 from zoo.fusion.media_cache import MediaCache
-from zoo.nn.adapted import Choice
+from zoo.nn.adapted import Choice, adapted_of, adapters_key
 from zoo.nn.cache import Cache
 from zoo.nn.stamp import stamp_of
 
@@ -98,7 +98,8 @@ class PrefixCache:
                 del self._entries[known]
             if any(known[: len(ids)] == ids for known in self._entries):
                 return
-            self._entries[ids] = cache.copy()
+            kept = self._entries[ids] = cache.copy()
+            kept.adapters = None  # they are in the content
             while self.size_bytes > self.limit_bytes:
                 self._entries.popitem(last=False)
 
@@ -120,7 +121,8 @@ def read_prompts(
     if prefixes is not None:
         prefixes.open_for(decoder)
     device = device_of(decoder)
-    contents = [_content(prompt, choice, row) for row, prompt in enumerate(prompts)]
+    other = "" if prefixes is None else adapters_key(_module(decoder), but=adapted_of(decoder))  # on a part of it
+    contents = [_content(prompt, choice, row, other) for row, prompt in enumerate(prompts)]
     virtual = len(contents[0]) - len(
         prompts[0]
     )  # tokens before those of the prompt; the same for all where they share anything
@@ -152,13 +154,18 @@ def read_prompts(
     return logits_BV, cache
 
 
-def _content(prompt: Prompt, choice: Choice | None, row: int) -> tuple[Hashable, ...]:
+def _module(decoder: Any) -> torch.nn.Module:
+    module: torch.nn.Module = decoder
+    return module
+
+
+def _content(prompt: Prompt, choice: Choice | None, row: int, other: str) -> tuple[Hashable, ...]:
     """One value for each slot of a cache, equal where the same was read by the same adapters."""
     tokens = prompt.content
-    key = "" if choice is None else choice.key(row)
-    if not key or choice is None:
+    key = other if choice is None else other + choice.key(row)
+    if not key:
         return tokens
-    virtual = choice.virtual_count(row)
+    virtual = 0 if choice is None else choice.virtual_count(row)
     return (*((key, step) for step in range(virtual)), (key, tokens[0]), *tokens[1:])
 
 

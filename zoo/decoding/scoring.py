@@ -163,10 +163,12 @@ def perplexity(
     it by default): every token is foretold from at least `window - stride` before it, but for the first window's.
     Raises UsageError for fewer than two tokens and numbers out of range.
     """
-    window = min(decoder.context, 2048) if window is None else window
+    choice = choice_for(decoder, None, 1)
+    most = decoder.context - (0 if choice is None else choice.virtual_count(0))
+    window = min(most, 2048) if window is None else window
     stride = max(window // 2, 1) if stride is None else stride
-    if not 2 <= window <= decoder.context:
-        raise UsageError(f"window must be from 2 to the model's {decoder.context} tokens, got {window}")
+    if not 2 <= window <= most:
+        raise UsageError(f"window must be from 2 to the model's {most} tokens, got {window}")
     if not 1 <= stride < window:
         raise UsageError(f"stride must be from 1 to below the window of {window} tokens, got {stride}")
     if isinstance(ids, str) or not all(isinstance(one, int) for one in ids):

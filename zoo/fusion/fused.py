@@ -12,7 +12,7 @@ from zoo.errors import UsageError
 from zoo.fusion.item import MOST_ITEMS, Item, Placed
 from zoo.fusion.media_cache import Kept, MediaCache
 from zoo.fusion.sense import Sense
-from zoo.nn.adapted import Adapted, Choice, adapted_of, learns
+from zoo.nn.adapted import Adapted, Choice, adapted_of, adapters_key, learns
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Inserted
 from zoo.nn.kernels import runs_by_kernel
@@ -86,7 +86,8 @@ class Fused(nn.Module):
         """How many tokens an item takes where its sense is spliced."""
         name = self.sense_of(one.modality)
         sense: Any = self.senses[name]
-        return len(self._kept(name, sense, [one], media_cache)[one.key])
+        (found,) = self._kept_of_rows(name, sense, [[Placed(0, 1, one)]], media_cache, None)
+        return len(found[one.key])
 
     def forward(
         self,
@@ -201,16 +202,18 @@ class Fused(nn.Module):
     ) -> list[dict[str, Any]]:
         """Of each row what `_kept` gives. Rows whose adapters do the same to the sense share their items, and no others do."""
         adapted = adapted_of(self)
+        other = adapters_key(sense, but=adapted)  # of an encoder that was adapted by itself
         if adapted is None:
-            return [self._kept(name, sense, [one.item for row in rows for one in row], media_cache)] * len(rows)
+            return [self._kept(name, sense, [one.item for row in rows for one in row], media_cache, other)] * len(rows)
         choice = choice or adapted.chosen()
+        choice = choice if choice.batch in (None, len(rows)) else choice.only(0)
         tags = _tags(adapted, choice, sense, len(rows))
         found: dict[str, dict[str, Any]] = {}
         for tag in dict.fromkeys(tags):
             numbers = [number for number, own in enumerate(tags) if own == tag]
             items = [one.item for number in numbers for one in rows[number]]
             with adapted.using(choice.only(numbers[0])):
-                found[tag] = self._kept(name, sense, items, media_cache, tag)
+                found[tag] = self._kept(name, sense, items, media_cache, other + tag)
         return [found[tag] for tag in tags]
 
     def _kept(

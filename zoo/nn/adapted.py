@@ -23,7 +23,7 @@ from zoo.nn.adapted_attention import attend
 from zoo.nn.adapter import Adapter, Held, mixed_before_by_rows, mixed_by_rows
 from zoo.nn.cache import Cache
 from zoo.nn.places import Place, places_of
-from zoo.nn.stamp import stamp_of
+from zoo.nn.stamp import adapters_on, stamp_of
 
 _choices: ContextVar[Mapping[int, Choice]] = ContextVar(
     "zoo_adapters", default=MappingProxyType({})
@@ -41,8 +41,9 @@ class Choice:
         self.everywhere = tuple(everywhere)
         self.mix = mix
         self.rows = tuple(rows)
+        self.checked = -1  # when it was last made sure that its adapters can be used (`Adapted.epoch`)
         self._numbers: dict[torch.device, torch.Tensor] = {}
-        self._changes: dict[tuple[AdaptedLayer, str], list[Any]] = {}
+        self._changes: dict[tuple[AdaptedLayer, str], tuple[tuple[float, ...], list[Any]]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Choice:
         """The same of copied adapters; what was worked out is not theirs."""
@@ -84,16 +85,17 @@ class Choice:
         """What is done at a layer, one after another: (input, numbers) -> input for "before", (input, output, numbers) -> output for "after"."""
         if self.mix is not None:
             return self.mix.changes(layer, what, weight_name)
+        scales = tuple(adapter.scale for adapter in self.everywhere)
         found = self._changes.get((layer, what + weight_name))
-        if found is None:
+        if found is None or found[0] != scales:
             by_rows: Any = mixed_by_rows if what == "after" else mixed_before_by_rows
-            found = []
+            changes = []
             for adapter in self.everywhere:
                 held = layer.held([adapter], what, weight_name)
                 if held:
-                    found.append(by_rows(held if what == "after" else held[0][1], [adapter.scale]))
-            self._changes[layer, what + weight_name] = found
-        return found
+                    changes.append(by_rows(held if what == "after" else held[0][1], [adapter.scale]))
+            found = self._changes[layer, what + weight_name] = (scales, changes)
+        return found[1]
 
     def virtual_count(self, row: int) -> int:
         """Tokens that a decoder reads before those of a row."""
@@ -109,7 +111,7 @@ class Mix:
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.adapters = tuple(adapters)
-        self._changes: dict[tuple[AdaptedLayer, str], list[Any]] = {}
+        self._changes: dict[tuple[AdaptedLayer, str], tuple[list[torch.Tensor], tuple[Any, ...], list[Any]]] = {}
         self._alone: dict[int, Mix] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Mix:
@@ -129,22 +131,47 @@ class Mix:
         return Choice(mix=self._alone[number])
 
     def changes(self, layer: AdaptedLayer, what: str, weight_name: str) -> list[Any]:
-        """As `Choice.changes`, one function for each kind of part."""
-        found = None if torch.is_grad_enabled() else self._changes.get((layer, what + weight_name))
-        if found is None:
-            found = []
-            scales = [adapter.scale for adapter in self.adapters]
+        """As `Choice.changes`, one function for each kind of part; laid out anew when a number of them, or of the layer, was written to."""
+        scales = tuple(adapter.scale for adapter in self.adapters)
+        found = self._changes.get((layer, what + weight_name))
+        held = None
+        if found is None or _state_of(found[0], scales) != found[1] or torch.is_grad_enabled():
             held = layer.held(self.adapters, what, weight_name)
-            for kind in dict.fromkeys(type(part) for _, parts in held for part in parts if part is not None):
-                own = [(columns, [part if type(part) is kind else None for part in parts]) for columns, parts in held]
-                own = [(columns, parts) for columns, parts in own if any(part is not None for part in parts)]
-                if what == "after":
-                    found.append(getattr(kind, "mixed", mixed_by_rows)(own, scales))
-                else:
-                    found.append(getattr(kind, "mixed_before", mixed_before_by_rows)(own[0][1], scales))
-            if not torch.is_grad_enabled():  # else a graph would be kept with it
-                self._changes[layer, what + weight_name] = found
-        return found
+            training = torch.is_grad_enabled() or any(
+                part is not None and part.training for _, parts in held for part in parts
+            )
+            changes = self._laid_out(held, what, scales, training=training)
+            if training:
+                return changes
+            tensors = [one for _, parts in held for part in parts if part is not None for one in part.parameters()]
+            tensors += layer.layer.parameters(recurse=False)
+            found = self._changes[layer, what + weight_name] = (tensors, _state_of(tensors, scales), changes)
+        return found[2]
+
+    def _laid_out(self, held: Held, what: str, scales: Sequence[float], *, training: bool) -> list[Any]:
+        changes = []
+        for kind in dict.fromkeys(type(part) for _, parts in held for part in parts if part is not None):
+            own = [(columns, [part if type(part) is kind else None for part in parts]) for columns, parts in held]
+            own = [(columns, parts) for columns, parts in own if any(part is not None for part in parts)]
+            if what == "after":
+                make = None if training else _own(kind, "mixed", "after")
+                changes.append((make or mixed_by_rows)(own, scales))
+            else:
+                make = None if training else _own(kind, "mixed_before", "before")
+                changes.append((make or mixed_before_by_rows)(own[0][1], scales))
+        return changes
+
+
+def _own(kind: type, name: str, beside: str) -> Any:
+    """A function of a class, unless what stands beside it was overridden since."""
+    holders = [one for one in kind.__mro__ if name in vars(one) or beside in vars(one)]
+    return getattr(kind, name, None) if holders and name in vars(holders[0]) else None
+
+
+def _state_of(tensors: Sequence[torch.Tensor], scales: tuple[float, ...]) -> tuple[Any, ...]:
+    """What changes when a tensor is written to or moved, as torch counts."""
+    versions = [0 if one.is_inference() else one._version for one in tensors]  # noqa: SLF001 - the counter that autograd relies on
+    return (*scales, *versions)
 
 
 class AdaptedLayer:
@@ -162,8 +189,8 @@ class AdaptedLayer:
         if isinstance(self.layer, nn.MultiheadAttention):
             self.layer.forward = self._attend  # type: ignore[method-assign]  # it calls no layer that a hook could stand on
         self._handles = [
-            self.layer.register_forward_pre_hook(self._before),
-            self.layer.register_forward_hook(self._after),
+            self.layer.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.layer.register_forward_hook(self._after, with_kwargs=True),
         ]
 
     def detach(self) -> None:
@@ -175,7 +202,7 @@ class AdaptedLayer:
 
     def __call__(self, weight_name: str, input_BX: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
         """What comes of the outputs of one weight of the layer."""
-        choice = self.adapted.chosen()
+        choice = self.adapted.running()
         changes = choice.changes(self, "after", weight_name)
         if not changes:
             return output_BN
@@ -202,26 +229,34 @@ class AdaptedLayer:
                     found.append((place.columns, parts))
         return found
 
-    def _before(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _before(
+        self, _layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self.changes_input:
             return None
-        choice, changed = self.adapted.chosen(), args[0]
+        choice = self.adapted.running()
+        original = changed = args[0] if args else next(iter(named.values()))
         for change in choice.changes(self, "before", "weight"):
             changed = change(changed, self._numbers(choice, changed))
-        return None if changed is args[0] else (changed, *args[1:])
+        if changed is original:
+            return None
+        return ((changed, *args[1:]), named) if args else ((), {**named, next(iter(named)): changed})
 
-    def _after(self, _layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(self.layer, nn.MultiheadAttention):
+    def _after(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        if isinstance(layer, nn.MultiheadAttention):
             return output
-        return self("weight", args[0], output)
+        if len(layer._forward_hooks) > 1:  # noqa: SLF001 - somebody else may hold the output
+            output = output.clone()
+        return self("weight", args[0] if args else next(iter(named.values())), output)
 
     def _numbers(self, choice: Choice, rows_BX: torch.Tensor) -> torch.Tensor | None:
         if choice.batch is None:
             return None
-        if len(rows_BX) != choice.batch:
+        name, place = next(iter(self.places.items()))
+        if len(rows_BX) != choice.batch or not place.keeps_rows:
             raise UsageError(
-                f"{next(iter(self.places))} was called with {len(rows_BX)} rows for a batch of {choice.batch}: it does not keep the "
-                f"rows of a batch apart, so they cannot take different adapters; leave it out of the targets, or ask row by row"
+                f"{name} was called with {len(rows_BX)} rows for a batch of {choice.batch}: it does not keep the rows of a batch apart, so "
+                f"they cannot take different adapters; leave it out of the targets, or ask row by row"
             )
         return choice.number(rows_BX.device)
 
@@ -253,6 +288,7 @@ class Adapted:
         self.merged: tuple[Adapter, ...] = ()  # into the weights
         self.layers: dict[nn.Module, AdaptedLayer] = {}
         self.owner: Any = None  # what manages them
+        self.epoch = 0  # rises when an adapter can no longer be used as it could
         self._mixes: dict[tuple[Any, ...], Mix] = {}
         for part in self._holders():
             part.__dict__[NAME] = self
@@ -272,16 +308,26 @@ class Adapted:
             part.__dict__.pop(NAME, None)
 
     def attach(self, name: str, adapter: Adapter, places: Sequence[Place]) -> None:
-        """Let an adapter stand on the layers of its places; nothing is active yet."""
+        """Let an adapter stand on the layers of its places; nothing is active yet.
+
+        Raises UsageError for a part that changes what a layer is given where others are given the same, and for a model that hands its
+        layers nested tensors.
+        """
+        for place in places:
+            if hasattr(adapter.part(place.name), "before") and (place.columns is not None or place.weight_name != "weight"):
+                raise UsageError(
+                    f"what {place.name} reads, others of its layer read, too: {name!r} cannot change it for one of them"
+                )
+        nested = next((part for part in self.model.modules() if getattr(part, "use_nested_tensor", False)), None)
+        if nested is not None:
+            raise UsageError(
+                f"{type(nested).__name__} makes nested tensors of padding: build it with enable_nested_tensor=False"
+            )
         for place in places:
             layer = self.layers.get(place.layer)
             if layer is None:
                 layer = self.layers[place.layer] = AdaptedLayer(self, place.layer)
                 layer.attach()
-            if place.columns is not None and hasattr(adapter.part(place.name), "before"):
-                raise UsageError(
-                    f"what {place.name} reads is what others read that a kernel joined with it: {name!r} cannot change it for one"
-                )
             layer.places[place.name] = place
             layer.changes_input = layer.changes_input or hasattr(adapter.part(place.name), "before")
         self.adapters[name] = adapter
@@ -308,7 +354,8 @@ class Adapted:
         self._forget()
 
     def _forget(self) -> None:
-        self._mixes.clear()
+        self._mixes = {}
+        self.epoch += 1
         self.active = Choice(
             [one for one in self.active.everywhere if any(one is known for known in self.adapters.values())]
         )
@@ -316,6 +363,24 @@ class Adapted:
     def chosen(self) -> Choice:
         """What calls take here and now."""
         return _choices.get().get(id(self), self.active)
+
+    def running(self) -> Choice:
+        """As `chosen`, for a call that runs now. Raises UsageError where an adapter of it was removed or merged since it was chosen."""
+        return self.checked(self.chosen())
+
+    def checked(self, choice: Choice) -> Choice:
+        """The choice, if it can be used now; raises as `running`."""
+        if choice.checked != self.epoch:
+            known = {id(one) for one in self.adapters.values()}
+            for adapter in choice.adapters:
+                if id(adapter) not in known:
+                    raise UsageError(f"an adapter ({adapter.method}) was removed while it was in use: choose again")
+                if any(adapter is one for one in self.merged):
+                    raise UsageError(
+                        f"an adapter ({adapter.method}) was merged while it was in use, and would count twice: choose again"
+                    )
+            choice.checked = self.epoch
+        return choice
 
     def choice(self, names: Sequence[str | None]) -> Choice:
         """One adapter, or None, for each row of a batch. Raises UsageError as `usable`, and where rows cannot be told apart."""
@@ -381,8 +446,8 @@ class Adapted:
     def key(self) -> str:
         """Of the content of all that shapes what calls give here and now; empty where nothing does."""
         choice = self.chosen()
-        rows = range(choice.batch or 1)
-        return "|".join(filter(None, ("+".join(one.key for one in self.merged), *(choice.key(row) for row in rows))))
+        rows = [f"{row}:{key}" if choice.batch else key for row in range(choice.batch or 1) if (key := choice.key(row))]
+        return "|".join(filter(None, ("+".join(one.key for one in self.merged), *rows)))
 
     def stamp(self) -> int:
         """A number that changes when what is active does, or a tensor of it."""
@@ -402,21 +467,24 @@ def learns(module: nn.Module) -> bool:
     """Whether something is trained in a module, or in an adapter on it that calls take now."""
     if any(parameter.requires_grad for parameter in module.parameters()):
         return True
-    hooks = (hook for part in module.modules() for hook in part._forward_hooks.values())  # noqa: SLF001 - torch names them nowhere else
-    layers = (layer for hook in hooks if isinstance(layer := getattr(hook, "__self__", None), AdaptedLayer))
+    owners = {id(owner): owner for part in module.modules() for owner in adapters_on(part)}
+    inside = set(module.modules())
     return any(
         parameter.requires_grad
-        for layer in layers
-        for adapter in layer.adapted.chosen().adapters
+        for owner in owners.values()
+        for layer in owner.layers.values()
+        if layer.layer in inside
+        for adapter in owner.chosen().adapters
         for place in layer.places
         if (part := adapter.part(place)) is not None
         for parameter in part.parameters()
     )
 
 
-def adapters_key(model: nn.Module) -> str:
-    """`Adapted.key` of the adapters on a model and on parts of it; empty where there are none."""
-    owners = {id(owner): owner for part in model.modules() if (owner := part.__dict__.get(NAME)) is not None}
+def adapters_key(*models: nn.Module, but: Adapted | None = None) -> str:
+    """`Adapted.key` of the adapters on models and on parts of them; empty where there are none. but: whose are left out."""
+    found = [owner for model in models for part in model.modules() for owner in adapters_on(part)]
+    owners = {id(owner): owner for owner in found if owner is not but}
     return "/".join(filter(None, (owner.key() for owner in owners.values())))
 
 
@@ -455,12 +523,13 @@ def room_for(context: int, prompt: int, choice: Choice | None, row: int = 0) -> 
 @contextlib.contextmanager
 def chosen_by(model: Any, cache: Cache | None) -> Iterator[None]:
     """Let the calls in this block take what a cache was begun with."""
-    choice: Choice | None = None if cache is None else cache.adapters
-    adapted = None if choice is None else adapted_of(model)
-    if adapted is None or choice is None:
+    adapted = adapted_of(model)
+    if adapted is None:
         yield
         return
-    with adapted.using(choice):
+    # What is chosen now holds to the end of the call, whatever other threads choose meanwhile.
+    choice = adapted.chosen() if cache is None or cache.adapters is None else cache.adapters
+    with adapted.using(adapted.checked(choice)):
         yield
 
 

@@ -27,9 +27,10 @@ class Part(Protocol):
     merged(weight, bias) -> weight, bias: the same as other weights of the layer; without it the adapter cannot be merged. All are
         float32, and as the layer has them: [N, K] of a linear layer, [V, W] of an embedding, [N, K, ...] of a convolution.
     mixed(held, scales) -> (input, output, numbers) -> output: a static function that does `after` at all places of a layer and for all rows
-        in one pass, where each row has an adapter of its own (`numbers`; the number of adapters stands for none). What it lays out, it lays
-        out once. Called without gradients it may write into the output. Without it the rows of each part are taken out, changed and put
-        back; `mixed_before(parts, scales) -> (input, numbers) -> input` is the same for `before`.
+        in one pass, where each row has an adapter of its own (`numbers`; the number of adapters stands for none). It is for running: it is
+        called without gradients and without dropout, lays out once what it needs, and writes into the output. Without it, and in training,
+        the rows of each part are taken out, changed and put back. `mixed_before(parts, scales) -> (input, numbers) -> input` is the same
+        for `before`. A class that has an `after` of its own does not inherit them.
     """
 
 

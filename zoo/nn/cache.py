@@ -17,7 +17,7 @@ class Cache:
     different length share a batch whichever side they are padded on. The first `length` slots are filled. Keys and values
     that come from a source (an encoder's output) lie in `source`, one pair for each layer, from their first use on. The media
     that the rows have read are in `media`, by modality, and the adapters that they were begun with in `adapters`
-    (`zoo.nn.adapted.Choice`); `primed` says that their virtual tokens were seen to.
+    (`zoo.nn.adapted.Choice`); `primed` says that their virtual tokens were seen to, which fill the first `virtual` slots.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Cache:
         self.media: dict[str, Shown] = {}
         self.adapters: Any = None
         self.primed = False
+        self.virtual = 0
         self.grown: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
@@ -155,7 +156,7 @@ class Cache:
             layer: (key.repeat_interleave(rows, 0), value.repeat_interleave(rows, 0))
             for layer, (key, value) in self.source.items()
         }
-        other.primed = self.primed
+        other.primed, other.virtual = self.primed, self.virtual
         each = [row for row in range(batch) for _ in range(rows)]
         if self.adapters is not None:
             other.adapters = self.adapters.select(each)
@@ -168,6 +169,12 @@ class Cache:
         self._refuse_grown()
         if not 0 <= length <= self.length:
             raise UsageError(f"a cache of {self.length} filled slots cannot be cut to {length}")
+        if 0 < length < self.virtual:
+            raise UsageError(
+                f"a cache with {self.virtual} slots of virtual tokens is cut to none or behind them, got {length}"
+            )
+        if length == 0:
+            self.primed, self.virtual = False, 0
         self.valid_BS[:, length:] = False
         self.counts_B = self.valid_BS.sum(1)
         self.length = length

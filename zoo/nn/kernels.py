@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError
-from zoo.nn.adapted import NAME
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
 from zoo.nn.feed_forward import Gated
@@ -37,6 +36,7 @@ from zoo.nn.linear import (
     halves_exactly,
 )
 from zoo.nn.mixture import Mixture
+from zoo.nn.stamp import adapters_on
 from zoo.nn.step import decode_step
 
 
@@ -66,7 +66,7 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
     if runs_by_kernel(module):
         raise UsageError(f"the model runs by a kernel already: build it anew for {kernel}")
-    if any(part.__dict__.get(NAME) is not None for part in module.modules()):
+    if any(owner.adapters for part in module.modules() for owner in adapters_on(part)):
         raise UsageError(f"the model has adapters: apply kernel {kernel} first, and adapt what runs by it")
     wrong = next(
         (tensor for tensor in module.parameters() if tensor.device.type != "cpu" or tensor.dtype != torch.float32), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ from zoo.errors import UsageError
 from zoo.nn.attention import Attention
 from zoo.nn.feed_forward import Gated
 from zoo.nn.linear import HalfEmbedding, HalfLinear, Int4Linear, Int8Embedding, Int8Linear, PackedLinear
+from zoo.nn.mixture import Mixture
 
 KERNEL_LINEARS = (PackedLinear, HalfLinear, Int4Linear, Int8Linear)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,6 +34,7 @@ class Place:
         `weight_name` says which of its tensors.
     inputs, outputs: widths (of an embedding: its rows, and their width).
     columns: where the place's outputs are among those of the layer; None: they are all.
+    keeps_rows: whether the first axis of what it reads is the batch; an expert reads tokens of any rows.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Place:
     outputs: int
     columns: tuple[int, int] | None = None
     weight_name: str = "weight"
+    keeps_rows: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +81,7 @@ class Place:
 class Base:
     """The model that an adapter is built for: the first argument of the builder of an `adapter` card.
 
-    layers, kv_heads, head_width, width: of its decoder, for virtual tokens; 0 where it has none.
+    layers, kv_heads, head_width, width, device: of its decoder, for virtual tokens; 0 where it has none.
     embed: text -> the embeddings of its tokens, float[T, W]; None where the decoder has no tokenizer.
     """
 
@@ -88,6 +91,7 @@ class Base:
     kv_heads: int = 0
     head_width: int = 0
     width: int = 0
+    device: torch.device | str = "cpu"
     embed: Callable[[str], torch.Tensor] | None = None
 
     def chosen(self, targets: Sequence[str] | str) -> list[Place]:
@@ -105,9 +109,9 @@ class Base:
 
 def base_of(model: nn.Module) -> Base:
     """A model as the builders of adapters see it."""
-    decoder: Any = next((part for part in model.modules() if isinstance(getattr(part, "stack", None), nn.Module)), None)
+    decoder: Any = next((part for part in model.modules() if hasattr(part, "new_cache") and hasattr(part, "stack")), None)
     places = places_of(model)
-    if decoder is None or not hasattr(decoder, "new_cache"):
+    if decoder is None:
         return Base(model=model, places=places)
     cache = decoder.new_cache(1, 0)
     layers, _, _, kv_heads, _, head_width = cache.store.shape
@@ -125,6 +129,7 @@ def base_of(model: nn.Module) -> Base:
         kv_heads=kv_heads,
         head_width=head_width,
         width=decoder.width,
+        device=cache.store.device,
         embed=embed if decoder.tokenizer is not None else None,
     )
 
@@ -133,6 +138,7 @@ def places_of(model: nn.Module) -> dict[str, Place]:
     """Every place of a model, by name."""
     found: dict[str, Place] = {}
     inside: set[str] = set()
+    experts: list[str] = []
     for name, module in model.named_modules():
         if name in inside:
             continue
@@ -150,7 +156,13 @@ def places_of(model: nn.Module) -> dict[str, Place]:
         else:
             place = _of_layer(name or "self", module)
             places = [] if place is None else [place]
+        if isinstance(module, Mixture):
+            inside.add(f"{name}.router".lstrip("."))  # it is multiplied in float32, and called by nobody
+            experts.append(f"{name}.experts.".lstrip("."))
         found |= {place.name: place for place in places}
+    for name, place in found.items():
+        if name.startswith(tuple(experts)):
+            found[name] = replace(place, keeps_rows=False)
     return found
 
 
@@ -165,7 +177,7 @@ def widths(layer: Any) -> tuple[int, int]:
 def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> list[Place]:
     """The places that some target names, in the model's order.
 
-    A target is a name or its last words (`query`, `attention.query`), a pattern (`stack.blocks.1?.*.value`), or with `[1/3]` one of
+    A target is a name (the whole of one means that layer alone) or its last words (`query`, `attention.query`), a pattern (`stack.blocks.1?.*.value`), or with `[1/3]` one of
     equal slices of a fused layer's outputs, counted from 0 (`qkv[0/3]`). "all-linear" is every linear layer but heads of decoders.
     Raises UsageError for a target that names nothing, with what there is.
     """
@@ -179,6 +191,8 @@ def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> 
         pattern = sliced[1] if sliced else target
         if target == "all-linear":
             matched = [place for place in places.values() if place.kind == "linear" and not _is_head(place.name)]
+        elif pattern in places:
+            matched = [places[pattern]]
         else:
             matched = [
                 place for name, place in places.items() if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
@@ -200,15 +214,8 @@ def _slice(place: Place, number: int, count: int) -> Place:
             f"and they are counted from 0"
         )
     size, start = place.outputs // count, 0 if place.columns is None else place.columns[0]
-    return Place(
-        name=f"{place.name}[{number}/{count}]",
-        kind=place.kind,
-        layer=place.layer,
-        inputs=place.inputs,
-        outputs=size,
-        columns=(start + number * size, start + (number + 1) * size),
-        weight_name=place.weight_name,
-    )
+    columns = (start + number * size, start + (number + 1) * size)
+    return replace(place, name=f"{place.name}[{number}/{count}]", outputs=size, columns=columns)
 
 
 def _refuse_overlaps(chosen: Mapping[str, Place]) -> None:
@@ -229,7 +236,7 @@ def _of_layer(name: str, module: Any) -> Place | None:
         return Place(name=name, kind="linear", layer=module, inputs=inputs, outputs=outputs)
     if isinstance(module, (nn.Embedding, HalfEmbedding, Int8Embedding)):
         return Place(name=name, kind="embedding", layer=module, inputs=module.num_embeddings, outputs=module.embedding_dim)
-    if isinstance(module, CONVOLUTIONS):
+    if type(module) in CONVOLUTIONS:  # others pad or scale in their own ways
         return Place(name=name, kind="convolution", layer=module, inputs=module.in_channels, outputs=module.out_channels)
     return None
 
@@ -240,8 +247,8 @@ def _of_attention(name: str, module: nn.MultiheadAttention) -> list[Place]:
     output = Place(
         name=f"{prefix}out_proj", kind="linear", layer=module, inputs=width, outputs=width, weight_name="out_proj.weight"
     )
-    if module.in_proj_weight is None:  # queries, keys and values of different widths: its own three weights
-        return [output]
+    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
+        return []  # `zoo.nn.adapted_attention` does not compute these
     joined = {"query": 0, "key": 1, "value": 2}
     return [
         Place(

@@ -19,13 +19,13 @@ def stamp_of(*modules: nn.Module) -> int:
     """
     parts = [part for module in modules for part in module.modules()]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    adapted = {id(owner): owner.stamp() for part in parts for owner in _adapters_on(part)}
+    adapted = {id(owner): owner.stamp() for part in parts for owner in adapters_on(part)}
     return hash(
         (tuple((id(type(part)), part.training) for part in parts), tuple(map(_version, tensors)), *adapted.values())
     )
 
 
-def _adapters_on(part: nn.Module) -> list[Any]:
+def adapters_on(part: nn.Module) -> list[Any]:
     """What stands on a module (`zoo.nn.adapted.Adapted`): a model knows its own, a layer has hooks of theirs."""
     hooks = (getattr(hook, "__self__", None) for hook in part._forward_hooks.values())  # noqa: SLF001 - torch names them nowhere else
     found = [getattr(hook, "adapted", None) for hook in hooks]

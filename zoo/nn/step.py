@@ -59,7 +59,8 @@ class DecodeStep:
 
     def __call__(self, tokens_B: torch.Tensor, cache: Cache, *, before_layer: BeforeLayer | None = None) -> torch.Tensor:
         """As `Decoder.forward` for tokens int[B, 1]; raises what that raises."""
-        if self.decoder.__dict__.get(NAME) is None:
+        hooked = any(module._forward_hooks for layer in self.called for module in layer)  # noqa: SLF001 - torch names them nowhere else
+        if not hooked and self.decoder.__dict__.get(NAME) is None:
             return self._run(self.layers, tokens_B, cache, before_layer)
         cache = begun(self.decoder, len(tokens_B), cache) or cache
         with chosen_by(self.decoder, cache):

@@ -29,9 +29,9 @@ def begun(model: nn.Module, batch: int, cache: Cache | None) -> Cache | None:
         next((one.virtual for one in choice.adapters_of(row) if one.virtual is not None), None) for row in range(batch)
     ]
     if cache is not None:
-        cache.adapters, cache.primed = choice, True
         if torch.is_grad_enabled() and cache.grown is None and _trains(choice):
             raise UsageError("a cache is filled in place, which no gradient survives: use torch.inference_mode() with it")
+        cache.adapters, cache.primed = choice, True
     if not any(rows):
         return cache
     if cache is None:
@@ -41,7 +41,15 @@ def begun(model: nn.Module, batch: int, cache: Cache | None) -> Cache | None:
         cache.adapters, cache.primed = choice, True
     _write_prefixes(rows, cache)
     _read_prompts(model, rows, cache)
+    cache.virtual = cache.length
     return cache
+
+
+def refuse_virtual(model: nn.Module) -> None:
+    """Raise UsageError where a decoder that is read in a way of its own would leave out the virtual tokens of an adapter."""
+    adapted = adapted_of(model)
+    if adapted is not None and any(adapter.virtual is not None for adapter in adapted.chosen().adapters):
+        raise UsageError("this model reads no tokens before its own: use an adapter that stands on layers (zoo adapt list)")
 
 
 def _trains(choice: Choice) -> bool:

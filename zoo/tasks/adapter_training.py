@@ -58,6 +58,7 @@ def train_adapter(
     patience: int = 3,
     seed: int = 0,
     weights: str | Path | None = "card",
+    device: str = "cpu",
     report: Callable[[int, float], None] | None = None,
     **options: Any,
 ) -> Trained:
@@ -75,32 +76,42 @@ def train_adapter(
         raise UsageError(f"held_out is a share of the examples, from 0 to below 1, got {held_out}")
     folder = Path(data) if isinstance(data, (str, Path)) and Path(data).is_dir() else None
     kinds = ("encoder", "dual_encoder") if folder is not None else ("decoder",)
-    built = open_for("adapt", model, kinds=kinds, modalities=(IMAGE if folder is not None else TEXT,), weights=weights)
-    if folder is not None:
-        names = shot_names(folder, None)
-        examples, loss = _images(built, folder, names)
-        batch_size = batch_size or IMAGE_BATCH_SIZE
-    else:
-        examples, loss = _texts(built, read_pairs(Path(data)) if isinstance(data, (str, Path)) else list(data))
-        batch_size = batch_size or BATCH_SIZE
-    train, test = _split(examples, held_out, seed)
-    adapters = adapters_of(built)
-    adapters.add(method, name=name, **options)
-    if learning_rate is None:
-        learning_rate = LEARNING_RATES.get(adapters[name].method.rpartition("/")[2], USUAL_RATE)
-    fitted = fit(
-        adapters.parameters(),
-        loss,
-        train,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        held_out=test,
-        patience=patience,
-        report=report,
-        train=adapters.train_adapters,
+    built = open_for(
+        "adapt", model, kinds=kinds, modalities=(IMAGE if folder is not None else TEXT,), weights=weights, device=device
     )
+    adapters = adapters_of(built)
+    active = adapters.active
+    adapter = adapters.add(method, name=name, **options)
+    try:
+        if folder is not None:
+            names = shot_names(folder, None)
+            examples, loss = _images(built, folder, names)
+            train, test = split(examples, held_out, seed, [label for _, label in examples])
+            batch_size = batch_size or IMAGE_BATCH_SIZE
+        else:
+            pairs = read_pairs(Path(data)) if isinstance(data, (str, Path)) else list(data)
+            examples, loss = _texts(built, pairs, adapter.virtual_count)
+            train, test = split(examples, held_out, seed)
+            batch_size = batch_size or BATCH_SIZE
+        if learning_rate is None:
+            learning_rate = LEARNING_RATES.get(adapter.method.rpartition("/")[2], USUAL_RATE)
+        fitted = fit(
+            adapters.parameters(),
+            loss,
+            train,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            held_out=test,
+            patience=patience,
+            report=report,
+            train=adapters.train_adapters,
+        )
+    except BaseException:
+        adapters.use(*active)
+        adapters.remove(name)
+        raise
     trained = sum(adapters.trainable().values())
     every = trained + sum(one.numel() for one in built.module.parameters())
     return Trained(
@@ -144,11 +155,11 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _texts(built: Built, pairs: Sequence[tuple[str, str]]) -> tuple[list[Any], Any]:
+def _texts(built: Built, pairs: Sequence[tuple[str, str]], virtual: int) -> tuple[list[Any], Any]:
     decoder: Any = built.module
     if decoder.tokenizer is None:
         raise UsageError(f"{built.name} has no tokenizer, so it reads no text")
-    return list(encode_completions(decoder.tokenizer, pairs, longest=decoder.context)), completion_loss(decoder)
+    return list(encode_completions(decoder.tokenizer, pairs, longest=decoder.context - virtual)), completion_loss(decoder)
 
 
 def _images(built: Built, folder: Path, names: Sequence[str]) -> tuple[list[Any], Any]:
@@ -162,9 +173,19 @@ def _images(built: Built, folder: Path, names: Sequence[str]) -> tuple[list[Any]
     return examples, centroid_loss(encoder, classes=len(names))
 
 
-def _split(examples: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """What is trained on and what only measures: at least one of each where a share is asked for."""
-    count = round(share * len(examples)) if share else 0
-    count = max(count, 1) if share and len(examples) > 1 else count
+def split(
+    examples: Sequence[Any], share: float, seed: int, labels: Sequence[int] | None = None
+) -> tuple[list[Any], list[Any]]:
+    """What is trained on and what only measures: at least one example where a share is asked for.
+
+    labels: of each example its class; then of each class at least two measure and two train, or none of it measures.
+    """
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [examples[one] for one in order[count:]], [examples[one] for one in order[:count]]
+    measured: set[int] = set()
+    if share and labels is None and len(examples) > 1:
+        measured = set(order[: max(round(share * len(examples)), 1)])
+    for label in sorted(set(labels or ())) if share else ():
+        own = [one for one in order if labels is not None and labels[one] == label]
+        count = max(round(share * len(own)), 2)
+        measured |= set(own[:count]) if len(own) - count >= 2 else set()
+    return [examples[one] for one in order if one not in measured], [examples[one] for one in order if one in measured]

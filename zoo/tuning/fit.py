@@ -58,14 +58,15 @@ def fit(
     report: Callable[[int, float], None] | None = None,
     train: Callable[[bool], None] | None = None,
 ) -> Fitted:
-    """Train parameters in place on batches drawn without replacement, pass after pass; the same seed gives the same numbers.
+    """Train parameters in place on batches drawn without replacement, pass after pass (the last batch of one may be smaller); the same
+    seed gives the same numbers.
 
     The rate rises over the first `warmup` of the steps and then falls to 0 as a cosine does. clip: greatest norm of all gradients together.
     held_out: examples whose loss is taken before the first step, every `evaluate_every` steps (0: ten times) and at the end; the parameters of
         the lowest are kept, and after `patience` measurements without a lower one training ends (0: never).
     report: is told each step and its loss. train: puts the model into training (True) and evaluation (False).
-    Raises UsageError for no examples or parameters and numbers out of range, and where a loss is NaN or infinite: the parameters are then
-    as they were before.
+    Raises UsageError for no examples or parameters and numbers out of range, and where a loss or a gradient is NaN or infinite; the
+    parameters are then as they were before, as after whatever else is raised.
     """
     _check(parameters, examples, steps, batch_size, learning_rate, warmup, clip)
     started = time.perf_counter()
@@ -94,11 +95,11 @@ def fit(
         try:
             measure()
             while step < steps:
-                while len(queue) < min(batch_size, len(examples)):
-                    queue += torch.randperm(len(examples), generator=order).tolist()
+                if not queue:
+                    queue = torch.randperm(len(examples), generator=order).tolist()
                 batch = [examples[number] for number in queue[:batch_size]]
                 del queue[:batch_size]
-                losses.append(_step(optimiser, loss, batch, parameters, clip, train, before))
+                losses.append(_step(optimiser, loss, batch, parameters, clip, train))
                 schedule.step()
                 step += 1
                 if report is not None:
@@ -110,10 +111,14 @@ def fit(
                 measure()
         except KeyboardInterrupt:
             stopped = "interrupted"
+        except BaseException:
+            _put_back(parameters, before)
+            raise
+        finally:
+            if train is not None:
+                train(False)
     if best.tensors:
         _put_back(parameters, best.tensors)
-    if train is not None:
-        train(False)
     return Fitted(
         steps=step,
         losses=tuple(losses),
@@ -132,7 +137,6 @@ def _step(
     parameters: Sequence[nn.Parameter],
     clip: float,
     train: Callable[[bool], None] | None,
-    before: list[torch.Tensor],
 ) -> float:
     if train is not None:
         train(True)
@@ -140,12 +144,15 @@ def _step(
     value = loss(batch)
     number = float(value.detach())
     if not math.isfinite(number):
-        _put_back(parameters, before)
         raise UsageError(
             f"the loss became {number}, so training ended and the parameters are as they were: take a smaller learning_rate"
         )
     value.backward()  # type: ignore[no-untyped-call]  # torch does not type it
-    nn.utils.clip_grad_norm_(parameters, clip)
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    if not bool(norm.isfinite()):
+        raise UsageError(
+            f"the gradient became {float(norm)}, so training ended and the parameters are as they were: take a smaller learning_rate"
+        )
     optimiser.step()
     return number
 

@@ -70,8 +70,9 @@ def centroid_loss(
     """
 
     def loss(batch: Sequence[tuple[Any, int]]) -> torch.Tensor:
-        labels_N = torch.tensor([label for _, label in batch])
-        pooled_ND = normalize(encoder(torch.cat([one for one, _ in batch])).pooled_BD.float(), dim=-1)
+        inputs = torch.cat([one for one, _ in batch]).to(device_of(encoder))
+        labels_N = torch.tensor([label for _, label in batch], device=inputs.device)
+        pooled_ND = normalize(encoder(inputs).pooled_BD.float(), dim=-1)
         member_NC = one_hot(labels_N, classes).to(pooled_ND)
         sums_CD, counts_C = member_NC.T @ pooled_ND, member_NC.sum(0)
         # One's own vector is taken out of the mean of one's own class.

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from zoo.nn.attention import Attention
 from zoo.nn.decoder import Decoder
+from zoo.nn.virtual import refuse_virtual
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # scaled keys float[B, H, K, S] and values float[B, H, S, K]
 
@@ -37,7 +38,8 @@ class Heard:
 
 
 def hear(decoder: Decoder, features_BSD: torch.Tensor) -> Heard:
-    """Features of B windows, float[B, S, D] -> keys and values for each layer."""
+    """Features of B windows, float[B, S, D] -> keys and values for each layer. Raises UsageError for an adapter of virtual tokens."""
+    refuse_virtual(decoder)
     return Heard([_source_pair(block.cross_attention, features_BSD) for block in decoder.stack.blocks])
 
 
@@ -66,7 +68,8 @@ class Writing:
         """
         decoder, count = self.decoder, tokens_RT.shape[1]
         positions: Any = decoder.position_embedding
-        tokens = decoder.embedding(tokens_RT) + positions.weight[self.length : self.length + count]
+        places = torch.arange(self.length, self.length + count, device=tokens_RT.device)
+        tokens = decoder.embedding(tokens_RT) + positions(places)
         filled = slice(self.length, self.length + count)
         for layer, block in enumerate(decoder.stack.blocks):
             part: Any = block
