@@ -29,10 +29,21 @@ def test_yes_with_a_trial_and_without_a_download(zoo, tmp_path) -> None:
 
 
 def test_what_nobody_provides_is_no(zoo) -> None:
-    run = zoo("can", "text/minilm-tiny", "--adapter", "lora", "--kernel", "text/minilm-tiny")
+    run = zoo("can", "text/minilm-tiny", "--adapter", "loras", "--kernel", "text/minilm-tiny")
     assert run.returncode == 1
-    assert "adapter lora             no      declared  no installed plugin provides it; adapters are none" in run.stdout
+    assert (
+        "adapter loras            no      declared  no installed plugin provides it; adapters are adapters/dora, "
+        in run.stdout
+    )
     assert "kernel text/minilm-tiny  no      declared  text/minilm-tiny is of kind encoder" in run.stdout
+
+
+def test_an_adapter_is_for_the_kinds_that_its_card_names() -> None:
+    (_, answer) = can("text/minilm-tiny", adapter="lora")
+    assert (answer.can, answer.how) == (True, "declared")
+    (_, answer) = can("text/minilm-tiny", adapter="prefix")
+    assert answer.can is False
+    assert answer.reason == "adapters/prefix applies to decoder"
 
 
 def test_declared_only_says_unknown() -> None:

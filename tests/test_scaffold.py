@@ -41,7 +41,7 @@ def test_it_passes_every_check_and_its_own_tests(author, kind, modality) -> None
     assert run.returncode == 0, run.stdout
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed is not None
-    assert int(passed[1]) >= (12 if kind == "transcriber" else 18)
+    assert int(passed[1]) >= (12 if kind in ("transcriber", "adapter") else 18)
 
 
 def test_the_result_is_a_badge_that_the_list_shows_until_a_file_changes(author, zoo, tmp_path) -> None:
@@ -101,7 +101,7 @@ def test_a_wheel_brings_every_template(tmp_path) -> None:
 
 def test_only_what_has_a_template_is_offered(main, tmp_path) -> None:
     offered = main("new", "--help").stdout
-    assert "--kind {encoder,dual_encoder,decoder,transcriber,bridge}" in offered
+    assert "--kind {encoder,dual_encoder,decoder,transcriber,bridge,adapter}" in offered
     assert "--modality {image,text,audio}" in offered
     refused = main("new", "bird", "--kind", "kernel", "--into", str(tmp_path / "new"))
     assert refused.returncode == 2

@@ -51,7 +51,7 @@ def test_templates_are_averaged_as_unit_vectors() -> None:
 
     class Made:
         module = Module()
-        identity = "a test's own model"
+        state_identity = "a test's own model"
         random = False
 
     labels, templates = ["cat", "dog"], ("{}", "a long photo of a {}", "my {}")

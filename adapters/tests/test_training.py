@@ -185,7 +185,7 @@ def test_the_command_trains_lists_exports_merges_and_answers(
     assert again.returncode == 2
     assert "is there already: name another, nothing is overwritten" in again.stderr
     listed = main("adapt", "list", str(out))
-    assert "adapters/lora, 960 numbers, for weights " in listed.stdout
+    assert "adapters/lora, 896 numbers, for weights " in listed.stdout
     assert "  r = 4" in listed.stdout
     assert "adapters/prefix" in main("adapt", "list").stdout
     exported = main("adapt", "export", str(out), *model, "--out", str(tmp_path / "peft"))
@@ -224,7 +224,7 @@ def test_the_command_trains_lists_exports_merges_and_answers(
     refused = main("adapt", "merge", str(out), *model, "--seed", "5", "--out", str(tmp_path / "other.safetensors"))
     assert refused.returncode == 2
     assert "was made for a model with other weights" in refused.stderr
-    assert "LORA of HF PEFT, 960 numbers" in main("adapt", "list", str(tmp_path / "peft")).stdout
+    assert "LORA of HF PEFT, 896 numbers" in main("adapt", "list", str(tmp_path / "peft")).stdout
 
 
 def test_a_folder_of_images_trains_an_encoder(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from zoo.decoding.reading import ends_of, step
 from zoo.decoding.sampling import Sampling, choose, generator_for
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
-from zoo.nn.adapted import Choice, choice_for, room_for
+from zoo.nn.adapted import choice_for, room_for
+from zoo.nn.adapter_choice import Choice
 
 
 @dataclass(frozen=True, slots=True)

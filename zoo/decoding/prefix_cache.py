@@ -16,7 +16,8 @@ from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import batch_of, device_of, prefill
 from zoo.errors import UsageError
 from zoo.fusion.media_cache import MediaCache
-from zoo.nn.adapted import Choice, adapted_of, adapters_key
+from zoo.nn.adapted import adapted_of, adapters_key
+from zoo.nn.adapter_choice import Choice
 from zoo.nn.cache import Cache
 from zoo.nn.stamp import stamp_of
 

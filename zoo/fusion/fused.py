@@ -12,7 +12,8 @@ from zoo.errors import UsageError
 from zoo.fusion.item import MOST_ITEMS, Item, Placed
 from zoo.fusion.media_cache import Kept, MediaCache
 from zoo.fusion.sense import Sense
-from zoo.nn.adapted import Adapted, Choice, adapted_of, adapters_key, learns
+from zoo.nn.adapted import Adapted, adapted_of, adapters_key, learns
+from zoo.nn.adapter_choice import Choice
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Inserted
 from zoo.nn.kernels import runs_by_kernel

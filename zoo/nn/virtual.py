@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError
-from zoo.nn.adapted import Choice, adapted_of
+from zoo.nn.adapted import adapted_of
+from zoo.nn.adapter_choice import Choice
 from zoo.nn.cache import Cache
 
 
