@@ -101,6 +101,7 @@ def test_merging_or_removing_what_is_in_use_is_refused() -> None:
     model = tiny_decoder(end=False)
     adapters = shaken(zoo.adapt(model, "lora", name="a", activate=False), "a")
     with adapters.using("a"):
+        logits(model)
         adapters.merge("a")
         with pytest.raises(UsageError, match="was merged while it was in use, and would count twice: choose again"):
             logits(model)

@@ -204,7 +204,8 @@ class Adapted:
     def activate(self, adapters: Sequence[Adapter]) -> None:
         """What calls take for which nothing else is chosen."""
         self.active = Choice(adapters)
-        self._mixes.clear()
+        self._mixes = {}
+        self.epoch += 1
 
     def refresh(self) -> None:
         """Work out anew what layers need: a scale or a device is another."""

@@ -116,7 +116,6 @@ class Mix:
         """As `Choice.changes`, one function for each kind of part; laid out anew when a number of them, or of the layer, was written to."""
         scales = tuple(adapter.scale for adapter in self.adapters)
         found = self._changes.get((layer, what + weight_name))
-        held = None
         if found is None or _state_of(found[0], scales) != found[1] or torch.is_grad_enabled():
             held = layer.held(self.adapters, what, weight_name)
             training = torch.is_grad_enabled() or any(

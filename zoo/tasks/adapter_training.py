@@ -26,7 +26,7 @@ LEARNING_RATES = {
     "ia3": 2e-2,
     "prefix": 1e-2,
     "prompt": 5e-2,
-}  # measured, benchmarks/adapter_use.py
+}  # usual ones: large where few numbers are trained
 USUAL_RATE = 2e-3
 BATCH_SIZE = 8
 IMAGE_BATCH_SIZE = 32  # each class needs several
