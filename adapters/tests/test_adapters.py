@@ -123,7 +123,7 @@ def test_names_are_used_scaled_and_removed() -> None:
     assert set(adapters.trainable()) == {name for name in adapters.trainable() if name.startswith("formal.")}
     formal = logits(model)
     with adapters.using("french"):
-        assert torch.equal(logits(model), french)
+        assert torch.allclose(logits(model), french, atol=1e-5), "laid out for running, in another order of sums"
     with adapters.using(None):
         assert torch.equal(logits(model), base)
     assert torch.equal(logits(model), formal)

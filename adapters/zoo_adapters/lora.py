@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -67,24 +66,41 @@ def mixed_low_rank(held: Sequence[tuple[Columns, Sequence[Product | None]]]) -> 
     arXiv:2310.18547, gather in kernels what is masked here.)
     """
     places = [_Place(columns, products) for columns, products in held]
-    down_RK = torch.cat([place.down_RK for place in places])
+    down_KR = torch.cat([place.down_RK for place in places]).T.contiguous()
     own_AR = torch.cat([place.own_AR for place in places], 1)
-    cuts = list(accumulate(len(place.down_RK) for place in places))[:-1]
+    ups: dict[int, torch.Tensor] = {}
+    masks: list[tuple[Numbers, torch.Tensor]] = []
+
+    def up_of(outputs: int) -> torch.Tensor:
+        """float[R, N] into all outputs of the layer, zeros where a product has none."""
+        if outputs not in ups:
+            blocks = [
+                place.up_RN if place.columns is None else pad(place.up_RN, (place.columns[0], outputs - place.columns[1]))
+                for place in places
+            ]
+            ups[outputs] = torch.cat(blocks)
+        return ups[outputs]
+
+    def own_of(number_B: Numbers) -> torch.Tensor:
+        """float[B, R], or float[R] for all rows: what each rank counts. The same rows come for many steps."""
+        if not masks or masks[0][0] is not number_B:
+            masks[:] = [(number_B, own_AR[0] if number_B is None else own_AR[number_B])]
+        return masks[0][1]
 
     def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: Numbers) -> torch.Tensor:
-        read_BX = input_BX.to(down_RK.dtype)
-        together = number_B is None or read_BX[0, ..., 0].numel() <= MANY_TOKENS
-        if together:
-            inner_BR = read_BX @ down_RK.T
-            own = own_AR[0] if number_B is None else own_AR[number_B].view(len(number_B), *[1] * (input_BX.ndim - 2), -1)
-            inners = (inner_BR * own).tensor_split(cuts, -1)
-        for number, place in enumerate(places):
-            part_BN = output_BN if place.columns is None else output_BN[..., slice(*place.columns)]
-            if together:
-                added_BN = inners[number] @ place.up_RN
+        read_BX = input_BX.to(down_KR.dtype)
+        if number_B is None or read_BX.ndim == 2 or read_BX[0, ..., 0].numel() <= MANY_TOKENS:
+            own = own_of(number_B)
+            own = own if number_B is None else own.view(len(number_B), *[1] * (read_BX.ndim - 2), -1)
+            inner_BR, up_RN = read_BX @ down_KR * own, up_of(output_BN.shape[-1])
+            if output_BN.dtype == up_RN.dtype and output_BN.is_contiguous():
+                output_BN.view(-1, output_BN.shape[-1]).addmm_(inner_BR.view(-1, inner_BR.shape[-1]), up_RN)
             else:
-                added_BN = place.each_row(read_BX.flatten(1, -2), number_B).view(part_BN.shape)
-            part_BN += added_BN
+                output_BN += inner_BR @ up_RN
+            return output_BN
+        for place in places:
+            part_BN = output_BN if place.columns is None else output_BN[..., slice(*place.columns)]
+            part_BN += place.each_row(read_BX.flatten(1, -2), number_B).view(part_BN.shape)
         return output_BN
 
     return apply

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 
 from zoo.nn.adapter import Adapter, Held, mixed_before_by_rows, mixed_by_rows
 
+_version_of = attrgetter("_version")  # the counter that autograd relies on
 Layer = Any  # `zoo.nn.adapted.AdaptedLayer`: a layer of a model, with the places whose outputs are its own
 
 
@@ -125,7 +127,7 @@ class Mix:
             if training:
                 return changes
             tensors = [one for _, parts in held for part in parts if part is not None for one in part.parameters()]
-            tensors += layer.layer.parameters(recurse=False)
+            tensors = [one for one in (*tensors, *layer.layer.parameters(recurse=False)) if not one.is_inference()]
             found = self._changes[layer, what + weight_name] = (tensors, _state_of(tensors, scales), changes)
         return found[2]
 
@@ -151,5 +153,4 @@ def _own(kind: type, name: str, beside: str) -> Any:
 
 def _state_of(tensors: Sequence[torch.Tensor], scales: tuple[float, ...]) -> tuple[Any, ...]:
     """What changes when a tensor is written to or moved, as torch counts."""
-    versions = [0 if one.is_inference() else one._version for one in tensors]  # noqa: SLF001 - the counter that autograd relies on
-    return (*scales, *versions)
+    return (*scales, *map(_version_of, tensors))
