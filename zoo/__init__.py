@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__ (tests/test_startup.py compares)
-    from zoo.adaptation.adapters import adapt
+    from zoo.adaptation.adapters import adapt, adapters_of
     from zoo.batch import Encoded
     from zoo.card import Card
     from zoo.composition import compose
@@ -29,6 +29,7 @@ _EXPORTS = {
     "Encoded": "zoo.batch",
     "ZooError": "zoo.errors",
     "adapt": "zoo.adaptation.adapters",
+    "adapters_of": "zoo.adaptation.adapters",
     "build": "zoo.construct",
     "cards": "zoo.registry",
     "classify": "zoo.tasks.classify",
@@ -54,6 +55,7 @@ __all__ = [
     "ZooError",
     "__version__",
     "adapt",
+    "adapters_of",
     "build",
     "cards",
     "classify",

@@ -323,11 +323,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"method": "lora", "targets": []}, r"targets name at least one layer: this model has embedding \(1\), query \(2\)"),
     (
         {"method": "lora", "r": 0},
-        r"r must be from 1 to 12, the lesser width of stack.blocks.0.attention.value \[12, 24\], got 0|r must be from 1 to 24",
+        r"r must be a whole number from 1 to 12, the lesser width of stack.blocks.0.attention.value \[12, 24\], got 0|r must be a whole number from 1 to 24",
     ),
     (
         {"method": "lora", "r": 13},
-        r"r must be from 1 to 12, the lesser width of stack.blocks.0.attention.value \[12, 24\], got 13",
+        r"r must be a whole number from 1 to 12, the lesser width of stack.blocks.0.attention.value \[12, 24\], got 13",
     ),
     ({"method": "lora", "rank": 4}, "adapters/lora has no option 'rank'; did you mean ranks"),
     ({"method": "lora", "name": " "}, "an adapter's name is a text"),

@@ -185,7 +185,7 @@ def test_the_command_trains_lists_exports_merges_and_answers(
     assert again.returncode == 2
     assert "is there already: name another, nothing is overwritten" in again.stderr
     listed = main("adapt", "list", str(out))
-    assert "adapters/lora, 896 numbers, for weights " in listed.stdout
+    assert "adapters/lora, 896 numbers, for lm/llama-tiny with weights " in listed.stdout
     assert "  r = 4" in listed.stdout
     assert "adapters/prefix" in main("adapt", "list").stdout
     exported = main("adapt", "export", str(out), *model, "--out", str(tmp_path / "peft"))
@@ -357,6 +357,15 @@ def test_every_task_runs_under_an_adapter(main: Callable[..., CompletedProcess[s
     assert again.returncode != 0, "vectors under an adapter are not those of the model"
     run = main("classify", str(picture), "--shots", str(shots), "--adapter", str(own))
     assert "an adapter is for one model: name it, --model NAME" in run.stderr
+    run = main("classify", str(picture), "--shots", str(shots), *model, "--adapter", str(own), "--adapter", str(own))
+    assert "--adapter names one adapter, got 2" in run.stderr
+    other = ("classify", str(picture), "--shots", str(shots), *model, "--seed", "3", "--adapter", str(own))
+    assert "was made for a model with other weights" in main(*other).stderr
+    taken = main(*other, "--other-base")
+    assert taken.returncode == 0
+    assert f"zoo: under {own} (adapters/lora, modalzoo-adapters 0.1.0, " in taken.stderr
+    run = main("classify", str(picture), "--shots", str(shots), *model, "--adapter", str(tmp_path / "none.safetensors"))
+    assert "there is no adapter" in run.stderr
     sound = Path(zoo.__file__).parent / "demo" / "sounds"
     torch.manual_seed(0)
     adapters = zoo.adapt(zoo.open_model("whisper/random", weights=None), "lora")

@@ -294,12 +294,16 @@ def _combined(
 
 
 def scale_of(rank: int, alpha: float, *, rank_stabilised: bool) -> float:
-    """What a product of this rank counts."""
+    """What a product of this rank counts. Raises UsageError for an alpha that is not above 0."""
+    if not isinstance(alpha, (int, float)) or not alpha > 0:
+        raise UsageError(f"alpha is a number above 0, got {alpha!r}")
     return alpha / math.sqrt(rank) if rank_stabilised else alpha / rank
 
 
 def by_place(base: Base, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is given by targets, by the names of their places. Raises UsageError for a target that names nothing."""
+    if given is not None and not isinstance(given, Mapping):
+        raise UsageError(f"ranks and alphas are tables of targets, {{'query': 4}} in Python, got {given!r:.60}")
     return {place.name: value for target, value in (given or {}).items() for place in base.chosen([target])}
 
 
@@ -309,5 +313,5 @@ def require_rank(rank: int, place: Place, *, widest: bool = True) -> None:
     most = min(place.inputs * kernel, place.outputs)
     if not isinstance(rank, int) or rank < 1 or (widest and rank > most):
         raise UsageError(
-            f"r must be from 1 to {most}, the lesser width of {place.name} [{place.outputs}, {place.inputs * kernel}], got {rank!r}"
+            f"r must be a whole number from 1 to {most}, the lesser width of {place.name} [{place.outputs}, {place.inputs * kernel}], got {rank!r}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,10 @@ class Adapters:
         for name, value in vars(self).items():
             setattr(twin, name, value if name in shared else copy.deepcopy(value, memo))
         return twin
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{name} ({one.method})" for name, one in self.adapted.adapters.items())
+        return f"Adapters of {type(self.model).__name__}: {held or 'none'}; active: {', '.join(self.active) or 'none'}"
 
     @property
     def model(self) -> nn.Module:
@@ -183,6 +188,8 @@ class Adapters:
 
         Raises UsageError for an unknown name and for one that is merged.
         """
+        if not all(isinstance(name, str) for name in names):
+            raise UsageError(f"names are given one by one, use('french', 'formal'), got {names!r:.80}")
         adapters = [self.adapted.usable(name) for name in names]
         virtual = [name for name in names if self.adapted.find(name).virtual is not None]
         if len(virtual) > 1:
@@ -211,6 +218,8 @@ class Adapters:
     def scale(self, name: str, factor: float) -> None:
         """How far an adapter goes from the model: 1 as trained, 0 not at all. Raises UsageError for virtual tokens, which have no middle."""
         adapter = self.adapted.usable(name)
+        if not math.isfinite(factor):
+            raise UsageError(f"a scale is a finite number, got {factor}")
         if adapter.virtual is not None and factor != 1.0:
             raise UsageError(
                 f"{name!r} ({adapter.method}) puts tokens before others, of which there is no half: it has no scale"
@@ -271,7 +280,7 @@ class Adapters:
         Raises UsageError for adapters of different methods, a method that cannot combine, and an unknown way.
         """
         self._require_new(name)
-        if not weights:
+        if not weights or not isinstance(weights, Mapping):
             raise UsageError("name the adapters to combine, each with its weight: {'french': .7, 'formal': .3}")
         adapters = [self.adapted.find(one) for one in weights]
         methods = sorted({one.method for one in adapters})
@@ -326,7 +335,7 @@ class Adapters:
             raise UsageError(
                 f"{', '.join(self.merged)} is merged, so the weights are not those that {name!r} was made for: unmerge() first"
             )
-        files.write(Path(path), finished(adapter), files.fingerprint(self.model))
+        files.write(Path(path), finished(adapter), files.fingerprint(self.model, self.built))
 
     def load(
         self, path: str | Path, *, name: str, activate: bool = True, other_base: bool = False, replace: bool = False
@@ -359,7 +368,7 @@ class Adapters:
             return peft.read_folder(path, self, other_base=other_base)
         record = files.read(path)
         if not other_base:
-            files.require_base(record, files.fingerprint(self.model), path)
+            files.require_base(record, files.fingerprint(self.model, self.built), path)
         found = self.registry.find(record.method)
         adapter = files.filled(self._build(found, record.options), record.state, str(path))
         adapter.scale = record.scale

@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from zoo.construct import Built
 from zoo.errors import UsageError, WeightsError
 from zoo.nn.adapter import Adapter
 from zoo.nn.kernels import runs_by_kernel
 from zoo.nn.places import places_of
-from zoo.weights import load_strict, local_file, refuse_nonfinite
+from zoo.weights import load_strict, refuse_nonfinite
 
 KEY = "zoo_adapter"
 VERSION = 1
@@ -70,7 +71,8 @@ def written_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def read(path: Path) -> Record:
     """Read what `write` wrote. Raises WeightsError for anything else, and for NaN and infinity."""
-    path = local_file(path)
+    if not path.is_file():
+        raise UsageError(f"there is no adapter {path}: zoo adapt train writes one, and a folder of HF PEFT's is one, too")
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -101,11 +103,12 @@ def filled(adapter: Adapter, state: Mapping[str, torch.Tensor], origin: str) -> 
     return adapter
 
 
-def fingerprint(model: nn.Module) -> dict[str, str]:
+def fingerprint(model: nn.Module, built: Built | None = None) -> dict[str, str]:
     """What identifies the weights of a model, whatever float format they are held in.
 
     weights: sha256 of all of them, rounded to bfloat16; weights_float16: the same, rounded to float16 before, as a cast model has them. Both
-    are left out where a kernel rounded them. vectors: of those that no kernel touches.
+    are left out where a kernel rounded them. vectors: of those that no kernel touches. file, model: sha256 of the file that a built model came
+    from, and its name.
     """
     state = model.state_dict()
     layers = {id(place.layer) for place in places_of(model).values()}
@@ -120,13 +123,18 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     if not runs_by_kernel(model):
         found["weights"] = _sha256(state, half=False)
         found["weights_float16"] = _sha256(state, half=True)
+    if built is not None:
+        found["model"] = built.name
+        found |= {"file": built.files["model"]} if "model" in built.files else {}
     return found
 
 
 def require_base(record: Record, found: Mapping[str, str], path: Path) -> None:
     """Raise UsageError for a model of other weights than the file was made for."""
     exact = ("weights", "weights_float16")
-    names = exact if "weights" in record.base and "weights" in found else ("vectors",)
+    names = exact if "weights" in record.base and "weights" in found else ("file",)
+    if names == ("file",) and not ("file" in record.base and "file" in found):
+        names = ("vectors",)
     given, wanted = [record.base.get(name) for name in names], [found.get(name) for name in names]
     if not {one for one in given if one} & {one for one in wanted if one}:
         raise UsageError(
@@ -155,5 +163,5 @@ def refuse_unknown_options(builder: Callable[..., Any], options: Mapping[str, An
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
-            raise UsageError(f"{method} has no option {option!r}{hint}")
+            hint = f"; did you mean {' or '.join(near)}?" if near else ";"
+            raise UsageError(f"{method} has no option {option!r}{hint} it has {', '.join(known)}")

@@ -123,13 +123,13 @@ def _train(arguments: argparse.Namespace) -> int:
     print(
         f"zoo: {document['method']} on {arguments.model}: {trained.parameters:,} parameters ({trained.share:.3%}), {trained.fitted.steps} steps on "
         f"{trained.examples} examples in {trained.fitted.seconds:.0f} s"
-        + (f"; loss of {trained.held_out} others {first:.3f} -> {last:.3f}" if last is not None else "")
+        + (f"; held-out loss {first:.3f} -> {last:.3f} nats ({trained.held_out} examples)" if last is not None else "")
         + {"interrupted": "; interrupted, the best so far is kept", "patience": "; it had stopped getting better"}.get(
             trained.fitted.stopped, ""
         ),
         file=sys.stderr,
     )
-    return 0
+    return 130 if trained.fitted.stopped == "interrupted" else 0
 
 
 def training_document(trained: Any, out: Path) -> dict[str, Any]:
@@ -186,9 +186,8 @@ def _list(arguments: argparse.Namespace) -> int:
             }
         )
         return 0
-    print(
-        f"{record.method}, {count:,} numbers, for weights {record.base.get('weights', record.base.get('vectors', '?'))[:12]}"
-    )
+    weights = record.base.get("weights", record.base.get("vectors", "?"))[:12]
+    print(f"{record.method}, {count:,} numbers, for {record.base.get('model', 'a model')} with weights {weights}")
     for name, value in record.options.items():
         print(f"  {name} = {value}")
     return 0
@@ -241,6 +240,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     partial = arguments.out.with_name(f".{arguments.out.name}.part")
     save_model(adapters.model, str(partial))
+    partial.chmod(0o644)  # the library keeps it to its owner
     partial.replace(arguments.out)
     if arguments.json:
         print_json({"model": arguments.model, "file": str(arguments.out)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,11 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--adapter",
         type=Path,
+        action="append",
         metavar="FILE",
         help="run under an adapter (zoo adapt train), or a folder of HF PEFT's; with --model",
     )
+    command.add_argument("--other-base", action="store_true", help="take an adapter that was made for other weights")
     command.add_argument("--device", default="cpu")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
     command.add_argument("--threads", type=int, help="threads for computing")
@@ -112,8 +115,14 @@ def model_options(arguments: argparse.Namespace, *, adapted: bool = True) -> dic
         "device": arguments.device,
         "dtype": None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
     }
+    if arguments.adapter is not None and len(arguments.adapter) > 1:
+        raise UsageError(
+            f"--adapter names one adapter, got {len(arguments.adapter)}: in Python several can be used together"
+        )
     if arguments.adapter is not None and arguments.model is None:
-        raise UsageError("an adapter is for one model: name it, --model NAME")
+        raise UsageError("an adapter is for one model: name it, --model NAME (zoo adapt list FILE may say which)")
+    if arguments.other_base and arguments.adapter is None:
+        raise UsageError("--other-base is about an adapter: add --adapter FILE")
     if adapted and arguments.adapter is not None:
         from zoo.construct import open_model
 
@@ -128,7 +137,14 @@ def load_adapter(model: Any, arguments: argparse.Namespace) -> None:
     if arguments.adapter is not None:
         from zoo.adaptation.adapters import adapters_of
 
-        adapters_of(model).load(arguments.adapter, name=arguments.adapter.stem)
+        (path,) = arguments.adapter
+        adapters = adapters_of(model)
+        adapter = adapters.load(path, name=path.stem, other_base=arguments.other_base)
+        provider = adapters.registry.find(adapter.method).card.provider
+        print(
+            f"zoo: under {path} ({adapter.method}, {provider.distribution} {provider.version}, {adapter.key[:12]})",
+            file=sys.stderr,
+        )
 
 
 def read_labels(arguments: argparse.Namespace) -> list[str] | None:

@@ -64,7 +64,7 @@ class Place:
         if not isinstance(weight, nn.Parameter):
             raise UsageError(
                 f"{self.name} runs by a kernel ({type(self.layer).__name__}), which rounds its weight for good: build the model without "
-                f"a kernel for this"
+                f"a kernel for this, or put the adapter into weights first (zoo adapt merge)"
             )
         bias = getattr(holder, weight_name.removesuffix("weight") + "bias", None)
         if self.columns is None:
@@ -178,7 +178,7 @@ def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> 
     """The places that some target names, in the model's order.
 
     A target is a name (the whole of one means that layer alone) or its last words (`query`, `attention.query`), a pattern (`stack.blocks.1?.*.value`), or with `[1/3]` one of
-    equal slices of a fused layer's outputs, counted from 0 (`qkv[0/3]`). "all-linear" is every linear layer but heads of decoders.
+    equal slices of a fused layer's outputs, counted from 0 (`qkv[0/3]`). "all-linear" is every linear layer but heads and classifiers.
     Raises UsageError for a target that names nothing, with what there is.
     """
     if isinstance(targets, str):
@@ -198,7 +198,9 @@ def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> 
                 place for name, place in places.items() if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
             ]
         if not matched:
-            raise UsageError(f"no layer is called {target!r}{_suggested(pattern, places)}")
+            raise UsageError(
+                f"no layer is called {target!r}{_suggested(pattern, places)}; targets say which are adapted (--option targets=a,b)"
+            )
         for place in matched:
             part = _slice(place, int(sliced[2]), int(sliced[3])) if sliced else place
             chosen[part.name] = part
@@ -288,7 +290,7 @@ def _joined(name: str, layer: nn.Module, outputs: Mapping[str, int]) -> list[Pla
 
 
 def _is_head(name: str) -> bool:
-    return name == "head" or name.endswith((".head", ".decoder.head"))
+    return name.rpartition(".")[2] in ("head", "classifier")
 
 
 def _suggested(target: str, places: Mapping[str, Place]) -> str:

@@ -87,12 +87,12 @@ def train_adapter(
             names = shot_names(folder, None)
             examples, loss = _images(built, folder, names)
             train, test = split(examples, held_out, seed, [label for _, label in examples])
-            batch_size = batch_size or IMAGE_BATCH_SIZE
+            batch_size = IMAGE_BATCH_SIZE if batch_size is None else batch_size
         else:
             pairs = read_pairs(Path(data)) if isinstance(data, (str, Path)) else list(data)
             examples, loss = _texts(built, pairs, adapter.virtual_count)
             train, test = split(examples, held_out, seed)
-            batch_size = batch_size or BATCH_SIZE
+            batch_size = BATCH_SIZE if batch_size is None else batch_size
         if learning_rate is None:
             learning_rate = LEARNING_RATES.get(adapter.method.rpartition("/")[2], USUAL_RATE)
         fitted = fit(
@@ -132,7 +132,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     """
     if path.suffix.lower() != ".jsonl" or not path.is_file():
         raise UsageError(
-            f"{path}: examples are a .jsonl file with the fields prompt and completion, or a folder with one folder of images for each class"
+            f"{path}{'' if path.is_file() else ' is not there'}: examples are a .jsonl file with the fields prompt and completion, or a folder with one folder of images for each class"
         )
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):

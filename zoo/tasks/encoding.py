@@ -42,7 +42,7 @@ def open_for(
     if card.kind not in kinds:
         wanted = " or ".join(kind.replace("_", " ") for kind in kinds)
         raise UsageError(
-            f"zoo {task.partition(':')[0]} needs a {wanted}, {card.name} is of kind {card.kind} (zoo list --kind {kinds[0]} shows those that fit)"
+            f"zoo {task.partition(':')[0]} needs {'an' if wanted[0] in 'aeiou' else 'a'} {wanted}, {card.name} is of kind {card.kind} (zoo list --kind {kinds[0]} shows those that fit)"
         )
     missing = [modality for modality in modalities if modality not in card.modalities]
     if missing:

@@ -142,6 +142,10 @@ def _step(
         train(True)
     optimiser.zero_grad(set_to_none=True)
     value = loss(batch)
+    if not value.requires_grad:
+        raise UsageError(
+            "the loss depends on nothing that is trained: the layers that are adapted have no part in it, choose others"
+        )
     number = float(value.detach())
     if not math.isfinite(number):
         raise UsageError(
