@@ -8,7 +8,7 @@ from zoo.testing.check import CheckFailed, check
 from zoo.timing import Cost, cost
 
 MANIFEST_BUDGET_MS = 50.0
-TRIES = 5  # the quickest counts
+TRIES = 20  # the quickest counts
 IMPORT_BUDGET_MS = 300.0
 
 
