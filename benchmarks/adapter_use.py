@@ -30,7 +30,7 @@ from spam_data import draw, spam_mails
 import zoo
 from zoo.adaptation.adapters import adapters_of
 from zoo.decoding.scoring import score_choices
-from zoo.tasks.adapter_training import LEARNING_RATES, train_adapter
+from zoo.tasks.adapter_training import train_adapter
 from zoo.tasks.fewshot import fit_probe
 from zoo.tuning.fit import fit
 from zoo.tuning.losses import centroid_loss
@@ -143,7 +143,7 @@ def pictures(options: argparse.Namespace) -> None:
             support,
             steps=options.image_steps,
             batch_size=min(len(support), 4 * len(classes)),
-            learning_rate=LEARNING_RATES["lora"],
+            learning_rate=adapters["own"].learning_rate,
             seed=seed,
         )
         seconds = time.perf_counter() - started

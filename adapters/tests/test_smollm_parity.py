@@ -7,20 +7,13 @@ import peft
 import pytest
 import torch
 from peft_cases import shaken
-from transformers import LlamaConfig, LlamaForCausalLM
+from smollm_reference import PUBLISHED, transformers_smollm
 
 import zoo
 from zoo.adaptation.adapters import adapters_of
-from zoo.adaptation.peft import their_name
 from zoo.cache import blobs_dir
 from zoo.construct import Built
 
-PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-NORMS = {
-    "stack.blocks.*.attention_norm": "model.layers.*.input_layernorm",
-    "stack.blocks.*.feed_forward_norm": "model.layers.*.post_attention_layernorm",
-    "stack.norm": "model.norm",
-}
 TASK = {"task_type": "CAUSAL_LM"}
 CONFIGS: dict[str, Any] = {
     "lora": lambda: peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"], **TASK),
@@ -43,19 +36,7 @@ def built() -> Built:
 
 @pytest.fixture(scope="module")
 def reference(built: Built) -> Any:
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-    )  # fmt: skip
-    names = {**built.found.card.module_names, **NORMS}
-    state = {}
-    for key, tensor in built.module.state_dict().items():
-        module, _, name = key.rpartition(".")
-        state[f"{their_name(module, names)}.{name}"] = tensor
-    model = LlamaForCausalLM(config)
-    model.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})
-    return model.eval()
+    return transformers_smollm(built)
 
 
 @pytest.mark.parametrize("case", CONFIGS)

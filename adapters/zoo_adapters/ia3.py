@@ -107,4 +107,4 @@ def ia3(base: Base, *, targets: Sequence[str] | str = TARGETS, feed_forward: Seq
                 f"the inputs of {place.name} are those of a joined layer, which others read: stretch its outputs"
             )
         parts[place.name] = StretchedInput(place) if place.name in inputs else StretchedOutput(place)
-    return Adapter(parts)
+    return Adapter(parts, learning_rate=2e-2)

@@ -83,9 +83,11 @@ def mixed_low_rank(held: Sequence[tuple[Columns, Sequence[Product | None]]]) -> 
 
     def own_of(number_B: Numbers) -> torch.Tensor:
         """float[B, R], or float[R] for all rows: what each rank counts. The same rows come for many steps."""
-        if not masks or masks[0][0] is not number_B:
-            masks[:] = [(number_B, own_AR[0] if number_B is None else own_AR[number_B])]
-        return masks[0][1]
+        known = masks[0] if masks else None
+        if known is None or known[0] is not number_B:
+            known = (number_B, own_AR[0] if number_B is None else own_AR[number_B])
+            masks[:] = [known]  # other threads may exchange it at once: what is returned is our own
+        return known[1]
 
     def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: Numbers) -> torch.Tensor:
         read_BX = input_BX.to(down_KR.dtype)
@@ -114,9 +116,8 @@ class _Place:
         real = [one for one in products if one is not None]
         self.down_RK = torch.cat([down for down, _, _ in real])
         self.up_RN = torch.cat([up for _, up, _ in real], 1).T.contiguous()
-        self.own_AR = self.down_RK.new_zeros(
-            len(products) + 1, len(self.down_RK)
-        )  # the factor where a rank is an adapter's own
+        # The factor where a rank is an adapter's own, else 0.
+        self.own_AR = self.down_RK.new_zeros(len(products) + 1, len(self.down_RK))
         start = 0
         for number, one in enumerate(products):
             if one is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from zoo.errors import StateMismatchError, UsageError
-from zoo.nn.adapter import Adapter
+from zoo.nn.adapter import Adapter, part_key
 from zoo.nn.places import Base
 
 State = Mapping[str, torch.Tensor]
@@ -94,11 +94,11 @@ def _read_lora(config: Mapping[str, Any], state: State, base: Base, name_of: Cal
         place, _, name = key.rpartition("::")
         if place and name in LOW_RANK:
             inner = "product." if decomposed else ""
-            tensors[f"parts.{place.replace('.', '/')}.{inner}{LOW_RANK[name]}"] = tensor
+            tensors[f"parts.{part_key(place)}.{inner}{LOW_RANK[name]}"] = tensor
             if LOW_RANK[name] == "down":
                 ranks[place] = len(tensor)
         elif place and name in LENGTH and decomposed:
-            tensors[f"parts.{place.replace('.', '/')}.length"] = tensor.flatten()
+            tensors[f"parts.{part_key(place)}.length"] = tensor.flatten()
         else:
             unknown.append(key)
     _refuse_unknown(unknown)
@@ -145,7 +145,7 @@ def _write_lora(
     for place, part in adapter.named_parts():
         product = part.product if dora else part
         name, kind = name_of(place), base.places[place].kind
-        rank = len(product.down) if kind != "embedding" else product.down.shape[0]
+        rank = len(product.down)
         infix = "lora_embedding_{}" if kind == "embedding" else "lora_{}.weight"
         tensors[f"{name}.{infix.format('A')}"] = product.down
         tensors[f"{name}.{infix.format('B')}"] = product.up
@@ -222,7 +222,7 @@ def _read_ia3(config: Mapping[str, Any], state: State, base: Base, name_of: Call
             unknown.append(key)
             continue
         (inputs if tensor.shape[0] == 1 else outputs).append(place)
-        tensors[f"parts.{place.replace('.', '/')}.stretch"] = tensor.flatten()
+        tensors[f"parts.{part_key(place)}.stretch"] = tensor.flatten()
     _refuse_unknown(unknown)
     return "ia3", {"targets": sorted(outputs), "feed_forward": sorted(inputs)}, tensors
 

@@ -54,4 +54,4 @@ def prefix(base: Base, *, count: int = 20, hidden: int | None = None) -> Adapter
         width=base.width,
         hidden=hidden,
     )
-    return Adapter(virtual=virtual.to(base.device))
+    return Adapter(virtual=virtual.to(base.device), learning_rate=1e-2)

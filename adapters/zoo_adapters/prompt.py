@@ -33,11 +33,11 @@ def prompt(base: Base, *, count: int = 20, text: str | None = None) -> Adapter:
     if count < 1:
         raise UsageError(f"count must be at least 1, got {count}")
     if text is None:
-        return Adapter(virtual=SoftPrompt(torch.randn(count, base.width, device=base.device)))
+        return Adapter(virtual=SoftPrompt(torch.randn(count, base.width, device=base.device)), learning_rate=5e-2)
     if base.embed is None:
         raise UsageError("the decoder has no tokenizer, so no prompt begins as a text: leave it out for random numbers")
     words_TW = base.embed(text)
     if not len(words_TW):
         raise UsageError("the text that the prompt begins as has no token")
     repeats = -(-count // len(words_TW))
-    return Adapter(virtual=SoftPrompt(words_TW.float().repeat(repeats, 1)[:count].clone()))
+    return Adapter(virtual=SoftPrompt(words_TW.float().repeat(repeats, 1)[:count].clone()), learning_rate=5e-2)

@@ -176,6 +176,8 @@ class Adapters:
         self._trained_before = []
 
     def _require_new(self, name: str) -> None:
+        if adapted_of(self.model) is not self.adapted:
+            raise UsageError("these adapters were closed: zoo.adapters_of(model) has the model's")
         if not isinstance(name, str) or not name.strip() or name != name.strip():
             raise UsageError(f"an adapter's name is a text, got {name!r}")
         if name in self.adapted.adapters:
@@ -185,8 +187,7 @@ class Adapters:
         """Let calls take these adapters, one after another at each layer, and train these; without a name the model is as it was.
 
         On a model that runs by a kernel none is trained: train on the model without one, the file fits both.
-
-        Raises UsageError for an unknown name and for one that is merged.
+        Raises UsageError for an unknown name, one that is merged or given twice, and two with virtual tokens.
         """
         if not all(isinstance(name, str) for name in names):
             raise UsageError(f"names are given one by one, use('french', 'formal'), got {names!r:.80}")
@@ -365,7 +366,7 @@ class Adapters:
         if path.is_dir():
             from zoo.adaptation import peft
 
-            return peft.read_folder(path, self, other_base=other_base)
+            return peft.read_folder(path, self)
         record = files.read(path)
         if not other_base:
             files.require_base(record, files.fingerprint(self.model, self.built), path)

@@ -40,7 +40,7 @@ class Record:
 
 
 def write(path: Path, adapter: Adapter, base: Mapping[str, str]) -> None:
-    """Write an adapter, whole or not at all."""
+    """Write an adapter, whole or not at all. Raises UsageError for a folder."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder, and an adapter is one file: name it, as {path / 'adapter.safetensors'}")
     content = {
@@ -52,9 +52,8 @@ def write(path: Path, adapter: Adapter, base: Mapping[str, str]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
-    whole = save(
-        state, metadata={KEY: json.dumps(content, sort_keys=True)}
-    )  # its save_file would keep the file to its owner
+    # The library's own save_file would keep the file to its owner.
+    whole = save(state, metadata={KEY: json.dumps(content, sort_keys=True)})
     written_whole(path, lambda partial: partial.write_bytes(whole))
 
 
@@ -70,7 +69,7 @@ def written_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def read(path: Path) -> Record:
-    """Read what `write` wrote. Raises WeightsError for anything else, and for NaN and infinity."""
+    """Read what `write` wrote. Raises UsageError for no such file, WeightsError for anything else, and for NaN and infinity."""
     if not path.is_file():
         raise UsageError(f"there is no adapter {path}: zoo adapt train writes one, and a folder of HF PEFT's is one, too")
     try:

@@ -29,13 +29,12 @@ PREFIX = "base_model.model."
 ATTENTION = {"in_proj": "", "out_proj": ".base_layer.out_proj"}  # PEFT's names inside an nn.MultiheadAttention
 
 
-def read_folder(folder: Path, adapters: Any, *, other_base: bool) -> Adapter:
+def read_folder(folder: Path, adapters: Any) -> Adapter:
     """An adapter that PEFT wrote, for the model of `adapters` (`zoo.adaptation.adapters.Adapters`).
 
-    PEFT's files do not say which weights they are for; other_base is for our own. Raises WeightsError for a folder without the two files,
+    PEFT's files do not say which weights they are for. Raises WeightsError for a folder without the two files,
     UsageError for a kind or an option that no installed method has, StateMismatchError, with what differs, for other shapes.
     """
-    del other_base
     config, state = read_config(folder), read_tensors(folder)
     refuse_nonfinite(state, str(folder / TENSORS))
     base = base_of(adapters.model)
@@ -129,6 +128,7 @@ def _ours(key: str, ours: Mapping[str, str]) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    """What `adapter_config.json` says. Raises WeightsError for none, and for one that is no JSON object."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -142,6 +142,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder by PEFT's names. Raises WeightsError for none."""
     for name in (TENSORS, PICKLE):
         if (folder / name).is_file():
             return read_state_dict(folder / name)

@@ -115,9 +115,10 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     trained.adapters.save(trained.name, arguments.out)
     document = training_document(trained, arguments.out)
+    code = 130 if trained.fitted.stopped == "interrupted" else 0
     if arguments.json:
         print_json(document)
-        return 0
+        return code
     print(arguments.out)
     first, last = document["held_out_loss_before"], document["held_out_loss"]
     print(
@@ -129,7 +130,7 @@ def _train(arguments: argparse.Namespace) -> int:
         ),
         file=sys.stderr,
     )
-    return 130 if trained.fitted.stopped == "interrupted" else 0
+    return code
 
 
 def training_document(trained: Any, out: Path) -> dict[str, Any]:
@@ -235,13 +236,13 @@ def _opened(arguments: argparse.Namespace) -> Any:
 def _merge(arguments: argparse.Namespace) -> int:
     from safetensors.torch import save_model
 
+    from zoo.adaptation.files import written_whole
+
     adapters = _opened(arguments)
     adapters.merge()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = arguments.out.with_name(f".{arguments.out.name}.part")
-    save_model(adapters.model, str(partial))
-    partial.chmod(0o644)  # the library keeps it to its owner
-    partial.replace(arguments.out)
+    written_whole(arguments.out, lambda partial: save_model(adapters.model, str(partial)))
+    arguments.out.chmod(0o644)  # the library keeps it to its owner
     if arguments.json:
         print_json({"model": arguments.model, "file": str(arguments.out)})
         return 0

@@ -25,9 +25,8 @@ from zoo.nn.cache import Cache
 from zoo.nn.places import Place, places_of
 from zoo.nn.stamp import adapters_on, stamp_of
 
-_choices: ContextVar[Mapping[int, Choice]] = ContextVar(
-    "zoo_adapters", default=MappingProxyType({})
-)  # by the id of what is adapted
+# By the id of what is adapted.
+_choices: ContextVar[Mapping[int, Choice]] = ContextVar("zoo_adapters", default=MappingProxyType({}))
 NAME = "zoo_adapters"  # of the attribute by which a model knows its own
 
 

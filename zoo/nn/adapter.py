@@ -12,15 +12,17 @@ from torch import nn
 from zoo.nn.stamp import stamp_of
 
 Columns = tuple[int, int] | None  # of a layer's outputs; None: all
-Held = Sequence[
-    tuple[Columns, Sequence[Any]]
-]  # of each place of a layer where its outputs are, and the part of each adapter, or None
+# Of each place of a layer where its outputs are, and the part of each adapter, or None.
+Held = Sequence[tuple[Columns, Sequence[Any]]]
 Numbers = torch.Tensor | None  # int[B], which adapter each row takes; None: all take the first
 Mixed = Callable[[torch.Tensor, torch.Tensor, Numbers], torch.Tensor]  # input, output of a layer, numbers -> output
 
 
 class Part(Protocol):
     """What an adapter does at one place (`zoo.nn.places.Place`). A part is a module with any of these; what it lacks, it leaves alone.
+
+    The input is float[B, ..., K] of a linear layer, int[B, T] of an embedding, float[B, C, ...] of a convolution (`Place.kind`), in the
+    model's number format; parameters are float32 on `Place.device`, and tensors that are not trained are buffers, so that `to` moves them.
 
     before(input) -> input: what the layer is given instead.
     after(input, output) -> output: what comes of the place. The first axis of both is the batch; rows do not see each other.
@@ -56,11 +58,16 @@ class Adapter(nn.Module):
         *,
         virtual: nn.Module | None = None,
         combine: Callable[..., Adapter] | None = None,
+        learning_rate: float = 2e-3,
     ) -> None:
-        """combine: (base, adapters, factors, *, how, r) -> an adapter made of several of the same method, with its options."""
+        """parts: by the name of their place. virtual: see `Virtual`. learning_rate: what usually suits the method (AdamW).
+
+        combine: (base, adapters, factors, *, how, r) -> an adapter made of several of the same method, with its options.
+        """
         super().__init__()
         self.combine = combine
-        self.parts = nn.ModuleDict({_key(name): part for name, part in (parts or {}).items()})
+        self.learning_rate = learning_rate
+        self.parts = nn.ModuleDict({part_key(name): part for name, part in (parts or {}).items()})
         self.virtual = virtual
         self.scale = 1.0
         self.method = ""
@@ -74,7 +81,7 @@ class Adapter(nn.Module):
 
     def part(self, place: str) -> nn.Module | None:
         """The part at a place; None where it has none."""
-        found: nn.Module | None = self.parts[_key(place)] if _key(place) in self.parts else None  # noqa: SIM401 - a ModuleDict has no get
+        found: nn.Module | None = self.parts[part_key(place)] if part_key(place) in self.parts else None  # noqa: SIM401 - a ModuleDict has no get
         return found
 
     def named_parts(self) -> Iterator[tuple[str, Any]]:
@@ -100,8 +107,8 @@ class Adapter(nn.Module):
         return self._key[1]
 
 
-def _key(place: str) -> str:
-    """The name of a place as that of a submodule, which has no dots."""
+def part_key(place: str) -> str:
+    """The name of a place as that of a submodule of `Adapter.parts`, which has no dots."""
     return place.replace("/", "|").replace(".", "/")
 
 

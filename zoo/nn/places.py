@@ -177,8 +177,9 @@ def widths(layer: Any) -> tuple[int, int]:
 def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> list[Place]:
     """The places that some target names, in the model's order.
 
-    A target is a name (the whole of one means that layer alone) or its last words (`query`, `attention.query`), a pattern (`stack.blocks.1?.*.value`), or with `[1/3]` one of
-    equal slices of a fused layer's outputs, counted from 0 (`qkv[0/3]`). "all-linear" is every linear layer but heads and classifiers.
+    A target is a name (the whole of one means that layer alone) or its last words (`query`, `attention.query`), a pattern
+    (`stack.blocks.1?.*.value`), or with `[1/3]` one of equal slices of a fused layer's outputs, counted from 0 (`qkv[0/3]`). "all-linear" is
+    every linear layer but heads and classifiers.
     Raises UsageError for a target that names nothing, with what there is.
     """
     if isinstance(targets, str):
@@ -245,12 +246,12 @@ def _of_layer(name: str, module: Any) -> Place | None:
 
 def _of_attention(name: str, module: nn.MultiheadAttention) -> list[Place]:
     """The projections of torch's attention, which reads its weights itself and calls no layer."""
+    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
+        return []  # `zoo.nn.adapted_attention` does not compute these
     width, prefix = module.embed_dim, f"{name}." if name else ""
     output = Place(
         name=f"{prefix}out_proj", kind="linear", layer=module, inputs=width, outputs=width, weight_name="out_proj.weight"
     )
-    if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
-        return []  # `zoo.nn.adapted_attention` does not compute these
     joined = {"query": 0, "key": 1, "value": 2}
     return [
         Place(

@@ -12,8 +12,8 @@ _number_of: Any = WeakIdKeyDictionary()  # an address may come again, a number d
 
 
 def stamp_of(*modules: nn.Module) -> int:
-    """A number that changes when a tensor of the modules is exchanged, cast, moved or written to, when one of their submodules or an active adapter is, and
-    when they change between training and evaluation. It means something within one process.
+    """A number that changes when a tensor of the modules is exchanged, cast, moved or written to, when one of their submodules or an active
+    adapter is, and when they change between training and evaluation. It means something within one process.
 
     What goes round torch's own count of writes is not seen: `.data`, and writes to a model that was built under inference mode.
     """

@@ -20,14 +20,6 @@ from zoo.tuning.fit import Fitted, fit
 from zoo.tuning.losses import centroid_loss, completion_loss, encode_completions
 
 FIELDS = (("prompt", "completion"), ("text", "label"))
-LEARNING_RATES = {
-    "lora": 2e-3,
-    "dora": 2e-3,
-    "ia3": 2e-2,
-    "prefix": 1e-2,
-    "prompt": 5e-2,
-}  # usual ones: large where few numbers are trained
-USUAL_RATE = 2e-3
 BATCH_SIZE = 8
 IMAGE_BATCH_SIZE = 32  # each class needs several
 
@@ -94,7 +86,7 @@ def train_adapter(
             train, test = split(examples, held_out, seed)
             batch_size = BATCH_SIZE if batch_size is None else batch_size
         if learning_rate is None:
-            learning_rate = LEARNING_RATES.get(adapter.method.rpartition("/")[2], USUAL_RATE)
+            learning_rate = adapter.learning_rate
         fitted = fit(
             adapters.parameters(),
             loss,

@@ -58,8 +58,8 @@ def fit(
     report: Callable[[int, float], None] | None = None,
     train: Callable[[bool], None] | None = None,
 ) -> Fitted:
-    """Train parameters in place on batches drawn without replacement, pass after pass (the last batch of one may be smaller); the same
-    seed gives the same numbers.
+    """Train parameters in place on batches drawn without replacement, pass after pass (what fills no batch is left to the next pass, which is
+    drawn anew); the same seed gives the same numbers.
 
     The rate rises over the first `warmup` of the steps and then falls to 0 as a cosine does. clip: greatest norm of all gradients together.
     held_out: examples whose loss is taken before the first step, every `evaluate_every` steps (0: ten times) and at the end; the parameters of
@@ -95,7 +95,7 @@ def fit(
         try:
             measure()
             while step < steps:
-                if not queue:
+                if len(queue) < min(batch_size, len(examples)):  # fewer would be another loss where examples are compared
                     queue = torch.randperm(len(examples), generator=order).tolist()
                 batch = [examples[number] for number in queue[:batch_size]]
                 del queue[:batch_size]

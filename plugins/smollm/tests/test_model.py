@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from smollm_reference import PUBLISHED, transformers_smollm
 
 import zoo
 from zoo.cache import blobs_dir
@@ -14,7 +14,6 @@ from zoo.decoding.generation import generate
 from zoo.decoding.scoring import perplexity
 from zoo.tasks.language_model import LanguageModel, open_language_model
 
-PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):\n",
@@ -49,29 +48,7 @@ def language() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def reference(language: LanguageModel) -> Any:
-    """transformers' class with our weights under its names."""
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-    )  # fmt: skip
-    names = {
-        "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj", "attention.value": "self_attn.v_proj",
-        "attention.output": "self_attn.o_proj", "attention_norm": "input_layernorm",
-        "feed_forward_norm": "post_attention_layernorm", "feed_forward": "mlp", "gate": "gate_proj", "up": "up_proj",
-        "down": "down_proj",
-    }  # fmt: skip
-    state = {}
-    for key, tensor in language.built.module.state_dict().items():
-        name = key.replace("stack.blocks", "layers").replace("stack.norm", "norm").replace("embedding", "embed_tokens")
-        for ours, theirs in names.items():
-            name = name.replace(f".{ours}.", f".{theirs}.")
-        state[f"model.{name}"] = tensor
-    model = LlamaForCausalLM(config).eval()
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert (missing, unexpected) == (["lm_head.weight"], [])
-    model.tie_weights()
-    return model
+    return transformers_smollm(language.built)
 
 
 def test_greedy_answers_are_those_of_transformers(language: LanguageModel, reference: Any) -> None:
