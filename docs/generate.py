@@ -88,9 +88,14 @@ def models() -> str:
 
 
 def commands() -> str:
-    """The help of every command."""
-    names = re.findall(r"^    (\w+)(?: |$)", run("zoo --help"), flags=re.MULTILINE)
+    """The help of every command and of its actions."""
+    names = [one for name in listed("zoo") for one in (name, *(f"{name} {action}" for action in listed(f"zoo {name}")))]
     return "\n\n".join(f"## zoo {name}\n\n```\n{run(f'zoo {name} --help')}\n```" for name in names)
+
+
+def listed(command: str) -> list[str]:
+    """Commands, or actions, that a help names."""
+    return re.findall(r"^    (\w+)(?: |$)", run(f"{command} --help"), flags=re.MULTILINE)
 
 
 def hooks() -> str:

@@ -263,10 +263,11 @@ def test_examples_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train",), "zoo adapt train needs DATA"),
-        (("merge", "x"), "zoo adapt merge needs --model NAME"),
-        (("export", "x", "--model", "m"), "zoo adapt export needs --out PATH"),
-        (("merge", "x", "--steps", "3"), "--steps is for zoo adapt train, leave it out with merge"),
+        ((), "zoo adapt: the following arguments are required: ACTION (see: zoo adapt --help)"),
+        (("train",), "zoo adapt train: the following arguments are required: DATA, --model, --out"),
+        (("merge", "x", "--out", "y"), "zoo adapt merge: the following arguments are required: --model"),
+        (("export", "x", "--model", "m"), "zoo adapt export: the following arguments are required: --out"),
+        (("merge", "x", "--model", "m", "--out", "y", "--steps", "3"), "zoo: unrecognized arguments: --steps 3"),
         (("list", "missing.safetensors"), "missing.safetensors"),
     ],
 )

@@ -26,6 +26,7 @@ from zoo.cli import (
     transcribe,
     weights,
 )
+from zoo.cli.output import add_output_options
 from zoo.errors import UsageError, ZooError
 
 DESCRIPTION = "A multimodal model zoo made of plugins."
@@ -42,6 +43,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = _Parser(prog="zoo", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+    root.set_defaults(json=False, debug=False)
     root.add_argument("--version", action="version", version=f"zoo {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for group in (
@@ -60,8 +62,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         group.add_commands(commands)
     for command in commands.choices.values():
-        command.add_argument("--json", action="store_true", help="print one JSON document")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        add_output_options(command)
     return root
 
 

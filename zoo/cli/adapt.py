@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import prepare_torch
-from zoo.cli.output import print_json
+from zoo.cli.output import add_output_options, print_json
 from zoo.errors import UsageError
 
 
@@ -16,55 +16,73 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         "adapt",
         help="train an adapter on a model, merge it, or exchange it with HF PEFT",
-        description="WHAT: train DATA (a .jsonl of prompt and completion, or a folder with one folder of images for each class), list [FILE], "
-        "merge FILE into the weights of a model, export FILE as a folder of HF PEFT's.",
+        description="zoo adapt ACTION --help explains an action.",
     )
-    command.add_argument(
-        "what", choices=("train", "list", "merge", "export"), metavar="WHAT", help="train, list, merge or export"
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="train one on examples", description="Everything of the model stays as it is.")
+    train.add_argument(
+        "path",
+        type=Path,
+        metavar="DATA",
+        help="a .jsonl of prompt and completion (a decoder), or a folder with one folder of images for each class (an encoder)",
     )
-    command.add_argument("path", nargs="?", type=Path, metavar="DATA|FILE", help="examples (train), or an adapter")
-    command.add_argument("--model", metavar="NAME", help="the model that is adapted")
-    command.add_argument(
-        "--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none"
-    )
-    command.add_argument("--out", type=Path, metavar="PATH", help="write there: a file, or for export a folder")
-    command.add_argument("--method", metavar="NAME", help="how it adapts (zoo adapt list); lora if left out")
-    command.add_argument(
+    _add_model(train, out="the adapter, one file")
+    train.add_argument("--method", metavar="NAME", default="lora", help="how it adapts (zoo adapt list); lora if left out")
+    train.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="of the method, as r=16 or targets=query,value; may be repeated",
     )
-    command.add_argument("--steps", type=int, metavar="N", help="batches to train on (200)")
-    command.add_argument("--batch-size", type=int, metavar="N", help="examples of a batch (8; images 32)")
-    command.add_argument("--learning-rate", type=float, metavar="X", help="what suits the method if left out")
-    command.add_argument("--held-out", type=float, metavar="SHARE", help="of the examples, that only measures (.1)")
-    command.add_argument("--other-base", action="store_true", help="take an adapter that was made for other weights")
-    command.add_argument("--device", default="cpu")
-    command.add_argument("--threads", type=int, help="threads for computing")
-    command.add_argument("--seed", type=int, default=0, help="of the adapter's first numbers and the order of examples (0)")
-    command.set_defaults(run=run)
+    train.add_argument("--steps", type=int, metavar="N", default=200, help="batches to train on (200)")
+    train.add_argument("--batch-size", type=int, metavar="N", help="examples of a batch (8; images 32)")
+    train.add_argument("--learning-rate", type=float, metavar="X", help="what suits the method if left out")
+    train.add_argument(
+        "--held-out", type=float, metavar="SHARE", default=0.1, help="of the examples, that only measures (.1)"
+    )
+    train.set_defaults(run=_train)
+    listing = actions.add_parser(
+        "list",
+        help="list the methods, or say what a file holds",
+        description="Without FILE: the methods that are installed.",
+    )
+    listing.add_argument(
+        "path", nargs="?", type=Path, metavar="FILE", help="an adapter: a file of ours, a folder of HF PEFT's"
+    )
+    listing.set_defaults(run=_list)
+    merge = actions.add_parser(
+        "merge",
+        help="write the weights of the model with the adapter in them",
+        description="What zoo ... --model NAME --weights PATH then runs needs no adapter.",
+    )
+    export = actions.add_parser(
+        "export",
+        help="write a folder that HF PEFT reads",
+        description="For the model as the library builds it where it comes from, under that library's names of its layers.",
+    )
+    for action, out, own_run in ((merge, "the weights, one file", _merge), (export, "the folder", _export)):
+        action.add_argument("path", type=Path, metavar="FILE", help="an adapter: a file of ours, a folder of HF PEFT's")
+        _add_model(action, out=out)
+        action.add_argument("--other-base", action="store_true", help="take an adapter that was made for other weights")
+        action.set_defaults(run=own_run)
+    for action in actions.choices.values():
+        add_output_options(action)
 
 
-ONLY_TRAIN = ("method", "option", "steps", "batch_size", "learning_rate", "held_out")
+def _add_model(action: argparse.ArgumentParser, *, out: str) -> None:
+    action.add_argument("--model", metavar="NAME", required=True, help="the model that is adapted")
+    action.add_argument("--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none")
+    action.add_argument("--out", type=Path, metavar="PATH", required=True, help=f"write there: {out}")
+    action.add_argument("--device", default="cpu")
+    action.add_argument("--threads", type=int, help="threads for computing")
+    action.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    what = arguments.what
-    extra = next((one for one in ONLY_TRAIN if getattr(arguments, one) not in (None, [])), None)
-    if what != "train" and extra is not None:
-        raise UsageError(f"--{extra.replace('_', '-')} is for zoo adapt train, leave it out with {what}")
-    if what == "list":
-        return _list(arguments)
-    for name in ("path", "model", "out"):
-        if getattr(arguments, name) is None:
-            shown = {"path": "DATA" if what == "train" else "FILE", "model": "--model NAME", "out": "--out PATH"}[name]
-            raise UsageError(f"zoo adapt {what} needs {shown}")
+def _prepare(arguments: argparse.Namespace) -> None:
     if arguments.out.exists():
         raise UsageError(f"{arguments.out} is there already: name another, nothing is overwritten")
     prepare_torch(arguments)
-    return {"train": _train, "merge": _merge, "export": _export}[what](arguments)
 
 
 def read_options(given: list[str]) -> dict[str, Any]:
@@ -94,9 +112,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from zoo.tasks.adapter_training import train_adapter
 
-    numbers = {name: getattr(arguments, name) for name in ("steps", "batch_size", "learning_rate", "held_out")}
-    steps = arguments.steps or 200
-    with tqdm(total=steps, unit="step", file=sys.stderr, disable=None) as bar:
+    _prepare(arguments)
+    with tqdm(total=arguments.steps, unit="step", file=sys.stderr, disable=None) as bar:
 
         def report(step: int, loss: float) -> None:
             bar.update(step - bar.n)
@@ -105,12 +122,15 @@ def _train(arguments: argparse.Namespace) -> int:
         trained = train_adapter(
             arguments.path,
             model=arguments.model,
-            method=arguments.method or "lora",
+            method=arguments.method,
+            steps=arguments.steps,
+            batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
+            held_out=arguments.held_out,
             weights=None if arguments.weights == "none" else arguments.weights,
             seed=arguments.seed,
             device=arguments.device,
             report=report,
-            **{name: value for name, value in numbers.items() if value is not None},
             **read_options(arguments.option),
         )
     trained.adapters.save(trained.name, arguments.out)
@@ -225,6 +245,7 @@ def _opened(arguments: argparse.Namespace) -> Any:
     from zoo.adaptation.adapters import adapters_of
     from zoo.construct import open_model
 
+    _prepare(arguments)
     built = open_model(
         arguments.model, weights=None if arguments.weights == "none" else arguments.weights, device=arguments.device
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -9,6 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zoo.errors import UsageError
+
+
+def add_output_options(command: argparse.ArgumentParser) -> None:
+    """--json and --debug, which every command has. Nothing is set where they are left out, so an action of a command keeps what the command was given."""
+    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
 
 
 def print_json(document: object) -> None:
