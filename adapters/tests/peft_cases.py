@@ -7,6 +7,7 @@ import open_clip
 import peft
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 from zoo_lm import llama
 
@@ -96,6 +97,30 @@ def peft_model(case: str, seed: int = 1) -> Any:
 def saved(model: Any, folder: Path) -> Path:
     model.save_pretrained(folder)
     return folder
+
+
+def gradients_agree(theirs: Any, adapters: Adapters, folder: Path, tolerance: float) -> None:
+    """Both have been given gradients: these are written as each writes its parameters, and compared by name, to a share of the largest."""
+    for parameter in adapters.parameters():
+        parameter.data = parameter.grad
+    for parameter in adapters.model.parameters():
+        assert parameter.grad is None, "the base has no gradient"
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.grad
+    theirs.save_pretrained(folder / "their gradients")
+    adapters.export(adapters.active[0], folder / "our gradients")
+    expected, found = (load_file(folder / f"{whose} gradients" / "adapter_model.safetensors") for whose in ("their", "our"))
+    assert set(found) <= set(expected)
+    more = {key for key in expected if key not in found}
+    assert all(key.endswith("base_layer.weight") for key in more), "theirs writes the weights of embeddings and heads, too"
+    largest = max(float(one.abs().max()) for one in expected.values())
+    assert largest > 0
+    for key, gradient in found.items():
+        # The change of this product is there twice (zoo_adapters/peft_files.py), and theirs takes a gradient for one of the two.
+        own = 2 * expected[key] if ".attn.base_layer.out_proj." in key else expected[key]
+        error = float((gradient - own).abs().max() / largest)
+        assert error < tolerance, (key, error)
 
 
 def tower(seed: int = 0) -> Any:

@@ -6,8 +6,18 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft_cases import CONFIGS, TOKENS, our_adapters, our_llama, peft_model, reference_llama, saved, shaken, tower
-from safetensors.torch import load_file
+from peft_cases import (
+    CONFIGS,
+    TOKENS,
+    gradients_agree,
+    our_adapters,
+    our_llama,
+    peft_model,
+    reference_llama,
+    saved,
+    shaken,
+    tower,
+)
 
 import zoo
 from zoo.errors import StateMismatchError, UsageError, WeightsError
@@ -55,21 +65,8 @@ def test_gradients_are_theirs(case: str, tmp_path: Path) -> None:
     weights = torch.randn(2, TOKENS.shape[1], 61, generator=torch.Generator().manual_seed(3))
     (logits_of(theirs) * weights).sum().backward()
     (ours(TOKENS) * weights).sum().backward()
-    for parameter in adapters.parameters():
-        parameter.data = parameter.grad
-    for parameter in ours.parameters():
-        assert parameter.grad is None, "the base has no gradient"
-    if case == "prefix projected":
-        return  # the network that made the table is not in the file
-    for parameter in theirs.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.grad
-    theirs.save_pretrained(tmp_path / "theirs")
-    adapters.export("own", tmp_path / "ours")
-    expected, found = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
-    largest = max(float(one.abs().max()) for one in expected.values())
-    for key, gradient in found.items():
-        assert (gradient - expected[key]).abs().max() < TOLERANCE * largest, key
+    if case != "prefix projected":  # the network that made the table is not in the file
+        gradients_agree(theirs, adapters, tmp_path, TOLERANCE)
 
 
 COUNTED = {
@@ -120,23 +117,58 @@ def test_combining_is_theirs(how: str, tmp_path: Path) -> None:
     assert (expected - found).abs().max() < 5 * TOLERANCE * expected.abs().max()
 
 
-@pytest.mark.parametrize("targets", [["attn"], ["attn", "c_fc"], ["conv1", "c_proj"]])
-def test_a_tower_of_open_clip(targets: list[str], tmp_path: Path) -> None:
-    theirs = peft.get_peft_model(tower(), peft.LoraConfig(r=4, target_modules=targets)).eval()
+TOWERS: dict[str, tuple[Any, str, dict[str, Any]]] = {  # with the same, built here
+    "lora attention": (
+        lambda: peft.LoraConfig(r=4, target_modules=["attn"]),
+        "lora",
+        {"r": 4, "targets": ["attn.in_proj", "attn.out_proj"]},
+    ),
+    "lora attention, feed-forward": (
+        lambda: peft.LoraConfig(r=4, target_modules=["attn", "c_fc"]),
+        "lora",
+        {"r": 4, "targets": ["attn.in_proj", "attn.out_proj", "c_fc"]},
+    ),
+    "lora convolution": (
+        lambda: peft.LoraConfig(r=4, target_modules=["conv1", "c_proj"]),
+        "lora",
+        {"r": 4, "targets": ["conv1", "c_proj"]},
+    ),
+    "rslora": (
+        lambda: peft.LoraConfig(r=4, use_rslora=True, target_modules=["c_fc"]),
+        "lora",
+        {"r": 4, "rank_stabilised": True, "targets": ["c_fc"]},
+    ),
+    "dora": (lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=["c_fc"]), "dora", {"r": 4, "targets": ["c_fc"]}),
+    "ia3": (
+        lambda: peft.IA3Config(target_modules=["c_fc", "c_proj"], feedforward_modules=["c_proj"]),
+        "ia3",
+        {"targets": ["c_fc"], "feed_forward": ["c_proj"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOWERS)
+def test_a_tower_of_open_clip(case: str, tmp_path: Path) -> None:
+    config, method, options = TOWERS[case]
+    theirs = peft.get_peft_model(tower(), config()).eval()
     shaken(theirs)
-    theirs.save_pretrained(tmp_path / "theirs")
     ours = tower()
     adapters = our_adapters(ours, {})
-    adapters.load(tmp_path / "theirs", name="own")
+    adapters.load(saved(theirs, tmp_path / "theirs"), name="own")
+    assert sum(adapters.trainable().values()) == theirs.get_nb_trainable_parameters()[0]
+    assert sum(zoo.adapt(tower(), method, **options).trainable().values()) == theirs.get_nb_trainable_parameters()[0]
     pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(4))
-    with torch.no_grad():
-        expected = theirs(pixels)
-        assert (expected - tower()(pixels)).abs().max() > 0.01
-        assert (expected - ours(pixels)).abs().max() < TOLERANCE * expected.abs().max()
     adapters.export("own", tmp_path / "ours")
     back = peft.PeftModel.from_pretrained(tower(), tmp_path / "ours").eval()
+    expected, found = theirs(pixels), ours(pixels)
     with torch.no_grad():
+        assert (expected - tower()(pixels)).abs().max() > 0.01
+        assert (expected - found).abs().max() < TOLERANCE * expected.abs().max()
         assert (expected - back(pixels)).abs().max() < TOLERANCE * expected.abs().max()
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
+    (expected * weights).sum().backward()
+    (found * weights).sum().backward()
+    gradients_agree(theirs, adapters, tmp_path, TOLERANCE)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

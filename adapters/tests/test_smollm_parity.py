@@ -1,4 +1,4 @@
-"""SmolLM2, the published weights, against HF PEFT on transformers' class with the same: its files here, ours there."""
+"""SmolLM2, the published weights, against HF PEFT on transformers' class with the same: its files here, ours there, gradients and counts."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft_cases import shaken
+from peft_cases import gradients_agree, shaken
 from smollm_reference import PUBLISHED, transformers_smollm
 
 import zoo
@@ -40,30 +40,42 @@ def reference(built: Built) -> Any:
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-@torch.no_grad()
-def test_files_go_both_ways(case: str, built: Built, reference: Any, tmp_path: Path) -> None:
+def test_files_go_both_ways_and_gradients_are_theirs(case: str, built: Built, reference: Any, tmp_path: Path) -> None:
     decoder: Any = built.module
     tokens = torch.tensor([decoder.tokenizer.encode("The capital of France is Paris, and that of Italy")])
     torch.manual_seed(0)
     theirs = peft.get_peft_model(reference, CONFIGS[case]())
-    with torch.enable_grad():
-        shaken(theirs)
-    if case in ("prefix", "prompt"):  # they begin far greater than keys and embeddings are, and rounding grows with them
-        theirs.prompt_encoder["default"].embedding.weight.mul_(0.1)
+    shaken(theirs)
+    virtual = case in ("prefix", "prompt")
+    if virtual:  # they begin far greater than keys and embeddings are, and rounding grows with them
+        with torch.no_grad():
+            theirs.prompt_encoder["default"].embedding.weight.mul_(0.1)
     theirs.eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    expected = theirs(input_ids=tokens).logits[:, -tokens.shape[1] :]
-    base = reference if case in ("prefix", "prompt") else theirs.unload()
     adapters = adapters_of(built)
     adapters.load(tmp_path / "theirs", name=case)
-    found = decoder(tokens)
-    with adapters.using(None):
+    assert sum(adapters.trainable().values()) == theirs.get_nb_trainable_parameters()[0]
+    expected, found = theirs(input_ids=tokens).logits[:, -tokens.shape[1] :], decoder(tokens)
+    with torch.no_grad(), adapters.using(None):
         assert (found - decoder(tokens)).abs().max() > 0.1, "it does something"
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     adapters.export(case, tmp_path / "ours")
+    if case == "prompt":  # its gradient in float32 is 5e-5 from that in float64, on either side
+        for parameter in (*theirs.parameters(), *decoder.parameters(), *adapters.parameters()):
+            parameter.data = parameter.data.double()
+        expected, found = theirs(input_ids=tokens).logits[:, -tokens.shape[1] :], decoder(tokens)
+    for logits in (expected, found):
+        torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]).backward()
+    gradients_agree(theirs, adapters, tmp_path, 1e-5)
+    if case == "prompt":
+        reference.float(), decoder.float()
+        found = found.float()
+    base = reference if virtual else theirs.unload()
     again = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
-    assert (again(input_ids=tokens).logits[:, -tokens.shape[1] :] - found).abs().max() < 1e-5 * expected.abs().max()
-    if case not in ("prefix", "prompt"):
+    with torch.no_grad():
+        back = again(input_ids=tokens).logits[:, -tokens.shape[1] :]
+        assert (back - found).abs().max() < 1e-5 * expected.abs().max()
+    if not virtual:
         again.unload()
     adapters.use()
     adapters.remove(case)
