@@ -61,25 +61,14 @@ class LowRank(nn.Module):
 def mixed_low_rank(held: Sequence[tuple[Columns, Sequence[Product | None]]]) -> Mixed:
     """`Part.mixed` for products of any ranks: down [r, K], up [N, r] and a factor.
 
-    Of one token a row the matrices of all adapters, and of all places of the layer, stand side by side: two products, with a mask between
-    them over what is not a row's own. Of several tokens each row is multiplied by its own matrices. (S-LoRA, arXiv:2311.03285, and Punica,
+    Of one token a row the matrices of all adapters stand side by side: one product into the ranks of all places of the layer, a mask over
+    what is not a row's own, and one product out of them for each place. Of several tokens each row is multiplied by its own matrices. (S-LoRA, arXiv:2311.03285, and Punica,
     arXiv:2310.18547, gather in kernels what is masked here.)
     """
     places = [_Place(columns, products) for columns, products in held]
     down_KR = torch.cat([place.down_RK for place in places]).T.contiguous()
     own_AR = torch.cat([place.own_AR for place in places], 1)
-    ups: dict[int, torch.Tensor] = {}
     masks: list[tuple[Numbers, torch.Tensor]] = []
-
-    def up_of(outputs: int) -> torch.Tensor:
-        """float[R, N] into all outputs of the layer, zeros where a product has none."""
-        if outputs not in ups:
-            blocks = [
-                place.up_RN if place.columns is None else pad(place.up_RN, (place.columns[0], outputs - place.columns[1]))
-                for place in places
-            ]
-            ups[outputs] = torch.cat(blocks)
-        return ups[outputs]
 
     def own_of(number_B: Numbers) -> torch.Tensor:
         """float[B, R], or float[R] for all rows: what each rank counts. The same rows come for many steps."""
@@ -94,11 +83,15 @@ def mixed_low_rank(held: Sequence[tuple[Columns, Sequence[Product | None]]]) -> 
         if number_B is None or read_BX.ndim == 2 or read_BX[0, ..., 0].numel() <= MANY_TOKENS:
             own = own_of(number_B)
             own = own if number_B is None else own.view(len(number_B), *[1] * (read_BX.ndim - 2), -1)
-            inner_BR, up_RN = read_BX @ down_KR * own, up_of(output_BN.shape[-1])
-            if output_BN.dtype == up_RN.dtype and output_BN.is_contiguous():
-                output_BN.view(-1, output_BN.shape[-1]).addmm_(inner_BR.view(-1, inner_BR.shape[-1]), up_RN)
-            else:
-                output_BN += inner_BR @ up_RN
+            inner_BR, start = read_BX @ down_KR * own, 0
+            for place in places:
+                own_BR = inner_BR[..., start : start + len(place.up_RN)]
+                part_BN = output_BN if place.columns is None else output_BN[..., slice(*place.columns)]
+                if output_BN.dtype == own_BR.dtype and output_BN.is_contiguous():
+                    part_BN.view(-1, part_BN.shape[-1]).addmm_(own_BR.flatten(0, -2), place.up_RN)
+                else:
+                    part_BN += own_BR @ place.up_RN
+                start += len(place.up_RN)
             return output_BN
         for place in places:
             part_BN = output_BN if place.columns is None else output_BN[..., slice(*place.columns)]
