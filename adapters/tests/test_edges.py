@@ -1,7 +1,9 @@
 """Orders, moments and models at which a simpler design gives other numbers, or loses what it was given."""
 
 import copy
+import functools
 import gc
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -324,7 +326,9 @@ def test_scales_are_followed_and_only_what_is_used_is_trained() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_another_thread_changes_nothing_half_way() -> None:
+def test_another_thread_changes_nothing_half_way(request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-5)  # the other goes on at every operation of torch, not once in 5 ms
     model = tiny_decoder()
     adapters = two_on(model)
     expected = []
