@@ -43,7 +43,8 @@ CHARACTERS = 300
 QUESTION = "Mail: {}\nIs this mail spam or ham?"
 LABELS = ("ham", "spam")
 METHODS: dict[str, dict[str, Any]] = {"lora": {"r": 8}, "ia3": {}, "prompt": {"count": 16, "text": "Say whether this mail is spam or ham."}, "prefix": {"count": 8, "hidden": 128}}  # fmt: skip
-STAMP_SHOTS, STAMP_TESTS, LEAST = 12, 25, 37
+SHOTS, STAMP_TESTS, DIGIT_TESTS = 12, 25, 50
+LEAST, RANK = SHOTS + STAMP_TESTS, 4
 
 
 def interval(values: Sequence[float]) -> str:
@@ -138,7 +139,7 @@ def opened(item: Path | Image.Image) -> Image.Image:
 
 
 def pictures(
-    options: argparse.Namespace, name: str, classes: Mapping[str, Sequence[Path | Image.Image]], shots: int, tests: int
+    options: argparse.Namespace, name: str, classes: Mapping[str, Sequence[Path | Image.Image]], tests: int
 ) -> None:
     before: list[float] = []
     after: list[float] = []
@@ -152,20 +153,20 @@ def pictures(
         test: list[tuple[Any, int]] = []
         for label, items in enumerate(classes.values()):
             order = torch.randperm(len(items), generator=generator).tolist()
-            for place, number in enumerate(order[: shots + tests]):
+            for place, number in enumerate(order[: SHOTS + tests]):
                 row = (encoder.preprocess([opened(items[number])]), label)
-                (support if place < shots else test).append(row)
+                (support if place < SHOTS else test).append(row)
         before += probe(encoder, support, test, len(classes))
         adapters = adapters_of(built)
         torch.manual_seed(seed)
-        adapters.add("lora", name="own", r=options.image_rank, targets=["conv_pw", "conv_pwl", "conv_head"])
+        adapters.add("lora", name="own", r=RANK, targets=["conv_pw", "conv_pwl", "conv_head"])
         fitted = fit(
             adapters.parameters(),
             centroid_loss(encoder, classes=len(classes)),
             support,
             steps=options.image_steps,
             batch_size=min(len(support), 4 * len(classes)),
-            learning_rate=options.image_rate or adapters["own"].learning_rate,
+            learning_rate=adapters["own"].learning_rate,
             seed=seed,
         )
         seconds.append(fitted.seconds)
@@ -177,13 +178,13 @@ def pictures(
             f"{statistics.mean(fitted.losses[-5:]):.3f} in {seconds[-1]:.0f} s"
         )
     show(
-        f"\n{name}: {len(classes)} classes ({', '.join(classes)}), {shots} of each to train on, {options.draws} draws of "
+        f"\n{name}: {len(classes)} classes ({', '.join(classes)}), {SHOTS} of each to train on, {options.draws} draws of "
         f"{len(before) // options.draws}, {options.image_steps} steps, chance {1 / len(classes):.3f}"
     )
     show(f"  the probe on the model as it is  {interval(before)}")
     gain = interval([own - other for own, other in zip(after, before, strict=True)])
     show(
-        f"  the probe under LoRA of rank {options.image_rank}   {interval(after)}   gain {gain}   {trained:,} parameters ({share:.3%}), {statistics.median(seconds):.0f} s"
+        f"  the probe under LoRA of rank {RANK}   {interval(after)}   gain {gain}   {trained:,} parameters ({share:.3%}), {statistics.median(seconds):.0f} s"
     )
 
 
@@ -203,17 +204,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--digits", type=Path)
     parser.add_argument("--image-steps", type=int, default=40)
-    parser.add_argument("--image-rank", type=int, default=4)
-    parser.add_argument("--image-rate", type=float)
-    parser.add_argument("--digit-shots", type=int, default=12)
     options = parser.parse_args()
     show(machine())
     if options.mails:
         mails(options)
     if options.stamps:
-        pictures(options, "stamps", stamps(options.stamps), STAMP_SHOTS, STAMP_TESTS)
+        pictures(options, "stamps", stamps(options.stamps), STAMP_TESTS)
     if options.digits:
-        pictures(options, "digits", digits(options.digits), options.digit_shots, 50)
+        pictures(options, "digits", digits(options.digits), DIGIT_TESTS)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,8 @@ def test_the_command_trains_lists_exports_merges_and_answers(
     assert "adapters/lora, 896 numbers, for lm/llama-tiny with weights " in listed.stdout
     assert "  r = 4" in listed.stdout
     assert "adapters/prefix" in main("adapt", "list").stdout
+    for asked in (("--json", "list"), ("list", "--json")):
+        assert "adapters/prefix" in [one["name"] for one in json.loads(main("adapt", *asked).stdout)["methods"]]
     exported = main("adapt", "export", str(out), *model, "--out", str(tmp_path / "peft"))
     assert exported.returncode == 0, exported.stderr
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["r"] == 4

@@ -61,9 +61,9 @@ class LowRank(nn.Module):
 def mixed_low_rank(held: Sequence[tuple[Columns, Sequence[Product | None]]]) -> Mixed:
     """`Part.mixed` for products of any ranks: down [r, K], up [N, r] and a factor.
 
-    Of one token a row the matrices of all adapters stand side by side: one product into the ranks of all places of the layer, a mask over
-    what is not a row's own, and one product out of them for each place. Of several tokens each row is multiplied by its own matrices. (S-LoRA, arXiv:2311.03285, and Punica,
-    arXiv:2310.18547, gather in kernels what is masked here.)
+    Of one token a row, all adapters stand side by side: one product into the ranks of all places of the layer, a mask over what is not a
+    row's own, and one product out of them for each place. Of several tokens each row is multiplied by its own matrices.
+    S-LoRA (arXiv:2311.03285) and Punica (arXiv:2310.18547) gather in kernels what is masked here.
     """
     places = [_Place(columns, products) for columns, products in held]
     down_KR = torch.cat([place.down_RK for place in places]).T.contiguous()

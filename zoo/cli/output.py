@@ -13,7 +13,7 @@ from zoo.errors import UsageError
 
 
 def add_output_options(command: argparse.ArgumentParser) -> None:
-    """--json and --debug, which every command has. Nothing is set where they are left out, so an action of a command keeps what the command was given."""
+    """--json and --debug, which every command has. Where they are left out nothing is set: an action keeps what its command was given."""
     command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
 
