@@ -34,13 +34,13 @@ import torch
 from machine import machine, progress, show
 
 import zoo
-from zoo.adaptation.adapters import Adapters, adapters_of
+from zoo.adapters.adapt import Adapters, adapters_of
+from zoo.adapters.adapted import choice_for
 from zoo.decoding.prefix_cache import read_prompts
 from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import step
-from zoo.nn.adapted import choice_for
-from zoo.nn.kernels import apply_kernel
-from zoo.tuning.losses import Completion, completion_loss
+from zoo.nn.kernels.apply import apply_kernel
+from zoo.training.losses import Completion, completion_loss
 
 MODEL = "smollm/135m-instruct"
 ROWS, PROMPT, RANK, MIXED = 8, 16, 8, (2, 4, 8, 16, 4, 8, 16, 2)
@@ -58,7 +58,7 @@ def transformers_model() -> Any:
         num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
     )  # fmt: skip
-    from zoo.adaptation.peft import their_name
+    from zoo.adapters.peft import their_name
 
     more = {"stack.blocks.*.attention_norm": "model.layers.*.input_layernorm", "stack.norm": "model.norm",
             "stack.blocks.*.feed_forward_norm": "model.layers.*.post_attention_layernorm"}  # fmt: skip

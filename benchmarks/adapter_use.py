@@ -32,12 +32,12 @@ from PIL import Image
 from spam_data import draw, spam_mails
 
 import zoo
-from zoo.adaptation.adapters import adapters_of
+from zoo.adapters.adapt import adapters_of
 from zoo.decoding.scoring import score_choices
 from zoo.tasks.adapter_training import train_adapter
 from zoo.tasks.fewshot import fit_probe
-from zoo.tuning.fit import fit
-from zoo.tuning.losses import centroid_loss
+from zoo.training.fit import fit
+from zoo.training.losses import centroid_loss
 
 CHARACTERS = 300
 QUESTION = "Mail: {}\nIs this mail spam or ham?"

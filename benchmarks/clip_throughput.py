@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from throughput import IMAGES, make_images
 
 import zoo
-from zoo.construct import Built
+from zoo.models.build import Built
 
 MODEL, BATCH = "clip/ViT-B-32.laion2b_s34b_b79k", 32
 LABELS = [f"{size} {thing}" for size in ("small", "large", "red", "old", "wooden") for thing in (

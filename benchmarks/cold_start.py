@@ -17,9 +17,9 @@ from pathlib import Path
 from machine import machine, progress, show
 
 import zoo
-from zoo.weights import fetch
+from zoo.weights.delivery import fetch
 
-PHOTO = str(Path(zoo.__file__).parent / "demo" / "photos" / "chelsea.jpg")
+PHOTO = str(Path(zoo.__file__).parent / "cli" / "demo" / "photos" / "chelsea.jpg")
 ZOO = str(Path(sys.executable).with_name("zoo"))
 
 PHASES = """

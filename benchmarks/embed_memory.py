@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 import zoo
 
-PHOTOS = Path(zoo.__file__).parent / "demo" / "photos"
+PHOTOS = Path(zoo.__file__).parent / "cli" / "demo" / "photos"
 FEW = 500
 CHILD = """
 import json, resource, sys, time

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zoo.stores import fetch_wheel
+from zoo.weights.stores import fetch_wheel
 
 WHEEL = ("open_flamingo", "2.0.1", "df55893ef74a0691f7ce54592c1ca155a8e246160e2a658086031bf6b5eddbc8")
 

@@ -17,7 +17,7 @@ Only the memory of training, a peak, has a process of its own for each side: wha
             with the `PrefixCache` of the first question. Then the same with a new image in the question, which nobody has seen.
   training  forward and backward through frozen decoder, gated layers and resampler: 4 rows of 256 tokens with 5 images each.
 
-"plain" is the model as `zoo.compose` gives it, "packed" has the kernel float32 in its decoder (`zoo.nn.kernels`: laid out for oneDNN,
+"plain" is the model as `zoo.compose` gives it, "packed" has the kernel float32 in its decoder (`zoo.nn.kernels.apply`: laid out for oneDNN,
 nothing rounded), "all packed" in its gated layers, too. At 16 images both sides are measured in rounded numbers, too, the peer in
 bfloat16 and ours by the kernels bf16 and int4, gated layers included; there only times are compared.
 
@@ -51,16 +51,16 @@ from zoo_lm import llama
 from zoo_perceiver.open_flamingo import from_checkpoint
 from zoo_perceiver.resampler import resampler
 
-from zoo.batch import Encoded
-from zoo.composition_parts import gated_layer
 from zoo.decoding.generation import stream
 from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.prompt import Prompt
-from zoo.fusion.fused import Fused
-from zoo.fusion.item import Item, Placed
-from zoo.fusion.sense import Sense
-from zoo.nn.kernels import apply_kernel
-from zoo.weights import load_strict
+from zoo.models.composition_parts import gated_layer
+from zoo.models.encoded import Encoded
+from zoo.models.fusion.fused import Fused
+from zoo.models.fusion.item import Item, Placed
+from zoo.models.fusion.sense import Sense
+from zoo.nn.kernels.apply import apply_kernel
+from zoo.weights.delivery import load_strict
 
 SHAPE = Shape()
 FEATURES = 257  # tokens of an image

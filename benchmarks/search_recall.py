@@ -18,7 +18,7 @@ from machine import machine, progress, show
 from zero_shot import STAMPS_LEFT_OUT, interval, lay_out_stamps, unpack_photos
 
 import zoo
-from zoo.registry import default_registry
+from zoo.registry.lookup import default_registry
 
 DEPTHS = (1, 5, 10)
 

@@ -41,8 +41,8 @@ from machine import machine, progress, show
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize, pad
 
-from zoo.construct import weight_hashes
 from zoo.media.audio import open_audio
+from zoo.models.build import weight_hashes
 from zoo.tasks.encoding import open_for, vectors
 from zoo.tasks.fewshot import fit_probe
 

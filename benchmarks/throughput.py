@@ -22,8 +22,8 @@ from timm.data import create_transform, resolve_data_config
 from zero_shot import unpack_photos
 
 import zoo
-from zoo.registry import default_registry
-from zoo.weights import locate_files, read_state_dict
+from zoo.registry.lookup import default_registry
+from zoo.weights.delivery import locate_files, read_state_dict
 
 MODEL = "timm/efficientnet_lite0.in1k"
 IMAGES, BATCH = 256, 32

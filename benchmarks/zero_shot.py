@@ -18,8 +18,8 @@ from machine import machine, show
 from PIL import Image
 
 import zoo
-from zoo.stores import fetch_wheel
 from zoo.tasks.classify import Classification
+from zoo.weights.stores import fetch_wheel
 
 HERE = Path(__file__).parent
 STAMPS_LEFT_OUT = "stamps left out: give --stamps DIR (the head of zero_shot.py says where they come from)"

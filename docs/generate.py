@@ -34,8 +34,8 @@ PAGES = (
 )
 REFUSED = ("zoo show efficientnet_lite3",)  # commands whose error is what is shown
 KNOWN = ROOT / "zoo" / "known_distributions.json"
-PHOTOS = "zoo/demo/photos"
-RECORDING = "zoo/demo/sounds/sense_and_sensibility.flac"
+PHOTOS = "zoo/cli/demo/photos"
+RECORDING = "zoo/cli/demo/sounds/sense_and_sensibility.flac"
 ZOO = Path(sys.executable).with_name("zoo")
 
 

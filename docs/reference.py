@@ -9,16 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from zoo import contracts, hookspecs
-from zoo.batch import Encoded
-from zoo.card import KINDS, Card, File, Weights
-from zoo.manifest import Family
+from zoo.adapters.adapter import Part, Virtual
+from zoo.adapters.target_modules import Base, Place
+from zoo.cli.scaffold import CHOICES, new_plugin
 from zoo.media.audio import AudioReader
-from zoo.nn.adapter import Part, Virtual
-from zoo.nn.places import Base, Place
-from zoo.scaffold import CHOICES, new_plugin
+from zoo.models import contracts
+from zoo.models.encoded import Encoded
+from zoo.models.transcript import Segment, Window, Word
+from zoo.registry import hooks as hookspecs
+from zoo.registry.card import KINDS, Card, File, Weights
+from zoo.registry.manifest import Family
 from zoo.testing.runner import checks_for
-from zoo.transcript import Segment, Window, Word
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs/kinds", "docs/hooks")
@@ -34,7 +35,7 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "adapter": (Part, Virtual, Base, Place),
 }
 RETURNS = {
-    "adapter": "`build` is called with the base and the options, and returns a `zoo.nn.adapter.Adapter`: parts by the name of their place, or "
+    "adapter": "`build` is called with the base and the options, and returns a `zoo.adapters.adapter.Adapter`: parts by the name of their place, or "
     "virtual tokens. A part is a module with any of these methods."
 }
 # kind -> fields of a card that this kind alone, or this kind above all, needs

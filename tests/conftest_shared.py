@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 DISTS = Path(__file__).with_name("dists")
-PHOTOS = REPOSITORY / "zoo" / "demo" / "photos"
+PHOTOS = REPOSITORY / "zoo" / "cli" / "demo" / "photos"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

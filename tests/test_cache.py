@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from zoo.card import Card, File, Provider, Weights
 from zoo.cli.output import human_bytes
 from zoo.errors import WeightsError, WeightsMissingError
-from zoo.registry import Found, Registry
-from zoo.settings import Settings
-from zoo.weights import blobs_dir, locate, prune
+from zoo.registry.card import Card, File, Provider, Weights
+from zoo.registry.lookup import Found, Registry
+from zoo.registry.settings import Settings
+from zoo.weights.delivery import blobs_dir, locate, prune
 
 PAYLOAD = b"the bytes of some weights"
 SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
@@ -318,7 +318,7 @@ def test_a_cache_folder_that_cannot_be_is_one_clear_line(zoo, photos, command) -
 def test_what_takes_long_is_announced_once(cache, monkeypatch, capsys) -> None:
     import torch
 
-    from zoo import derived
+    from zoo.weights.delivery import derived
 
     class Bell:
         """A timer whose time comes at once, or never."""
@@ -347,7 +347,7 @@ def test_what_takes_long_is_announced_once(cache, monkeypatch, capsys) -> None:
 def test_the_listing_has_what_is_derived_and_wheels(cache, main) -> None:
     import torch
 
-    from zoo.derived import derived
+    from zoo.weights.derived import derived
 
     derived("label embeddings", {"a": 1}, lambda: {"x": torch.ones(1000)})
     (kept,) = (cache / "derived").iterdir()

@@ -122,7 +122,7 @@ def test_templates_change_the_answer_a_little(photos: Path) -> None:
 
 
 def test_label_embeddings_are_computed_once(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from zoo.settings import cache_dir
+    from zoo.registry.settings import cache_dir
 
     blobs = cache_dir() / "blobs"
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
@@ -207,7 +207,7 @@ def test_no_network_and_no_weights(zoo, photos: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_weights_are_refused_and_not_lost(zoo, photos: Path, tmp_path: Path) -> None:
-    from zoo.settings import cache_dir
+    from zoo.registry.settings import cache_dir
 
     sha256 = library.find(LITE0).weights.files[0].sha256
     good = (cache_dir() / "blobs" / sha256).read_bytes()

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from zoo.compatibility import can
 from zoo.errors import UnknownNameError, UsageError
+from zoo.testing.compatibility import can
 
 
 def test_yes_with_a_trial_and_without_a_download(zoo, tmp_path) -> None:

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 import zoo as library
-from zoo.composition import describe_composition, open_composition, save, trained_parameters
 from zoo.decoding import PrefixCache, generate
 from zoo.errors import PluginError, UnknownNameError, UsageError, WeightsError
-from zoo.fusion.item import MOST_ITEMS, item
 from zoo.media.audio import Sound
-from zoo.modality import AUDIO, IMAGE
-from zoo.recipe import read_recipe, recipe_of
-from zoo.registry import cards
+from zoo.models.composition import describe_composition, open_composition, save, trained_parameters
+from zoo.models.fusion.item import MOST_ITEMS, item
+from zoo.models.recipe import read_recipe, recipe_of
+from zoo.registry.lookup import cards
+from zoo.registry.modality import AUDIO, IMAGE
 from zoo.tasks.media_prompt import written
 
 DECODER, ENCODER, BRIDGE = "smollm/tiny", "clip/tiny-image", "perceiver/resampler-tiny"
@@ -302,7 +302,7 @@ def test_an_explanation_shows_each_word_and_each_item(main, photos, tmp_path: Pa
 
 
 def test_the_looks_of_a_token_are_of_the_items_that_it_sees() -> None:
-    from zoo.fusion.attention_map import looks
+    from zoo.models.fusion.attention_map import looks
 
     composition = composed(gate=0.5, heads=2, head_width=8, adjacent="all")
     model = composition.module

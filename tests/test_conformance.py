@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest_shared import make_environment
 
+from zoo.cli.scaffold import new_plugin
 from zoo.errors import StateMismatchError
-from zoo.registry import Registry
-from zoo.scaffold import new_plugin
-from zoo.settings import load_settings
+from zoo.registry.lookup import Registry
+from zoo.registry.settings import load_settings
 from zoo.testing import CHECKS, Subject
 from zoo.testing.check import run_check
 from zoo.testing.runner import checks_for
@@ -120,10 +120,10 @@ SLOW = ("process-stays-as-it-was", "works-after-fork", "works-after-spawn")  # t
 
 RUN = """
 import json, sys
-from zoo.registry import default_registry
+from zoo.registry.lookup import default_registry
 from zoo.testing.check import CHECKS, Subject, run_check
 from zoo.testing.runner import checks_for
-from zoo.registry import Found
+from zoo.registry.lookup import Found
 
 registry, found = default_registry(), {}
 for plugin in registry.plugins:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from zoo.derived import derived
-from zoo.settings import cache_dir
+from zoo.registry.settings import cache_dir
+from zoo.weights.derived import derived
 
 
 @pytest.fixture

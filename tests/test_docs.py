@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest_shared import REPOSITORY
 
-from zoo.manifest import _CARD_FIELDS
+from zoo.registry.manifest import _CARD_FIELDS
 
 sys.path.insert(0, str(REPOSITORY / "docs"))
 import reference
@@ -47,7 +47,7 @@ def test_the_samples_of_a_page_run(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     (tmp_path / "zoo").mkdir()
-    (tmp_path / "zoo" / "demo").symlink_to(REPOSITORY / "zoo" / "demo")
+    (tmp_path / "zoo" / "cli" / "demo").symlink_to(REPOSITORY / "zoo" / "cli" / "demo")
     (tmp_path / "sample.py").write_text("\n".join(blocks), encoding="utf-8")
     run = subprocess.run(
         [sys.executable, "-W", "error", "-P", "sample.py"],

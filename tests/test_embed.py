@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 import zoo as library
+from zoo.data import journal as journals
+from zoo.data.tables import read_table, read_vectors
 from zoo.errors import MediaError, UsageError, ZooError
-from zoo.tasks import journal as journals
-from zoo.tasks.tables import read_table, read_vectors
 
 TINY = ("--model", "timm/test_vit", "--weights", "none", "--threads", "2")
 
@@ -276,7 +276,7 @@ def test_files_of_others_are_left_alone(photos: Path, tmp_path: Path, tiny: obje
 
 
 def test_one_writer_at_a_time(photos: Path, tmp_path: Path, tiny: object) -> None:
-    from zoo.tasks.journal import alone
+    from zoo.data.journal import alone
 
     with alone(tmp_path / "e.npz"), pytest.raises(ZooError, match="e.npz: another process is writing it; wait for it"):
         library.embed(photos / "chelsea.jpg", out=tmp_path / "e.npz", model=tiny)

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 import zoo as library
-from zoo.card import File, Weights
 from zoo.errors import UsageError
+from zoo.registry.card import File, Weights
 
 CAPTIONS = {"chelsea": "a cat", "coffee": "espresso", "rocket": "rocket", "sheep": "sheep", "boats": "a pizza"}
 FIT = ["chelsea", "coffee", "rocket", "sheep"]
@@ -168,7 +168,7 @@ def test_tars_keep_their_bytes(photos: Path, tmp_path: Path, model: object) -> N
 
 
 def test_odd_and_hostile_tars(photos: Path, tmp_path: Path, model: object, monkeypatch) -> None:
-    from zoo.tasks import tar_pairs
+    from zoo.data import tar_pairs
 
     cat = (photos / "chelsea.jpg").read_bytes()
     path = tmp_path / "x.tar"

@@ -11,7 +11,7 @@ from conftest_shared import DISTS, make_environment
 MIX = """
 import torch
 import zoo
-from zoo.adaptation.adapters import adapters_of
+from zoo.adapters.adapt import adapters_of
 from zoo.decoding.generation import generate
 
 torch.manual_seed(0)

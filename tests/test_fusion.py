@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from tiny_decoder import tiny_decoder
 from tiny_fused import TinyEncoder, gated_layer, prompt, sense, thing, tiny_fused
 
-from zoo.batch import Encoded
 from zoo.decoding.beams import beam_search
 from zoo.decoding.generation import generate
 from zoo.decoding.prefix_cache import PrefixCache
@@ -15,9 +14,10 @@ from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import batch_of, prefill, step
 from zoo.decoding.scoring import score_choices
 from zoo.errors import UsageError
-from zoo.fusion.fused import Fused
-from zoo.fusion.item import MOST_ITEMS, Item, Placed, item, key_of
-from zoo.fusion.media_cache import MediaCache
+from zoo.models.encoded import Encoded
+from zoo.models.fusion.fused import Fused
+from zoo.models.fusion.item import MOST_ITEMS, Item, Placed, item, key_of
+from zoo.models.fusion.media_cache import MediaCache
 from zoo.nn.seen_media import Place, spans
 
 TOLERANCE = 1e-5
@@ -321,7 +321,7 @@ def test_saved_and_loaded_it_answers_the_same_to_the_bit(tmp_path) -> None:
 @given(given=parts)
 @torch.inference_mode()
 def test_a_step_of_a_kernel_sees_what_the_modules_see(given) -> None:
-    from zoo.nn.kernels import apply_kernel
+    from zoo.nn.kernels.apply import apply_kernel
 
     fused, one = model(), asked(given)
     expected = whole(fused, Prompt((*one.ids, 3, 4), one.media))

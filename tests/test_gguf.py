@@ -18,8 +18,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from zoo.errors import UsageError, WeightsError
-from zoo.gguf import BLOCKS, TYPES, dequantise, quantised_type, read_gguf
-from zoo.weights import read_state_dict
+from zoo.weights.delivery import read_state_dict
+from zoo.weights.formats.gguf import BLOCKS, TYPES, dequantise, quantised_type, read_gguf
 
 HAVE_CODE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 HEADER = struct.Struct("<4sIQQ")  # magic, version, tensors, keys
@@ -338,11 +338,11 @@ def test_an_endless_name_is_cut_in_the_message(tmp_path: Path) -> None:
 
 def test_too_much_header_and_too_many_texts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "much.gguf", lambda writer: writer.add_array("texts", ["abc"] * 1000))
-    monkeypatch.setattr("zoo.gguf.MAX_STRINGS", 999)
+    monkeypatch.setattr("zoo.weights.formats.gguf.MAX_STRINGS", 999)
     with pytest.raises(WeightsError, match="length of metadata 'texts': is 1,000, at most 999 are read"):
         read_gguf(path)
-    monkeypatch.setattr("zoo.gguf.MAX_STRINGS", 1000)
-    monkeypatch.setattr("zoo.gguf.MAX_HEADER_BYTES", 9000)
+    monkeypatch.setattr("zoo.weights.formats.gguf.MAX_STRINGS", 1000)
+    monkeypatch.setattr("zoo.weights.formats.gguf.MAX_HEADER_BYTES", 9000)
     with pytest.raises(
         WeightsError, match=r"'texts'\[\d+\]: needs \d bytes .*, a header of at most 9,000 bytes has \d left"
     ):
@@ -408,7 +408,7 @@ def test_the_worst_legal_header_is_read_in_bounded_memory_and_time(tmp_path: Pat
         for number in range(keys):
             file.write(struct.pack("<Q8sIB", 8, f"{number:08}".encode(), 0, 1))
     script = (
-        "import resource, sys, time; from pathlib import Path; from zoo.gguf import read_gguf\n"
+        "import resource, sys, time; from pathlib import Path; from zoo.weights.formats.gguf import read_gguf\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.process_time()\n"
         "read = read_gguf(Path(sys.argv[1])); print(len(read.metadata['k']), time.process_time() - start)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

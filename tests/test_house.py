@@ -32,7 +32,7 @@ def test_a_file_is_small_named_for_its_concept_and_safe(path: Path) -> None:
             name = ast.unparse(node.func)
             assert name not in {"eval", "exec", "pickle.load", "pickle.loads", "torch.save"}
             if name in {"Image.open", "PIL.Image.open"}:
-                assert path.match("zoo/media/image.py") or path.match("zoo/demo/tour.py"), "images pass one gate"
+                assert path.match("zoo/media/image.py") or path.match("zoo/cli/demo/tour.py"), "images pass one gate"
             if name == "torch.load":
                 assert any(
                     keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in node.keywords
@@ -84,7 +84,7 @@ def test_every_requirement_is_pinned() -> None:
 def test_the_bundled_photos_have_licences() -> None:
     import json
 
-    folder = ROOT / "zoo" / "demo" / "photos"
+    folder = ROOT / "zoo" / "cli" / "demo" / "photos"
     rows = {row["file"]: row for row in json.loads((folder / "photos.json").read_text())}
     assert set(rows) == {path.name for path in folder.glob("*.jpg")}
     for row in rows.values():

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from zoo.data.inputs import load_image, media_items
 from zoo.errors import MediaError
 from zoo.media.image import open_image
 from zoo.tasks.classify import classify
-from zoo.tasks.inputs import load_image, media_items
 
 LABELS = ["cat", "dog"]
 

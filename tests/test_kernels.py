@@ -10,8 +10,8 @@ from torch import nn
 from zoo.decoding.generation import generate
 from zoo.decoding.reading import batch_of
 from zoo.errors import UsageError
-from zoo.nn.kernels import LINEARS, apply_kernel
-from zoo.nn.linear import (
+from zoo.nn.kernels.apply import LINEARS, apply_kernel
+from zoo.nn.kernels.linear import (
     FEW_ROWS,
     HalfEmbedding,
     HalfLinear,

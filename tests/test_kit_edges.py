@@ -21,16 +21,18 @@ from tiny_decoder import tiny_decoder
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo import Encoded, child, compatibility, surroundings, weights
-from zoo.card import Card, Provider
+from zoo import Encoded
 from zoo.errors import ManifestError, PluginError, WeightsError, WeightsMissingError
-from zoo.lock import differences, read_lock, write_lock
-from zoo.precision import cast
-from zoo.registry import Found, Registry
-from zoo.settings import load_settings
-from zoo.testing import CHECKS, process
+from zoo.models.precision import cast
+from zoo.registry import child
+from zoo.registry.card import Card, Provider
+from zoo.registry.lock import differences, read_lock, write_lock
+from zoo.registry.lookup import Found, Registry, surroundings
+from zoo.registry.settings import load_settings
+from zoo.testing import CHECKS, compatibility, process
 from zoo.testing.check import Result, run_check
 from zoo.testing.runner import SINGLE_TIMEOUT_S, TIMEOUT_S, _model_results
+from zoo.weights.delivery import delivery as weights
 
 
 class Good(nn.Module):
@@ -313,7 +315,7 @@ def test_everything_of_the_process_is_watched_and_put_back() -> None:
 
 def test_what_was_not_loaded_before_is_compared_with_what_it_would_have_been() -> None:
     code = (
-        "from zoo.surroundings import *\nbefore = snapshot()\n"
+        "from zoo.registry.surroundings import *\nbefore = snapshot()\n"
         "import sys; assert not {'torch', 'PIL.Image', 'socket', 'logging'} & {*sys.modules}\n"
         "import torch, logging, socket\nfrom PIL import Image, ImageFile\nprint(changes(before))\n"
         "load = torch.load\ntorch.load = print\nImage.MAX_IMAGE_PIXELS = None\ntorch.set_default_dtype(torch.float64)\n"
@@ -392,7 +394,7 @@ def test_it_is_sent_to_a_spawned_process_as_it_is_after_a_run(monkeypatch) -> No
 NEST = """
 import subprocess, sys, time
 from pathlib import Path
-from zoo import child
+from zoo.registry import child
 
 def outer(folder):
     return child.call("nest:inner", folder, timeout_s=100).exit_code
@@ -459,7 +461,7 @@ def test_checks_that_do_not_survive_together_are_run_one_by_one_and_said(monkeyp
 def test_memory_is_measured_from_a_large_process_too(tmp_path) -> None:
     """rusage counts what the process was before exec: the child of a large one seemed to need nothing."""
     (tmp_path / "measure.py").write_text(
-        "from zoo.timing import _measured\nkept = []\n"
+        "from zoo.registry.timing import _measured\nkept = []\n"
         "def grown_mb(mb):\n    return _measured(lambda: kept.append(b'x' * (mb << 20)))[1]\n"
     )
     code = (

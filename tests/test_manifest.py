@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import ManifestError
-from zoo.manifest import Manifest, api_matches, read_manifest
+from zoo.registry.manifest import Manifest, api_matches, read_manifest
 
 GOOD = """api = ">=1,<2"
 

@@ -12,10 +12,10 @@ import pytest
 from conftest_shared import DISTS, PHOTOS, make_environment
 
 import zoo as library
-from zoo.construct import open_model
-from zoo.records import write_record
-from zoo.registry import Found, Registry, default_registry
-from zoo.settings import load_settings
+from zoo.models.build import open_model
+from zoo.registry.lookup import Found, Registry, default_registry
+from zoo.registry.records import write_record
+from zoo.registry.settings import load_settings
 
 CROWD = sorted(path for path in DISTS.iterdir() if (path / "pyproject.toml").exists() and path.name != "zoodist-rival")
 

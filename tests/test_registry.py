@@ -2,11 +2,11 @@
 
 import pytest
 
-from zoo.card import Card, File, Provider, Weights
 from zoo.errors import AmbiguousNameError, PluginError, UnknownNameError, UsageError
-from zoo.plugin import Plugin
-from zoo.registry import Registry, _mark_shadowed, _splits, default_registry
-from zoo.settings import Settings
+from zoo.registry.card import Card, File, Provider, Weights
+from zoo.registry.lookup import Registry, _mark_shadowed, _splits, default_registry
+from zoo.registry.plugin import Plugin
+from zoo.registry.settings import Settings
 
 
 def card(plugin: str, name: str, dist: str = "", tags: tuple[str, ...] = (), **fields: object) -> Card:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest_shared import make_environment
 
+from zoo.cli.scaffold import CHOICES, new_plugin
 from zoo.errors import UsageError
-from zoo.scaffold import CHOICES, new_plugin
 
 ALL = [(kind, modality) for kind, modalities in CHOICES.items() for modality in modalities]
 

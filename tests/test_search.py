@@ -270,7 +270,7 @@ def test_searches_at_the_same_time(photos: Path, tmp_path: Path, model: object) 
 
 
 def test_a_folder_that_cannot_be_written(folder: Path, tmp_path: Path, model: object, monkeypatch) -> None:
-    from zoo.settings import cache_dir
+    from zoo.registry.settings import cache_dir
     from zoo.tasks import photo_index
 
     blobs = cache_dir()

@@ -8,12 +8,12 @@ import soundfile
 import torch
 
 import zoo as library
-from zoo.construct import open_model
+from zoo.data.inputs import media_items, mixed_sources
 from zoo.errors import UsageError
 from zoo.media.audio import Sound
+from zoo.models.build import open_model
 from zoo.tasks.classify import classify
 from zoo.tasks.embedding import embed
-from zoo.tasks.inputs import media_items, mixed_sources
 
 RATE_HZ = 16_000
 KINDS = ("bell", "hiss", "sweep")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoo.data.templates import TEMPLATE_SETS, template_set
 from zoo.errors import UsageError
 from zoo.tasks.classify import _label_embeddings, classify
-from zoo.tasks.templates import TEMPLATE_SETS, template_set
 
 
 def test_every_sentence_has_one_place_for_the_label() -> None:

@@ -11,17 +11,17 @@ import soundfile
 import torch
 
 import zoo as library
-from zoo.construct import open_model
+from zoo.data.subtitles import plain, srt, tsv, vtt
 from zoo.errors import UsageError, WeightsMissingError
 from zoo.media.audio import Sound, open_audio, open_reader
-from zoo.tasks.subtitles import plain, srt, tsv, vtt
+from zoo.models.build import open_model
+from zoo.models.transcript import Segment
 from zoo.tasks.transcription import BATCHES_IGNORE, open_transcriber, transcribe
 from zoo.tasks.voice_activity import _cut, _hysteresis, _widened, speech_spans
-from zoo.transcript import Segment
 
 RATE_HZ = 16_000
 SEED = 0  # of the random model: one that writes something, and ends
-READER = Path(library.__file__).parent / "demo" / "sounds" / "sense_and_sensibility.flac"
+READER = Path(library.__file__).parent / "cli" / "demo" / "sounds" / "sense_and_sensibility.flac"
 SENTENCE = "and mr john dashwood had then leisure to consider how much there might be prudently in his power to do for them"
 
 

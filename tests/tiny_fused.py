@@ -7,11 +7,11 @@ import torch
 from tiny_decoder import tiny_decoder
 from torch import nn
 
-from zoo.batch import Encoded
 from zoo.decoding.prompt import Prompt
-from zoo.fusion.fused import Fused
-from zoo.fusion.item import Item, Placed, item
-from zoo.fusion.sense import Sense
+from zoo.models.encoded import Encoded
+from zoo.models.fusion.fused import Fused
+from zoo.models.fusion.item import Item, Placed, item
+from zoo.models.fusion.sense import Sense
 from zoo.nn.attention import Attention
 from zoo.nn.feed_forward import Dense
 from zoo.nn.gated_cross_attention import GatedCrossAttention

@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__ (tests/test_startup.py compares)
-    from zoo.adaptation.adapters import adapt, adapters_of
-    from zoo.batch import Encoded
-    from zoo.card import Card
-    from zoo.composition import compose
-    from zoo.construct import build, open_model
+    from zoo.adapters.adapt import adapt, adapters_of
     from zoo.errors import ZooError
-    from zoo.hookspecs import hookimpl
-    from zoo.registry import cards, find, installed_plugins
+    from zoo.models.build import build, open_model
+    from zoo.models.composition import compose
+    from zoo.models.encoded import Encoded
+    from zoo.registry.card import Card
+    from zoo.registry.hooks import hookimpl
+    from zoo.registry.lookup import cards, find, installed_plugins
     from zoo.tasks.classify import classify
     from zoo.tasks.embedding import embed
     from zoo.tasks.filtering import filter_pairs
@@ -20,30 +20,30 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.search import search
     from zoo.tasks.text_classification import classify_texts
     from zoo.tasks.transcription import transcribe
-    from zoo.weights import fetch
+    from zoo.weights.delivery import fetch
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Card": "zoo.card",
-    "Encoded": "zoo.batch",
+    "Card": "zoo.registry.card",
+    "Encoded": "zoo.models.encoded",
     "ZooError": "zoo.errors",
-    "adapt": "zoo.adaptation.adapters",
-    "adapters_of": "zoo.adaptation.adapters",
-    "build": "zoo.construct",
-    "cards": "zoo.registry",
+    "adapt": "zoo.adapters.adapt",
+    "adapters_of": "zoo.adapters.adapt",
+    "build": "zoo.models.build",
+    "cards": "zoo.registry.lookup",
     "classify": "zoo.tasks.classify",
     "classify_texts": "zoo.tasks.text_classification",
-    "compose": "zoo.composition",
+    "compose": "zoo.models.composition",
     "embed": "zoo.tasks.embedding",
-    "fetch": "zoo.weights",
+    "fetch": "zoo.weights.delivery",
     "filter_pairs": "zoo.tasks.filtering",
-    "find": "zoo.registry",
+    "find": "zoo.registry.lookup",
     "generate": "zoo.tasks.generation",
-    "hookimpl": "zoo.hookspecs",
-    "installed_plugins": "zoo.registry",
+    "hookimpl": "zoo.registry.hooks",
+    "installed_plugins": "zoo.registry.lookup",
     "open_language_model": "zoo.tasks.language_model",
-    "open_model": "zoo.construct",
+    "open_model": "zoo.models.build",
     "score": "zoo.tasks.generation",
     "search": "zoo.tasks.search",
     "transcribe": "zoo.tasks.transcription",

@@ -12,8 +12,8 @@ from torch import nn
 from zoo_lm import llama
 
 import zoo
-from zoo.adaptation.adapters import Adapters, adapters_of
-from zoo.weights import load_strict
+from zoo.adapters.adapt import Adapters, adapters_of
+from zoo.weights.delivery import load_strict
 
 VOCABULARY = 61
 NAMES = dict(zoo.find("lm/llama-tiny").card.module_names)

@@ -12,10 +12,10 @@ from peft_cases import tower
 from tiny_decoder import tiny_decoder
 
 import zoo
-from zoo.adaptation.adapters import Adapters, adapters_of
-from zoo.adaptation.files import fingerprint
+from zoo.adapters.adapt import Adapters, adapters_of
+from zoo.adapters.files import fingerprint
 from zoo.errors import StateMismatchError, UnknownNameError, UsageError, WeightsError
-from zoo.nn.kernels import apply_kernel
+from zoo.nn.kernels.apply import apply_kernel
 
 TOKENS = torch.tensor([[3, 17, 9, 22], [5, 41, 8, 2]])
 
@@ -300,7 +300,7 @@ def test_what_is_derived_from_a_model_is_kept_under_its_adapters(photos: Path) -
 
 
 def test_the_base_is_as_it_was_after_training() -> None:
-    from zoo.tuning.fit import fit
+    from zoo.training.fit import fit
 
     model = tiny_decoder()
     before = fingerprint(model)

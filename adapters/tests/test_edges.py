@@ -20,16 +20,16 @@ from tiny_fused import tiny_fused
 from zoo_adapters.lora import LowRank
 
 import zoo
-from zoo.adaptation.adapters import Adapters, adapters_of
+from zoo.adapters.adapt import Adapters, adapters_of
+from zoo.adapters.adapter import Adapter
+from zoo.adapters.target_modules import Place
 from zoo.decoding.generation import generate, stream
 from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.scoring import perplexity
 from zoo.errors import UsageError
-from zoo.nn.adapter import Adapter
-from zoo.nn.kernels import apply_kernel
-from zoo.nn.places import Place
+from zoo.nn.kernels.apply import apply_kernel
 from zoo.tasks.adapter_training import split, train_adapter
-from zoo.tuning.fit import fit
+from zoo.training.fit import fit
 
 
 def two(one: str, other: str, **options: Any) -> Adapters:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.adaptation.adapters import adapters_of
+from zoo.adapters.adapt import adapters_of
 from zoo.testing.samples import uneven
 
 ENCODERS = [

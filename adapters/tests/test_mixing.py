@@ -13,7 +13,7 @@ from tiny_fused import prompt as prompt_of
 from tiny_fused import tiny_fused
 
 import zoo
-from zoo.adaptation.adapters import Adapters, adapters_of
+from zoo.adapters.adapt import Adapters, adapters_of
 from zoo.decoding.beams import beam_search
 from zoo.decoding.generation import generate
 from zoo.decoding.prefix_cache import PrefixCache
@@ -21,7 +21,7 @@ from zoo.decoding.reading import batch_of
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import score_choices
 from zoo.errors import UsageError
-from zoo.nn.kernels import apply_kernel
+from zoo.nn.kernels.apply import apply_kernel
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"r": 4, "targets": ["query", "value"]}),

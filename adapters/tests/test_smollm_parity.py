@@ -10,9 +10,9 @@ from peft_cases import gradients_agree, shaken
 from smollm_reference import PUBLISHED, transformers_smollm
 
 import zoo
-from zoo.adaptation.adapters import adapters_of
-from zoo.cache import blobs_dir
-from zoo.construct import Built
+from zoo.adapters.adapt import adapters_of
+from zoo.models.build import Built
+from zoo.weights.cache import blobs_dir
 
 TASK = {"task_type": "CAUSAL_LM"}
 CONFIGS: dict[str, Any] = {

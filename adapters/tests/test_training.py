@@ -13,13 +13,13 @@ from PIL import Image
 from tiny_decoder import tiny_decoder
 
 import zoo
-from zoo.adaptation.adapters import adapters_of
+from zoo.adapters.adapt import adapters_of
 from zoo.decoding.generation import generate
 from zoo.decoding.scoring import score_choices
 from zoo.errors import MediaError, UsageError
 from zoo.tasks.adapter_training import read_pairs, train_adapter
-from zoo.tuning.fit import fit
-from zoo.tuning.losses import centroid_loss, completion_loss, encode_completions
+from zoo.training.fit import fit
+from zoo.training.losses import centroid_loss, completion_loss, encode_completions
 
 PAIRS = [
     ("red", " rouge"),
@@ -369,7 +369,7 @@ def test_every_task_runs_under_an_adapter(main: Callable[..., CompletedProcess[s
     assert f"zoo: under {own} (adapters/lora, modalzoo-adapters 0.1.0, " in taken.stderr
     run = main("classify", str(picture), "--shots", str(shots), *model, "--adapter", str(tmp_path / "none.safetensors"))
     assert "there is no adapter" in run.stderr
-    sound = Path(zoo.__file__).parent / "demo" / "sounds"
+    sound = Path(zoo.__file__).parent / "cli" / "demo" / "sounds"
     torch.manual_seed(0)
     adapters = zoo.adapt(zoo.open_model("whisper/random", weights=None), "lora")
     adapters.save("default", tmp_path / "ears.safetensors")

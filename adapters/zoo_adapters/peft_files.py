@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from zoo.adapters.adapter import Adapter, part_key
+from zoo.adapters.target_modules import Base
 from zoo.errors import StateMismatchError, UsageError
-from zoo.nn.adapter import Adapter, part_key
-from zoo.nn.places import Base
 
 State = Mapping[str, torch.Tensor]
 Read = tuple[str, dict[str, Any], dict[str, torch.Tensor]]
@@ -40,7 +40,7 @@ LENGTH = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 
 
 class _Exchange:
-    """`zoo.adaptation.peft` says what it must have."""
+    """`zoo.adapters.peft` says what it must have."""
 
     @staticmethod
     def read(config: Mapping[str, Any], state: State, base: Base, name_of: Callable[[str], str]) -> Read | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from zoo.adapters.adapter import Adapter
+from zoo.adapters.target_modules import Base
 from zoo.errors import UsageError
-from zoo.nn.adapter import Adapter
-from zoo.nn.places import Base
 
 
 class SoftPrompt(nn.Module):
@@ -19,7 +19,7 @@ class SoftPrompt(nn.Module):
         self.table = nn.Parameter(table_PW)
 
     def embeddings(self) -> torch.Tensor:
-        """As `zoo.nn.adapter.Virtual`."""
+        """As `zoo.adapters.adapter.Virtual`."""
         return self.table
 
 

@@ -175,7 +175,7 @@ def training_document(trained: Any, out: Path) -> dict[str, Any]:
 
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.path is None:
-        from zoo.registry import cards
+        from zoo.registry.lookup import cards
 
         rows = [
             {"name": card.name, "applies_to": list(card.applies_to), "summary": card.summary, "paper": card.paper}
@@ -192,7 +192,7 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.path.is_dir():
         return _list_folder(arguments)
-    from zoo.adaptation.files import read
+    from zoo.adapters.files import read
 
     record = read(arguments.path)
     count = sum(one.numel() for one in record.state.values())
@@ -216,7 +216,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _list_folder(arguments: argparse.Namespace) -> int:
     """What a folder of HF PEFT's holds."""
-    from zoo.adaptation.peft import read_config, read_tensors
+    from zoo.adapters.peft import read_config, read_tensors
 
     config, state = read_config(arguments.path), read_tensors(arguments.path)
     count = sum(one.numel() for one in state.values())
@@ -242,8 +242,8 @@ def _list_folder(arguments: argparse.Namespace) -> int:
 
 def _opened(arguments: argparse.Namespace) -> Any:
     """The model with the adapter of the file active."""
-    from zoo.adaptation.adapters import adapters_of
-    from zoo.construct import open_model
+    from zoo.adapters.adapt import adapters_of
+    from zoo.models.build import open_model
 
     _prepare(arguments)
     built = open_model(
@@ -257,7 +257,7 @@ def _opened(arguments: argparse.Namespace) -> Any:
 def _merge(arguments: argparse.Namespace) -> int:
     from safetensors.torch import save_model
 
-    from zoo.adaptation.files import written_whole
+    from zoo.adapters.files import written_whole
 
     adapters = _opened(arguments)
     adapters.merge()

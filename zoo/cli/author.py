@@ -12,8 +12,8 @@ from typing import Any
 
 from zoo.cli.classify import DTYPES
 from zoo.cli.output import print_json, print_table
+from zoo.cli.scaffold import CHOICES, new_plugin
 from zoo.errors import UsageError
-from zoo.scaffold import CHOICES, new_plugin
 
 
 def add_commands(commands: Any) -> None:
@@ -63,7 +63,7 @@ def _warn_of_namesakes(name: str) -> None:
     """The name is the author's to choose; what becomes of what is installed under it should be known before it happens."""
     from packaging.utils import canonicalize_name
 
-    from zoo.discovery import plugin_distributions
+    from zoo.registry.discovery import plugin_distributions
 
     own = canonicalize_name(f"modalzoo-{name}")
     for distribution, plugins in plugin_distributions().items():
@@ -85,7 +85,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         return _list_checks(as_json=arguments.json)
     if arguments.name is None:
         raise UsageError("which plugin, distribution or model? zoo plugins and zoo list show their names")
-    from zoo.registry import default_registry
+    from zoo.registry.lookup import default_registry
     from zoo.testing.runner import check_model, check_plugin
 
     registry = default_registry()
@@ -107,7 +107,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def run_can(arguments: argparse.Namespace) -> int:
-    from zoo.compatibility import can
+    from zoo.testing.compatibility import can
 
     answers = can(
         arguments.name,
@@ -132,8 +132,8 @@ def run_can(arguments: argparse.Namespace) -> int:
 
 
 def run_lock(arguments: argparse.Namespace) -> int:
-    from zoo.lock import differences, write_lock
-    from zoo.registry import default_registry
+    from zoo.registry.lock import differences, write_lock
+    from zoo.registry.lookup import default_registry
 
     registry = default_registry()
     if not arguments.check:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoo.card import KINDS, Card, Weights
 from zoo.cli.output import human_bytes, human_count, print_json, print_table, without_none
 from zoo.errors import PluginError, ResolutionError, UnknownNameError
-from zoo.modality import MODALITIES
-from zoo.plugin import code_sha256
-from zoo.registry import Found, Registry, default_registry
+from zoo.registry.card import KINDS, Card, Weights
+from zoo.registry.lookup import Found, Registry, default_registry
+from zoo.registry.modality import MODALITIES
+from zoo.registry.plugin import code_sha256
 
 MAX_DEPTH = 8  # parts of parts; a card that is a part of itself is refused when it is built
 

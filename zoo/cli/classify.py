@@ -124,7 +124,7 @@ def model_options(arguments: argparse.Namespace, *, adapted: bool = True) -> dic
     if arguments.other_base and arguments.adapter is None:
         raise UsageError("--other-base is about an adapter: add --adapter FILE")
     if adapted and arguments.adapter is not None:
-        from zoo.construct import open_model
+        from zoo.models.build import open_model
 
         built = open_model(options.pop("model"), **options)
         load_adapter(built, arguments)
@@ -135,7 +135,7 @@ def model_options(arguments: argparse.Namespace, *, adapted: bool = True) -> dic
 def load_adapter(model: Any, arguments: argparse.Namespace) -> None:
     """Put --adapter on an opened model."""
     if arguments.adapter is not None:
-        from zoo.adaptation.adapters import adapters_of
+        from zoo.adapters.adapt import adapters_of
 
         (path,) = arguments.adapter
         adapters = adapters_of(model)
@@ -167,7 +167,7 @@ def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.template is not None and arguments.templates is not None:
         raise UsageError("give --template or --templates, not both")
     if arguments.templates is not None:
-        from zoo.tasks.templates import template_set
+        from zoo.data.templates import template_set
 
         return template_set(arguments.templates)
     return tuple(arguments.template or ("{}",))
@@ -176,7 +176,7 @@ def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
 def check_weights(arguments: argparse.Namespace) -> None:
     """Raise UsageError for --weights with a file that is not there."""
     if arguments.weights not in ("card", "none"):
-        from zoo.weights import local_file
+        from zoo.weights.delivery import local_file
 
         local_file(Path(arguments.weights))
 
@@ -190,7 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments)
     templates = read_templates(arguments)
     # Paths first: importing torch takes a second, and a typing error should not.
-    from zoo.tasks.inputs import media_items, require_one, shot_names
+    from zoo.data.inputs import media_items, require_one, shot_names
 
     check_weights(arguments)
     items = media_items(arguments.media)

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.out} is there already: name a new folder")
     import torch
 
-    from zoo.composition import compose, describe_composition, open_composition, save
+    from zoo.models.composition import compose, describe_composition, open_composition, save
 
     torch.manual_seed(arguments.seed)
     if arguments.recipe is not None:

@@ -34,7 +34,7 @@ def add_commands(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     # Paths first: importing torch takes a second, and a typing error should not.
-    from zoo.tasks.shards import find_shards
+    from zoo.data.shards import find_shards
 
     check_weights(arguments)
     find_shards(arguments.source, None if arguments.out is None or arguments.dry_run else arguments.out.expanduser())

@@ -12,7 +12,7 @@ from typing import Any
 from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_options
 from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
 from zoo.errors import UsageError
-from zoo.modality import IMAGE, SUFFIXES
+from zoo.registry.modality import IMAGE, SUFFIXES
 
 MEDIA_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 MAX_TOKENS = 256

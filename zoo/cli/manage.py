@@ -13,10 +13,10 @@ from typing import Any
 
 from zoo.cli.output import print_json, print_table
 from zoo.errors import PluginError, UsageError
-from zoo.plugin import Plugin
-from zoo.records import read_record
-from zoo.registry import USABLE, Registry, default_registry
-from zoo.settings import change_config, config_file, load_settings
+from zoo.registry.lookup import USABLE, Registry, default_registry
+from zoo.registry.plugin import Plugin
+from zoo.registry.records import read_record
+from zoo.registry.settings import change_config, config_file, load_settings
 
 
 def add_commands(commands: Any) -> None:
@@ -67,8 +67,8 @@ def run_plugins(arguments: argparse.Namespace) -> int:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    from zoo.diagnosis import environment, summary, try_all
-    from zoo.timing import Cost, cost
+    from zoo.registry.diagnosis import environment, summary, try_all
+    from zoo.registry.timing import Cost, cost
 
     if not 0 < arguments.timeout_s < float("inf"):
         raise UsageError(f"--timeout-s is a number of seconds above 0, got {arguments.timeout_s}")
@@ -160,7 +160,7 @@ def run_pin(arguments: argparse.Namespace) -> int:
 def run_default(arguments: argparse.Namespace) -> int:
     if arguments.remove:
         return _remove_choice(arguments, "defaults", arguments.task, arguments.name, load_settings().defaults)
-    from zoo.needs import NEEDS, complaint
+    from zoo.registry.needs import NEEDS, complaint
 
     registry = default_registry()
     known = {*registry.tasks(), *NEEDS}
@@ -208,7 +208,7 @@ def run_install(arguments: argparse.Namespace) -> int:
 
 
 def run_uninstall(arguments: argparse.Namespace) -> int:
-    from zoo.discovery import plugin_distributions
+    from zoo.registry.discovery import plugin_distributions
 
     installed = plugin_distributions()
     # All names first: one that is wrong must not leave half of them removed.
@@ -302,7 +302,7 @@ def plugin_fields(plugin: Plugin) -> dict[str, Any]:
 
 
 def _pip(arguments: argparse.Namespace, *words: str) -> int:
-    from zoo.pip import pip_command
+    from zoo.registry.pip import pip_command
 
     run = subprocess.run(pip_command(*words), stdout=sys.stderr, check=False)  # noqa: S603 - the user asked for pip, in our own interpreter
     if arguments.json:

@@ -11,7 +11,7 @@ from typing import Any
 from zoo.cli.classify import add_model_arguments, check_weights, model_options
 from zoo.cli.output import about_model, counted, print_json, print_table, warn_of_random_weights
 from zoo.errors import UsageError
-from zoo.modality import AUDIO, IMAGE, TEXT
+from zoo.registry.modality import AUDIO, IMAGE, TEXT
 
 
 def add_commands(commands: Any) -> None:
@@ -53,8 +53,8 @@ def run_embed(arguments: argparse.Namespace) -> int:
             f"--texts {arguments.texts}: line {number} is empty; each line is a text and a row, so that both stay side by side"
         )
     # Paths first: importing torch takes a second, and a typing error should not.
-    from zoo.tasks.inputs import mixed_sources, require_one
-    from zoo.tasks.tables import check_out
+    from zoo.data.inputs import mixed_sources, require_one
+    from zoo.data.tables import check_out
 
     check_weights(arguments)
     check_out(arguments.out.expanduser())
@@ -107,7 +107,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
 
 
 def run_search(arguments: argparse.Namespace) -> int:
-    from zoo.tasks.inputs import refuse_empty, require_folder, search_query  # paths first, as above
+    from zoo.data.inputs import refuse_empty, require_folder, search_query  # paths first, as above
 
     check_weights(arguments)
     refuse_empty(arguments.folder, "a folder of images")

@@ -14,7 +14,7 @@ from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_a
 from zoo.cli.output import about_model, print_json, warn_of_random_weights
 from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
 from zoo.errors import UsageError
-from zoo.transcript import MAX_DURATION_S
+from zoo.models.transcript import MAX_DURATION_S
 
 # Of the model, by the names that it gives them: each is passed on only where it was given.
 NUMBERS = {
@@ -87,7 +87,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from zoo.tasks.inputs import audio_files, require_one
+    from zoo.data.inputs import audio_files, require_one
 
     check_weights(arguments)
     items = audio_files(arguments.audio)
@@ -188,13 +188,13 @@ def _write(target: Path, format_: str, outcome: Any) -> None:
 
 
 def _formatted(result: Any, format_: str) -> str:
-    from zoo.tasks.subtitles import FORMATS as WRITERS
+    from zoo.data.subtitles import FORMATS as WRITERS
 
     return WRITERS[format_](result.segments)
 
 
 def _print_window(_: str, window: Any) -> None:
-    from zoo.tasks.subtitles import plain
+    from zoo.data.subtitles import plain
 
     print(plain(window.segments), end="", flush=True)
 

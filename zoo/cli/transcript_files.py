@@ -66,7 +66,7 @@ def transcript_files(out: str, sounds: Sequence[Path], format_: str) -> dict[Pat
 
 def write_transcript(target: Path, text: str) -> None:
     """Under its final name, when it is whole. Raises ZooError where the disk refuses."""
-    from zoo.tasks.journal import replace_durably
+    from zoo.data.journal import replace_durably
 
     temporary = target.with_name(f"{target.name}.new")
     try:

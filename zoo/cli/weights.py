@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import counted, human_bytes, print_json, print_table
 from zoo.errors import PluginError, ResolutionError, UsageError, ZooError
-from zoo.plugin import describe
-from zoo.registry import Registry, default_registry
-from zoo.settings import cache_dir
+from zoo.registry.lookup import Registry, default_registry
+from zoo.registry.plugin import describe
+from zoo.registry.settings import cache_dir
 
 if TYPE_CHECKING:
-    from zoo.weights import Fetched
+    from zoo.weights.delivery import Fetched
 
 
 def add_commands(commands: Any) -> None:
@@ -33,7 +33,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:
-    from zoo.weights import fetch
+    from zoo.weights.delivery import fetch
 
     registry = default_registry()
     names = list(arguments.name)
@@ -101,9 +101,9 @@ def _print_files(files: list[Fetched], *, json: bool) -> None:
 
 
 def run_cache(arguments: argparse.Namespace) -> int:
-    from zoo.cache import cached_derived, cached_wheels
-    from zoo.pins import read_pins
-    from zoo.weights import blobs_dir, cached_blobs, prune, unpin
+    from zoo.weights.cache import cached_derived, cached_wheels
+    from zoo.weights.delivery import blobs_dir, cached_blobs, prune, unpin
+    from zoo.weights.pins import read_pins
 
     if arguments.force and not arguments.prune:
         raise UsageError("--force belongs to --prune")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.contracts import Decoder
+from zoo.adapters.adapted import choice_for, room_for
 from zoo.decoding.generation import Generated
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
 from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import ends_of, step
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
-from zoo.nn.adapted import choice_for, room_for
+from zoo.models.contracts import Decoder
 
 ROOM = 256  # slots that a search begins with: it copies them at each step, and the cache grows where they do not suffice
 

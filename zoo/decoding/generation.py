@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from zoo.contracts import Decoder, Tokenizer
+from zoo.adapters.adapted import choice_for, room_for
+from zoo.adapters.routing import Choice
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
 from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import ends_of, step
 from zoo.decoding.sampling import Sampling, choose, generator_for
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
-from zoo.nn.adapted import choice_for, room_for
-from zoo.nn.adapter_choice import Choice
+from zoo.models.contracts import Decoder, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def stream(
     stop: strings at which an answer ends. samples: answers for each prompt, which differ for a temperature above 0.
     prefixes: keeps what prompts begin with for later calls.
     adapters: for each prompt the name of one of the model's adapters, or None for the model alone; not given: what is chosen where this
-        is called (`zoo.adaptation.Adapters`).
+        is called (`zoo.adapters.Adapters`).
     Raises UsageError for a prompt that leaves no room, an empty one where there is no start token, and numbers out of range.
     """
     sampling = sampling or Sampling()

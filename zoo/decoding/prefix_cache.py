@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from zoo.contracts import Decoder
+from zoo.adapters.adapted import adapted_of, adapters_key
+from zoo.adapters.routing import Choice
 from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import batch_of, device_of, prefill
 from zoo.errors import UsageError
-from zoo.fusion.media_cache import MediaCache
-from zoo.nn.adapted import adapted_of, adapters_key
-from zoo.nn.adapter_choice import Choice
+from zoo.models.contracts import Decoder
+from zoo.models.fusion.media_cache import MediaCache
 from zoo.nn.cache import Cache
 from zoo.nn.stamp import stamp_of
 
@@ -116,7 +116,7 @@ def read_prompts(
     """Read prompts -> (logits after each, float32[B, V]; their cache, with `room` slots more).
 
     With `prefixes`, what all prompts begin with is taken from there where it is kept. Afterwards one prompt is kept whole, and of
-    several of one length what they share. choice: the adapters of the prompts (`zoo.nn.adapted.choice_for`); what was read under one
+    several of one length what they share. choice: the adapters of the prompts (`zoo.adapters.adapted.choice_for`); what was read under one
     is another's beginning only where their content is the same.
     """
     if prefixes is not None:

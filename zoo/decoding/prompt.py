@@ -6,14 +6,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.contracts import Decoder
 from zoo.errors import UsageError
-from zoo.fusion.item import MOST_ITEMS, Placed
+from zoo.models.contracts import Decoder
+from zoo.models.fusion.item import MOST_ITEMS, Placed
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and media items in the order of their positions among them (`zoo.fusion.item.Placed`)."""
+    """Token ids, and media items in the order of their positions among them (`zoo.models.fusion.item.Placed`)."""
 
     ids: tuple[int, ...]
     media: tuple[Placed, ...] = ()
@@ -55,7 +55,7 @@ def checked_prompts(decoder: Decoder, prompts: Sequence[Sequence[int] | Prompt],
         raise UsageError(f"max_tokens must be a whole number of at least 0, got {max_tokens!r}")
     if not hasattr(decoder, "context"):
         raise UsageError(
-            f"a decoder is asked (zoo.contracts.Decoder), got {type(decoder).__name__}; of a LanguageModel take .decoder"
+            f"a decoder is asked (zoo.models.contracts.Decoder), got {type(decoder).__name__}; of a LanguageModel take .decoder"
         )
     start = decoder.tokenizer.start_id if decoder.tokenizer is not None else None
     checked = []

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from zoo.contracts import Decoder
 from zoo.errors import PluginError, UsageError
-from zoo.fusion.fused import Media
-from zoo.fusion.media_cache import MediaCache
+from zoo.models.contracts import Decoder
+from zoo.models.fusion.fused import Media
+from zoo.models.fusion.media_cache import MediaCache
 from zoo.nn.cache import Cache
 
 
@@ -43,7 +43,7 @@ def prefill(
     """Read prompts, int[B, T], into the cache; returns the logits after the last real token of each row, float32[B, V].
 
     mask_BT: True where a token is real, padded on either side; None: all are.
-    media, media_cache: as `zoo.fusion.fused.Fused.forward` takes them, for a decoder that has senses.
+    media, media_cache: as `zoo.models.fusion.fused.Fused.forward` takes them, for a decoder that has senses.
     """
     batch, count = tokens_BT.shape
     if mask_BT is None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.contracts import Decoder
+from zoo.adapters.adapted import choice_for, room_for
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
 from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import checked_logits, device_of
 from zoo.errors import UsageError
-from zoo.nn.adapted import choice_for, room_for
+from zoo.models.contracts import Decoder
 
 NORMALISATIONS = ("sum", "token", "byte", "calibrated")
 ROWS_AT_ONCE = 32

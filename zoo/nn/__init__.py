@@ -10,7 +10,7 @@
     step.py          one decode step as straight code
     tokenizer.py     what every tokenizer refuses, and one that needs no file
 
-Shapes follow `zoo.modality` (B batch, T tokens, W decoder width, H heads) with five more letters: G key/value heads, K width
+Shapes follow `zoo.registry.modality` (B batch, T tokens, W decoder width, H heads) with five more letters: G key/value heads, K width
 of a head, S slots of a cache or tokens of a source, V vocabulary, E experts. Nothing here knows a model by name: an
 architecture is a function that composes these parts, in the plugin that brings it.
 """

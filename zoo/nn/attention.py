@@ -16,7 +16,7 @@ class Attention(nn.Module):
 
     G = H is multi-head, G = 1 multi-query (Shazeer 2019, arXiv:1911.02150), anything between grouped-query attention
     (Ainslie et al. 2023, arXiv:2305.13245). Keys and values come from the tokens, or from a source of another width.
-    `query_key_value` is the three projections as one layer where a kernel joined them (`zoo.nn.kernels`), else None.
+    `query_key_value` is the three projections as one layer where a kernel joined them (`zoo.nn.kernels.apply`), else None.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ class Cache:
     different length share a batch whichever side they are padded on. The first `length` slots are filled. Keys and values
     that come from a source (an encoder's output) lie in `source`, one pair for each layer, from their first use on. The media
     that the rows have read are in `media`, by modality, and the adapters that they were begun with in `adapters`
-    (`zoo.nn.adapter_choice.Choice`); `primed` says that their virtual tokens were seen to, which fill the first `virtual` slots.
+    (`zoo.adapters.routing.Choice`); `primed` says that their virtual tokens were seen to, which fill the first `virtual` slots.
     """
 
     def __init__(

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.adapters.adapted import chosen_by
+from zoo.adapters.virtual_tokens import begun
 from zoo.errors import UsageError
-from zoo.nn.adapted import chosen_by
 from zoo.nn.cache import Cache
-from zoo.nn.linear import HalfEmbedding, Int8Embedding
+from zoo.nn.kernels.linear import HalfEmbedding, Int8Embedding
 from zoo.nn.mixture import Routing
 from zoo.nn.stack import BeforeLayer, Stack, token_positions
-from zoo.nn.virtual import begun
 
 Inserted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows int[N], columns int[N], what stands there float[N, W]
 
@@ -25,8 +25,8 @@ class Decoder(nn.Module):
 
     context: the most tokens that it can read and write together.
     one_step: one token of each row at once, int[B] and a cache -> float32[B, V], where a kernel brought such a step
-        (`zoo.nn.step.DecodeStep`); None: `forward` does it.
-    tokenizer: text to ids and back (`zoo.contracts.Tokenizer`), where there is one.
+        (`zoo.nn.kernels.step.DecodeStep`); None: `forward` does it.
+    tokenizer: text to ids and back (`zoo.models.contracts.Tokenizer`), where there is one.
     """
 
     def __init__(

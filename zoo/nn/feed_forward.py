@@ -51,7 +51,7 @@ class Dense(nn.Module):
 class Gated(nn.Module):
     """down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202; SwiGLU with `silu`).
 
-    `gate_and_up` is gate and up as one layer where a kernel joined them (`zoo.nn.kernels`), else None.
+    `gate_and_up` is gate and up as one layer where a kernel joined them (`zoo.nn.kernels.apply`), else None.
     """
 
     def __init__(self, width: int, hidden: int, *, activation: str = "silu", bias: bool = False) -> None:

@@ -26,7 +26,7 @@ def stamp_of(*modules: nn.Module) -> int:
 
 
 def adapters_on(part: nn.Module) -> list[Any]:
-    """What stands on a module (`zoo.nn.adapted.Adapted`): a model knows its own, a layer has hooks of theirs."""
+    """What stands on a module (`zoo.adapters.adapted.Adapted`): a model knows its own, a layer has hooks of theirs."""
     hooks = (getattr(hook, "__self__", None) for hook in part._forward_hooks.values())  # noqa: SLF001 - torch names them nowhere else
     found = [getattr(hook, "adapted", None) for hook in hooks]
     return [owner for owner in (*found, part.__dict__.get("zoo_adapters")) if owner is not None]

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from zoo.adaptation.adapters import Adapters, adapters_of
-from zoo.construct import Built
+from zoo.adapters.adapt import Adapters, adapters_of
+from zoo.data.inputs import load, shot_items, shot_names
 from zoo.errors import MediaError, UsageError
-from zoo.modality import IMAGE, TEXT
+from zoo.models.build import Built
+from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for
-from zoo.tasks.inputs import load, shot_items, shot_names
-from zoo.tuning.fit import Fitted, fit
-from zoo.tuning.losses import centroid_loss, completion_loss, encode_completions
+from zoo.training.fit import Fitted, fit
+from zoo.training.losses import centroid_loss, completion_loss, encode_completions
 
 FIELDS = (("prompt", "completion"), ("text", "label"))
 BATCH_SIZE = 8

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from zoo.activation import warn
-from zoo.construct import Built, device_of, open_model, weight_hashes
-from zoo.derived import derived
+from zoo.data.inputs import Item, distinct_shots, media_items, printable, shot_items, shot_names
 from zoo.errors import MediaError, PluginError, UsageError
-from zoo.modality import AUDIO, IMAGE, TEXT
-from zoo.plugin import describe
-from zoo.registry import Registry, default_registry
+from zoo.models.build import Built, device_of, open_model, weight_hashes
+from zoo.registry.activation import warn
+from zoo.registry.lookup import Registry, default_registry
+from zoo.registry.modality import AUDIO, IMAGE, TEXT
+from zoo.registry.plugin import describe
 from zoo.tasks.encoding import checked_rows, plugin_errors, pooled, refuse_nonfinite, rows_in
 from zoo.tasks.fewshot import Probe, fit_probe
-from zoo.tasks.inputs import Item, distinct_shots, media_items, printable, shot_items, shot_names
 from zoo.tasks.running import Row, run_items
+from zoo.weights.derived import derived
 
 Compute = Callable[[Any], torch.Tensor]  # what a model's preparation gives -> a row for each item
 
@@ -88,7 +88,7 @@ def classify(
     model: a dual encoder for free labels, an encoder with classes for its own; the installed default when None. To ask
         many times, build it once: `zoo.open_model(name)`; then `weights`, `device` and `dtype` are those it was built with.
     templates: sentences with `{}` where the label goes; the unit text embeddings of all are averaged. Named sets are in
-        `zoo.tasks.templates`.
+        `zoo.data.templates`.
     shots: a folder with one folder of examples for each class: few-shot on the model's frozen features. Copies of an example and
         examples that cannot be read are left out, with a warning.
     dtype: bfloat16 or float16 compute faster; close calls (two labels within 0.05) are computed again in float32, unless

@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from zoo.construct import Built
+from zoo.data import tables
+from zoo.data.inputs import Source, mixed_sources, printable, read_source, sha256_of_source
+from zoo.data.journal import Journal, alone, read_about, replace_durably
+from zoo.data.lost_rows import expected_rows, refuse_to_lose
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.audio import open_audio
 from zoo.media.image import open_image
-from zoo.modality import AUDIO, TEXT
-from zoo.plugin import describe
-from zoo.tasks import tables
+from zoo.models.build import Built
+from zoo.registry.modality import AUDIO, TEXT
+from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for, sample_rate_of, unit_vectors, vectors_or_reasons
-from zoo.tasks.inputs import Source, mixed_sources, printable, read_source, sha256_of_source
-from zoo.tasks.journal import Journal, alone, read_about, replace_durably
-from zoo.tasks.lost_rows import expected_rows, refuse_to_lose
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 
 TEXTS_FOR_AN_IMAGE = 4  # a text is that much less work, so that many more go into a batch

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from zoo.batch import Encoded
-from zoo.construct import Built, open_model
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
-from zoo.modality import IMAGE
-from zoo.plugin import describe, one_line
-from zoo.registry import default_registry
+from zoo.models.build import Built, open_model
+from zoo.models.encoded import Encoded
+from zoo.registry.lookup import default_registry
+from zoo.registry.modality import IMAGE
+from zoo.registry.plugin import describe, one_line
 
 Prepare = Callable[[Sequence[Any]], Any]
 Compute = Callable[[Any], torch.Tensor]

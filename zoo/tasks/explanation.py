@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from zoo.errors import UsageError
-from zoo.fusion.attention_map import Look, looks
-from zoo.fusion.fused import Fused
-from zoo.fusion.item import Item
-from zoo.nn.kernels import runs_by_kernel
+from zoo.models.fusion.attention_map import Look, looks
+from zoo.models.fusion.fused import Fused
+from zoo.models.fusion.item import Item
+from zoo.nn.kernels.apply import runs_by_kernel
 from zoo.tasks.language_model import LanguageModel
 from zoo.tasks.media_prompt import Part
 

@@ -21,12 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo.construct import Built
-from zoo.errors import MediaError, UsageError, ZooError
-from zoo.media.image import open_image
-from zoo.modality import IMAGE, TEXT
-from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors_or_reasons
-from zoo.tasks.filter_records import (
+from zoo.data.filter_records import (
     describe_result,
     discard,
     is_intact,
@@ -41,11 +36,16 @@ from zoo.tasks.filter_records import (
     write_written,
     written,
 )
-from zoo.tasks.inputs import printable
-from zoo.tasks.journal import alone, replace_durably
-from zoo.tasks.pairs import JsonlShard, Pair, Shard
+from zoo.data.inputs import printable
+from zoo.data.journal import alone, replace_durably
+from zoo.data.pairs import JsonlShard, Pair, Shard
+from zoo.data.shards import find_shards
+from zoo.errors import MediaError, UsageError, ZooError
+from zoo.media.image import open_image
+from zoo.models.build import Built
+from zoo.registry.modality import IMAGE, TEXT
+from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors_or_reasons
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
-from zoo.tasks.shards import find_shards
 
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from zoo.composition import Composition
-from zoo.construct import Built, weight_hashes
 from zoo.decoding.beams import beam_answer
 from zoo.decoding.generation import Generated, Piece, stream
 from zoo.decoding.generation import generate as generate_ids
@@ -19,8 +17,10 @@ from zoo.decoding.prompt import Prompt
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import NORMALISATIONS, score_choices
 from zoo.errors import UsageError
-from zoo.fusion.item import Item
-from zoo.modality import VIDEO
+from zoo.models.build import Built, weight_hashes
+from zoo.models.composition import Composition
+from zoo.models.fusion.item import Item
+from zoo.registry.modality import VIDEO
 from zoo.tasks.encoding import plugin_errors
 from zoo.tasks.language_model import LanguageModel, open_language_model
 from zoo.tasks.media_prompt import Part, modality_of
@@ -249,7 +249,7 @@ def _prompts(prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]]) ->
         if wrong or (not prompt and not isinstance(prompt, str)):
             got = type(wrong[0]).__name__ if wrong else "none"
             raise UsageError(
-                f"the parts of prompt {number} are texts, paths, pictures or items of zoo.fusion.item, got {got}"
+                f"the parts of prompt {number} are texts, paths, pictures or items of zoo.models.fusion.item, got {got}"
             )
     return asked
 

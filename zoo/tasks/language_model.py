@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from zoo.composition import Composition, open_composition
-from zoo.construct import Built
-from zoo.contracts import Decoder, Tokenizer
 from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.prompt import Prompt
 from zoo.errors import PluginError, ResolutionError, UsageError
-from zoo.fusion.fused import Fused
-from zoo.modality import TEXT
-from zoo.nn.kernels import LINEARS, apply_kernel, runs_by_kernel
-from zoo.plugin import describe
-from zoo.recipe import FILE
-from zoo.registry import default_registry
+from zoo.models.build import Built
+from zoo.models.composition import Composition, open_composition
+from zoo.models.contracts import Decoder, Tokenizer
+from zoo.models.fusion.fused import Fused
+from zoo.models.recipe import FILE
+from zoo.nn.kernels.apply import LINEARS, apply_kernel, runs_by_kernel
+from zoo.registry.lookup import default_registry
+from zoo.registry.modality import TEXT
+from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for
 from zoo.tasks.media_prompt import Part, Written, check_senses, read_media, written
 
@@ -79,7 +79,7 @@ def open_language_model(
 
     model: also the folder of a composition, or a recipe (`zoo.compose`); a text that
         names no model may be that of a folder.
-    kernel: number format of its linear layers, from `zoo.nn.kernels.LINEARS`. "float32" rounds nothing; a model that was built
+    kernel: number format of its linear layers, from `zoo.nn.kernels.apply.LINEARS`. "float32" rounds nothing; a model that was built
         already, that is not on the CPU or has another dtype runs as it is then. plain: leave a composition's float32 layers as they
         were trained, not laid out for running alone, so that gradients flow (an explanation follows them).
     Raises UsageError for a model of another kind and a kernel that does not exist, PluginError for a decoder without a tokenizer.

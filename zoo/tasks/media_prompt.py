@@ -11,15 +11,15 @@ from typing import Any
 
 from PIL import Image
 
-from zoo.contracts import Tokenizer
 from zoo.decoding.prompt import Prompt
 from zoo.errors import MediaError, UsageError
-from zoo.fusion.fused import Fused
-from zoo.fusion.item import MOST_ITEMS, Item, Placed, item
-from zoo.fusion.media_cache import MediaCache
 from zoo.media.audio import Sound, open_audio
 from zoo.media.image import open_image
-from zoo.modality import AUDIO, IMAGE, SUFFIXES, VIDEO
+from zoo.models.contracts import Tokenizer
+from zoo.models.fusion.fused import Fused
+from zoo.models.fusion.item import MOST_ITEMS, Item, Placed, item
+from zoo.models.fusion.media_cache import MediaCache
+from zoo.registry.modality import AUDIO, IMAGE, SUFFIXES, VIDEO
 
 Part = str | Path | Image.Image | Sound | Item
 

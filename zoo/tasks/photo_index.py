@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from zoo.construct import Built
+from zoo.data.inputs import printable
+from zoo.data.journal import replace_durably
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.image import SUFFIXES, open_image, read_file
-from zoo.modality import IMAGE
-from zoo.plugin import describe
-from zoo.settings import cache_dir
+from zoo.models.build import Built
+from zoo.registry.modality import IMAGE
+from zoo.registry.plugin import describe
+from zoo.registry.settings import cache_dir
 from zoo.tasks.encoding import vectors_or_reasons
-from zoo.tasks.inputs import printable
-from zoo.tasks.journal import replace_durably
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 
 FOLDER = ".zoo-index"

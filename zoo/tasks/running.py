@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from zoo.construct import Built
+from zoo.data.inputs import Item, load
 from zoo.errors import MediaError, PluginError
-from zoo.modality import AUDIO, IMAGE
-from zoo.plugin import describe
+from zoo.models.build import Built
+from zoo.registry.modality import AUDIO, IMAGE
+from zoo.registry.plugin import describe
 from zoo.tasks.encoding import Prepare, joined, moved, plugin_errors, preparation, sample_rate_of
-from zoo.tasks.inputs import Item, load
 
 CPU_BATCH, DEVICE_BATCH = 4, 32
 BATCHES_AHEAD = 2  # for each thread: memory stays bounded however many images there are

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo.construct import Built
+from zoo.data.inputs import printable, refuse_empty, require_folder, search_query
 from zoo.errors import MediaError, UsageError
-from zoo.modality import IMAGE, TEXT
+from zoo.models.build import Built
+from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for, refuse_nonfinite, vectors
-from zoo.tasks.inputs import printable, refuse_empty, require_folder, search_query
 from zoo.tasks.photo_index import (
     Index,
     faiss_library,

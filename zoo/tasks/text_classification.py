@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from zoo.construct import Built, weight_hashes
 from zoo.errors import MediaError, UsageError
+from zoo.models.build import Built, weight_hashes
 from zoo.tasks.classify import MANY_LABELS, Answer, Classification, check_labels
 from zoo.tasks.generation import Choice, joined, ranked, score
 from zoo.tasks.language_model import LanguageModel, open_language_model

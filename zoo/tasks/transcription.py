@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from zoo.construct import Built, weight_hashes
-from zoo.contracts import Transcriber
+from zoo.data.inputs import audio_files, printable
+from zoo.data.journal import Journal, alone, read_about
 from zoo.errors import MediaError, PluginError, UsageError
 from zoo.media.audio import MAX_DECODE_S, AudioReader, AudioSource, Sound, open_reader
 from zoo.media.file import expanded
-from zoo.modality import AUDIO
-from zoo.nn.kernels import LINEARS, apply_kernel, runs_by_kernel
-from zoo.plugin import describe
+from zoo.models.build import Built, weight_hashes
+from zoo.models.contracts import Transcriber
+from zoo.models.transcript import MAX_DURATION_S, Segment, Window, Word
+from zoo.nn.kernels.apply import LINEARS, apply_kernel, runs_by_kernel
+from zoo.registry.modality import AUDIO
+from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for, plugin_errors
-from zoo.tasks.inputs import audio_files, printable
-from zoo.tasks.journal import Journal, alone, read_about
 from zoo.tasks.voice_activity import open_detector, speech_spans
-from zoo.transcript import MAX_DURATION_S, Segment, Window, Word
 
 TASK = "transcribe"
 PROGRESS_FROM_S = 60.0  # a shorter sound is done before a bar could be read
@@ -92,7 +92,7 @@ def transcribe(
     audio: one or many of: path, folder, pattern, the bytes of a file, `zoo.media.audio.Sound`.
     model: a transcriber; the installed default when None. To ask many times, build it once: `zoo.open_model(name)`; then
         `weights`, `device`, `dtype` and `kernel` are those it was built with.
-    kernel: number format of the linear layers, from `zoo.nn.kernels.LINEARS`; "float32" rounds nothing.
+    kernel: number format of the linear layers, from `zoo.nn.kernels.apply.LINEARS`; "float32" rounds nothing.
     language: a code or a name; None: as it sounds. task: "translate" writes English.
     vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
@@ -266,7 +266,7 @@ class _Run:
             windows = module.windows(reader, state=state, **options)
             for window in windows:
                 if not isinstance(window, Window):
-                    raise TypeError(f"windows must give zoo.transcript.Window, got {type(window).__name__}")
+                    raise TypeError(f"windows must give zoo.models.transcript.Window, got {type(window).__name__}")
                 yield window
 
     def _plan(self, source: AudioSource) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from zoo.construct import Built
-from zoo.contracts import VoiceActivity
 from zoo.errors import PluginError, UsageError
 from zoo.media.audio import AudioReader
-from zoo.modality import AUDIO
-from zoo.plugin import describe
+from zoo.models.build import Built
+from zoo.models.contracts import VoiceActivity
+from zoo.registry.modality import AUDIO
+from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for, plugin_errors
 
 TASK = "voice-activity"

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from zoo.activation import resolve
-from zoo.adaptation.adapters import Adapters
+from zoo.adapters.adapt import Adapters
+from zoo.adapters.adapted import Adapted
 from zoo.decoding.generation import generate
 from zoo.decoding.reading import batch_of
 from zoo.errors import UsageError
-from zoo.nn.adapted import Adapted
 from zoo.nn.attention import Attention
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
@@ -24,6 +23,7 @@ from zoo.nn.feed_forward import Gated
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Rotary
 from zoo.nn.stack import Stack
+from zoo.registry.activation import resolve
 from zoo.testing.check import SEED, CheckFailed, CheckSkipped, Subject, check
 
 ADAPTERS = ("adapter",)

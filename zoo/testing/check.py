@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from zoo.construct import Built, open_model
 from zoo.errors import WeightsError
-from zoo.plugin import Plugin
-from zoo.registry import Found, Registry
+from zoo.models.build import Built, open_model
+from zoo.registry.lookup import Found, Registry
+from zoo.registry.plugin import Plugin
 
 LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language", "speech", "fusion", "adapter")
 SEED = 1

@@ -10,15 +10,14 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from zoo.batch import Encoded
-from zoo.construct import open_model
 from zoo.decoding.generation import generate
 from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.prompt import Prompt
-from zoo.fusion.fused import Fused
-from zoo.fusion.item import Item, Placed, key_of
-from zoo.fusion.sense import Sense
-from zoo.modality import AUDIO, IMAGE
+from zoo.models.build import open_model
+from zoo.models.encoded import Encoded
+from zoo.models.fusion.fused import Fused
+from zoo.models.fusion.item import Item, Placed, key_of
+from zoo.models.fusion.sense import Sense
 from zoo.nn.attention import Attention
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
@@ -27,6 +26,7 @@ from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Rotary
 from zoo.nn.stack import Stack
+from zoo.registry.modality import AUDIO, IMAGE
 from zoo.testing.check import FEATURES, SEED, CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.samples import ordinary, uneven
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from zoo.activation import TRIAL_TIMEOUT_S, try_in_child
-from zoo.plugin import Plugin
+from zoo.registry.activation import TRIAL_TIMEOUT_S, try_in_child
+from zoo.registry.plugin import Plugin
+from zoo.registry.timing import Cost, cost
 from zoo.testing.check import CheckFailed, check
-from zoo.timing import Cost, cost
 
 MANIFEST_BUDGET_MS = 50.0
 TRIES = 20  # the quickest counts

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from zoo.batch import Encoded
-from zoo.construct import DTYPES, Built
 from zoo.errors import MediaError, UsageError, WeightsMissingError
+from zoo.models.build import DTYPES, Built
+from zoo.models.encoded import Encoded
 from zoo.testing.check import FEATURES, SEED, CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.fusion import FRAMES, bridge_width, features_of
 from zoo.testing.language import next_logits, token_rows

@@ -25,10 +25,10 @@ from typing import Any, NoReturn
 import torch
 from packaging.requirements import Requirement
 
-from zoo import child
-from zoo.construct import open_model
-from zoo.registry import default_registry
-from zoo.surroundings import changes, snapshot
+from zoo.models.build import open_model
+from zoo.registry import child
+from zoo.registry.lookup import default_registry
+from zoo.registry.surroundings import changes, snapshot
 from zoo.testing.check import SEED, CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.numbers import Output, must_equal, outputs, prepare, run_prepared
 from zoo.testing.samples import uneven

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from zoo.errors import UsageError
-from zoo.plugin import Plugin
-from zoo.registry import Found, Registry
-from zoo.settings import load_settings
+from zoo.registry.lookup import Found, Registry
+from zoo.registry.plugin import Plugin
+from zoo.registry.settings import load_settings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

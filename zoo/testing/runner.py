@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zoo import __version__, child
-from zoo.modality import TEXT
-from zoo.plugin import Plugin, code_sha256
-from zoo.records import read_record, write_record
-from zoo.registry import Found, Registry, default_registry
+from zoo import __version__
+from zoo.registry import child
+from zoo.registry.lookup import Found, Registry, default_registry
+from zoo.registry.modality import TEXT
+from zoo.registry.plugin import Plugin, code_sha256
+from zoo.registry.records import read_record, write_record
 from zoo.testing import adapter, fusion, language, listing, numbers, pairs, process, speech, truth
 from zoo.testing.check import CHECKS, LEVELS, Check, Result, Subject, run_check
 

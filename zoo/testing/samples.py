@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from zoo.media.audio import Sound
-from zoo.modality import AUDIO, IMAGE, TEXT
+from zoo.registry.modality import AUDIO, IMAGE, TEXT
 from zoo.testing.check import FEATURES, CheckSkipped
 
 WIDEST = 8192

@@ -12,9 +12,9 @@ import numpy as np
 
 from zoo.errors import UsageError
 from zoo.media.audio import Sound, open_reader
+from zoo.models.transcript import Segment, Window
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.samples import extreme, ordinary
-from zoo.transcript import Segment, Window
 
 TRANSCRIBERS = ("transcriber",)
 LONG_S = 65  # several windows of any transcriber
@@ -72,7 +72,7 @@ def extreme_sounds_are_heard(subject: Subject) -> None:
     for name, sound in extreme("audio"):
         for window in islice(_windows(subject, sound), MOST_WINDOWS):
             if not all(isinstance(segment, Segment) for segment in window.segments):
-                raise CheckFailed(f"{name}: segments must be zoo.transcript.Segment")
+                raise CheckFailed(f"{name}: segments must be zoo.models.transcript.Segment")
 
 
 @check("speech", "A language or a task that it does not know is refused.", kinds=TRANSCRIBERS)
@@ -96,7 +96,7 @@ def _windows(subject: Subject, sound: Sound, **options: Any) -> Iterator[Window]
     with open_reader(sound, sample_rate_hz=module.sample_rate_hz) as reader:
         for window in module.windows(reader, **options):
             if not isinstance(window, Window):
-                raise CheckFailed(f"windows gives {type(window).__name__}, expected zoo.transcript.Window")
+                raise CheckFailed(f"windows gives {type(window).__name__}, expected zoo.models.transcript.Window")
             yield window
 
 

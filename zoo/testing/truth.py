@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from zoo.batch import Encoded
-from zoo.contracts import Bridge, Decoder, DualEncoder, Encoder, Transcriber
 from zoo.errors import WeightsMissingError
-from zoo.modality import MODALITIES
+from zoo.models.contracts import Bridge, Decoder, DualEncoder, Encoder, Transcriber
+from zoo.models.encoded import Encoded
+from zoo.registry.modality import MODALITIES
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.samples import ordinary
 
@@ -48,7 +48,7 @@ def contract_is_kept(subject: Subject) -> None:
     kind: Any = kinds[subject.found.card.kind]
     if not isinstance(subject.module, kind):
         wanted = [name for name in kind.__protocol_attrs__ if not hasattr(subject.module, name)]
-        raise CheckFailed(f"{type(subject.module).__name__} lacks {', '.join(wanted)} (zoo/contracts.py)")
+        raise CheckFailed(f"{type(subject.module).__name__} lacks {', '.join(wanted)} (zoo/models/contracts.py)")
     if subject.module.training:
         raise CheckFailed("it is in training mode after building")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from zoo.modality import AUDIO
-from zoo.registry import Registry, cards
-from zoo.settings import load_settings
+from zoo.registry.lookup import Registry, cards
+from zoo.registry.modality import AUDIO
+from zoo.registry.settings import load_settings
 from zoo.testing import Subject
 from zoo.testing.check import run_check
 from zoo.testing.runner import checks_for

@@ -9,8 +9,8 @@ import torch
 import zoo
 from zoo.errors import WeightsMissingError, ZooError
 from zoo.media.audio import Sound, open_audio, open_reader
-from zoo.stores import fetch_wheel
 from zoo.tasks.voice_activity import open_detector, speech_spans
+from zoo.weights.stores import fetch_wheel
 
 WHEEL = ("silero-vad", "6.2.3", "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8")
 RATE_HZ = 16_000
@@ -29,7 +29,7 @@ def samples():
     from pathlib import Path
 
     speech = open_audio(
-        Path(zoo.__file__).parent / "demo" / "sounds" / "sense_and_sensibility.flac", sample_rate_hz=RATE_HZ
+        Path(zoo.__file__).parent / "cli" / "demo" / "sounds" / "sense_and_sensibility.flac", sample_rate_hz=RATE_HZ
     )
     quiet = 0.001 * np.random.default_rng(0).standard_normal(2 * RATE_HZ).astype(np.float32)
     return torch.from_numpy(np.concatenate((quiet, speech.samples, quiet))[: 512 * 340])

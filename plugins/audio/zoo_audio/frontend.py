@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, relu
 
-from zoo.batch import Encoded
 from zoo.errors import UsageError
 from zoo.media.audio import Sound
+from zoo.models.encoded import Encoded
 from zoo.nn.attention import Attention
 from zoo.nn.block import Block
 from zoo.nn.feed_forward import Dense

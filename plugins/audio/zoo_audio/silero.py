@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import pad, relu
 
-from zoo.batch import Encoded
 from zoo.media.audio import Sound, to_waveforms
+from zoo.models.encoded import Encoded
 from zoo_audio.frontend import masked_mean
 
 PIECE, CONTEXT, MIRRORED = 512, 64, 64

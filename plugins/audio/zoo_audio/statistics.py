@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool1d, conv1d, normalize, pad
 
-from zoo.batch import Encoded
 from zoo.media.audio import Sound, to_waveforms
+from zoo.models.encoded import Encoded
 
 BANDS, FFT, WINDOW, HOP = 64, 512, 400, 160
 LOWEST_HZ, HIGHEST_HZ = 40.0, 8000.0

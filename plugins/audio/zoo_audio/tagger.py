@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d, relu
 
-from zoo.batch import Encoded
 from zoo.errors import UsageError
 from zoo.media.audio import Sound
+from zoo.models.encoded import Encoded
 from zoo_audio.log_mel import log_mels
 
 DECIBELS = 10.0  # for a power of ten

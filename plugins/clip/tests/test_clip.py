@@ -15,8 +15,8 @@ from zoo_clip import keys
 from zoo_clip.family import family
 
 import zoo
-from zoo.contracts import DualEncoder, Encoder
 from zoo.errors import StateMismatchError, UsageError, WeightsMissingError
+from zoo.models.contracts import DualEncoder, Encoder
 
 OWN = ("clip/tiny", "clip/tiny-image", "clip/tiny-text")
 
@@ -324,7 +324,7 @@ import logging, os, random, sys, warnings
 import torch, zoo
 zoo.cards()
 assert not {"open_clip", "zoo_clip"} & set(sys.modules), "listing imports nothing"
-import zoo.construct
+import zoo.models.build
 def state():
     return dict(os.environ), list(warnings.filters), torch.get_rng_state().tolist(), torch.get_default_dtype(), \\
         torch.get_num_threads(), list(logging.root.handlers), random.getstate()

@@ -12,7 +12,7 @@ from clip_reference import TEXTS, shaken
 from PIL import Image
 
 import zoo
-from zoo.contracts import DualEncoder
+from zoo.models.contracts import DualEncoder
 from zoo.tasks.classify import classify
 
 CLOSE = 1e-5
@@ -199,15 +199,15 @@ def test_pixels_are_open_clips(resize: str, interpolation: str, photos: Path) ->
     ],
 )
 def test_templates_are_the_published_ones(name: str, rows: list[Callable[[str], str]]) -> None:
-    from zoo.tasks.templates import template_set
+    from zoo.data.templates import template_set
 
     assert list(template_set(name)) == [row("{}") for row in rows]
 
 
 def test_label_embeddings_are_open_clips_classifier(pictures) -> None:
     """open_clip's own zero-shot classifier, over the seven templates: the mean of unit vectors, with length one again."""
+    from zoo.data.templates import template_set
     from zoo.tasks.classify import _label_embeddings
-    from zoo.tasks.templates import template_set
 
     built = zoo.open_model("clip/tiny", weights=None)
     labels = ["cat", "dog", "rocket"]

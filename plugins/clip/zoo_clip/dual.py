@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from zoo.errors import UsageError
 from zoo.media.image import to_pixels
-from zoo.modality import IMAGE, TEXT
+from zoo.registry.modality import IMAGE, TEXT
 from zoo_clip.architecture import architecture, build_towers, check_image_size
 from zoo_clip.image import check_pixels, image_embedding
 from zoo_clip.text import check_ids, text_embedding

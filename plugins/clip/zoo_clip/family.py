@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from zoo.manifest import MODEL_NAME
+from zoo.registry.manifest import MODEL_NAME
 from zoo_clip.library import open_clip, process_as_found
 
 SAFE_NAME = "open_clip_model.safetensors"

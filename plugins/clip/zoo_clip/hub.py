@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from zoo.errors import UsageError, WeightsMissingError
-from zoo.stores import hub_file
+from zoo.weights.stores import hub_file
 
 
 def need_hub_file(repository: str, filename: str, *, wanted_by: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from zoo.errors import UsageError, WeightsMissingError
-from zoo.settings import offline
+from zoo.registry.settings import offline
 from zoo_clip.hub import need_hub_file
 from zoo_clip.library import open_clip, process_as_found
 

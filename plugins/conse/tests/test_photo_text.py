@@ -9,8 +9,8 @@ from PIL import Image
 from zoo_conse.photo_text import PhotoTextEncoder, class_names
 
 import zoo
-from zoo.contracts import DualEncoder
 from zoo.errors import UsageError
+from zoo.models.contracts import DualEncoder
 
 
 @pytest.fixture(scope="module")

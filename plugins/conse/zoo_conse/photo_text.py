@@ -23,10 +23,10 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from zoo.construct import Built
-from zoo.derived import derived
 from zoo.errors import UsageError
-from zoo.modality import IMAGE, TEXT
+from zoo.models.build import Built
+from zoo.registry.modality import IMAGE, TEXT
+from zoo.weights.derived import derived
 
 BATCH = 64  # sentences of mixed length: larger batches are slower on a CPU
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from zoo_lm.bytes import byte_tokenizer
 
 import zoo
-from zoo.contracts import Decoder, Encoder, Tokenizer
 from zoo.decoding.generation import generate
 from zoo.errors import UsageError, WeightsMissingError
+from zoo.models.contracts import Decoder, Encoder, Tokenizer
 from zoo.nn.tokenizer import ByteTokenizer
 
 CARDS: list[dict[str, Any]] = tomllib.loads((Path(zoo_lm.__file__).parent / "zoo.toml").read_text())["card"]

@@ -12,9 +12,9 @@ from zoo_lm.folder import hub_folder
 from zoo_lm.json_tokenizer import JsonTokenizer
 from zoo_lm.llama import open_folder, open_hub
 
-from zoo.contracts import Decoder
-from zoo.contracts import Tokenizer as Contract
 from zoo.errors import StateMismatchError, UsageError, WeightsError, WeightsMissingError
+from zoo.models.contracts import Decoder
+from zoo.models.contracts import Tokenizer as Contract
 
 TEXTS = ["", "hello", " two  spaces\n\tand lines", "ünïcode 🐕 漢字", "<|end|> is no end", "\0\x7f"]
 CORPUS = ["hello hello hello world", "two spaces and lines", "is no end"] * 5

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from zoo.batch import Encoded
 from zoo.errors import UsageError
+from zoo.models.encoded import Encoded
 from zoo.nn.attention import Attention
 from zoo.nn.bidirectional import Bidirectional
 from zoo.nn.block import Block
@@ -129,7 +129,7 @@ def to_transformers(state: State) -> dict[str, torch.Tensor]:
 
 
 class BertEncoder(nn.Module):
-    """The features of texts, a token for each byte between a start and an end (`zoo.contracts.Encoder`)."""
+    """The features of texts, a token for each byte between a start and an end (`zoo.models.contracts.Encoder`)."""
 
     def __init__(self, model: Bidirectional) -> None:
         super().__init__()

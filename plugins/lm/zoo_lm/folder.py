@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from zoo.errors import UsageError, WeightsError, WeightsMissingError
-from zoo.stores import hub_file
-from zoo.weights import read_state_dict
+from zoo.weights.delivery import read_state_dict
+from zoo.weights.stores import hub_file
 from zoo_lm.json_tokenizer import JsonTokenizer
 
 OPTIONAL = ("generation_config.json", "tokenizer.json")

@@ -1,4 +1,4 @@
-"""A `tokenizer.json` of the library tokenizers, as `zoo.contracts.Tokenizer` wants one."""
+"""A `tokenizer.json` of the library tokenizers, as `zoo.models.contracts.Tokenizer` wants one."""
 
 from __future__ import annotations
 

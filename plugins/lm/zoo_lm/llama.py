@@ -20,7 +20,7 @@ from zoo.nn.feed_forward import Gated
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Rotary
 from zoo.nn.stack import Stack
-from zoo.weights import load_strict, refuse_nonfinite
+from zoo.weights.delivery import load_strict, refuse_nonfinite
 from zoo_lm import renaming
 from zoo_lm.bytes import byte_tokenizer
 from zoo_lm.checks import require_positive

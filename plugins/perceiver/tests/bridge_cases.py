@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from zoo_perceiver import projector, qformer, resampler, video_qformer
 
-from zoo.batch import Encoded
+from zoo.models.encoded import Encoded
 
 WIDTH, MOST_FRAMES = 12, 3
 SMALL: dict[str, Any] = {"input_width": WIDTH, "queries": 5, "layers": 3, "width": 16, "heads": 2, "hidden": 24}

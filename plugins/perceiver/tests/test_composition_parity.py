@@ -20,19 +20,19 @@ from torch import nn
 from zoo_perceiver.open_flamingo import load_checkpoint
 from zoo_perceiver.resampler import from_open_flamingo, resampler
 
-from zoo.composition_parts import gated_layer
 from zoo.decoding.generation import generate
 from zoo.decoding.prompt import Prompt
 from zoo.errors import UsageError, WeightsError
-from zoo.fusion.fused import Fused
-from zoo.fusion.item import Item, Placed
-from zoo.fusion.sense import Sense
+from zoo.models.composition_parts import gated_layer
+from zoo.models.fusion.fused import Fused
+from zoo.models.fusion.item import Item, Placed
+from zoo.models.fusion.sense import Sense
 from zoo.nn.attention import Attention
 from zoo.nn.feed_forward import Gated
 from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.norm import RMSNorm
-from zoo.stores import fetch_wheel
-from zoo.weights import load_strict
+from zoo.weights.delivery import load_strict
+from zoo.weights.stores import fetch_wheel
 
 transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
 llama = pytest.importorskip("zoo_lm.llama", reason="the decoder is that of the plugin lm: pip install ./plugins/lm")

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo_perceiver.time_embedding import TimeEmbedding
 
-from zoo.batch import Encoded
-from zoo.contracts import Bridge
+from zoo.models.contracts import Bridge
+from zoo.models.encoded import Encoded
 
 EVERY = pytest.mark.parametrize("name", BUILDERS)
 FEW = settings(max_examples=25, deadline=None)

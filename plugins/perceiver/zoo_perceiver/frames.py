@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from zoo.batch import Encoded
 from zoo.errors import UsageError
+from zoo.models.encoded import Encoded
 
 
 def split_frames(encoded: Encoded, frames: int, *, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

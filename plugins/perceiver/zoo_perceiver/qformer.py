@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.batch import Encoded
+from zoo.models.encoded import Encoded
 from zoo.nn.attention import Attention
 from zoo.nn.block import Block
 from zoo.nn.feed_forward import Dense
@@ -97,7 +97,7 @@ class QFormer(nn.Module):
 
 
 class QFormerBridge(nn.Module):
-    """A Q-Former over the features of all frames together, which it does not tell apart (`zoo.contracts.Bridge`)."""
+    """A Q-Former over the features of all frames together, which it does not tell apart (`zoo.models.contracts.Bridge`)."""
 
     def __init__(self, model: QFormer, *, input_width: int, output_width: int | None) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.batch import Encoded
+from zoo.models.encoded import Encoded
 from zoo.nn.attention import Attention
 from zoo.nn.feed_forward import Dense
 from zoo_perceiver import renaming
@@ -58,7 +58,7 @@ class ResamplerLayer(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Learned latents that read the features layer by layer (`zoo.contracts.Bridge`). Every latent is real, whatever was padding."""
+    """Learned latents that read the features layer by layer (`zoo.models.contracts.Bridge`). Every latent is real, whatever was padding."""
 
     def __init__(
         self, layers: list[ResamplerLayer], *, width: int, latents: int, most_frames: int | None, output_width: int | None

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import pad
 
-from zoo.batch import Encoded
+from zoo.models.encoded import Encoded
 from zoo.nn.attention import Attention
 
 PICTURES = ("flag", "domino")  # what stripes and spots are called here

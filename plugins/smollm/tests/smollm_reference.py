@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zoo.adaptation.peft import their_name
-from zoo.construct import Built
+from zoo.adapters.peft import their_name
+from zoo.models.build import Built
 
 PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NORMS = {

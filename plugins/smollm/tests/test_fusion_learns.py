@@ -17,14 +17,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import zoo
-from zoo.cache import blobs_dir
-from zoo.composition_parts import gated_layer
 from zoo.decoding.generation import generate
 from zoo.decoding.prompt import Prompt
 from zoo.decoding.scoring import score_choices
-from zoo.fusion.fused import Fused
-from zoo.fusion.item import Item, Placed, item
-from zoo.fusion.sense import Sense
+from zoo.models.composition_parts import gated_layer
+from zoo.models.fusion.fused import Fused
+from zoo.models.fusion.item import Item, Placed, item
+from zoo.models.fusion.sense import Sense
+from zoo.weights.cache import blobs_dir
 
 PUBLISHED = {
     "smollm/135m-instruct": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",

@@ -9,10 +9,10 @@ import torch
 from smollm_reference import PUBLISHED, transformers_smollm
 
 import zoo
-from zoo.cache import blobs_dir
 from zoo.decoding.generation import generate
 from zoo.decoding.scoring import perplexity
 from zoo.tasks.language_model import LanguageModel, open_language_model
+from zoo.weights.cache import blobs_dir
 
 PROMPTS = [
     "The capital of France is",

@@ -20,10 +20,10 @@ from tokenizers.pre_tokenizers import Sequence as InTurn
 from zoo_smollm.chat import SYSTEM_MESSAGE, chat_ids
 from zoo_smollm.tokenizer import GgufTokenizer, open_tokenizer
 
-from zoo.cache import blobs_dir
 from zoo.errors import UsageError, WeightsError
-from zoo.gguf import read_gguf
 from zoo.nn.tokenizer import ByteTokenizer
+from zoo.weights.cache import blobs_dir
+from zoo.weights.formats.gguf import read_gguf
 
 PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 START, END, DOCUMENT = 1, 2, 0

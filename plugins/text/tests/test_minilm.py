@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.functional import normalize
 from zoo_text.minilm import from_bert_keys, sentence_encoder
 
-from zoo.batch import Encoded
 from zoo.errors import UsageError
-from zoo.weights import fetch
+from zoo.models.encoded import Encoded
+from zoo.weights.delivery import fetch
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "hidden": 64, "vocabulary": 50, "positions": 24, "max_tokens": 16}
 PUBLISHED = TINY | {"layers": 6, "width": 384, "heads": 12, "hidden": 1536}

@@ -5,7 +5,7 @@ arXiv:2002.10957) and trained for sentence similarity with mean pooling (Reimers
 The reference implementation is `BertModel` of the library transformers; the tests hold this one to it, forward and
 backward.
 
-Shapes follow `zoo.modality`, with two more letters: N is the number of real tokens of a whole batch, K the width of one
+Shapes follow `zoo.registry.modality`, with two more letters: N is the number of real tokens of a whole batch, K the width of one
 attention head. All of the model but its attention works on the N real tokens, so padding costs little; in return sizes
 inside the model depend on the data.
 """
@@ -22,8 +22,8 @@ from tokenizers.processors import BertProcessing
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from zoo.batch import Encoded
 from zoo.errors import UsageError
+from zoo.models.encoded import Encoded
 
 NORM_EPSILON = 1e-12
 BYTE_ENTRIES = 258  # 256 bytes, a start and an end

@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from zoo.batch import Encoded
 from zoo.media.image import to_pixels
+from zoo.models.encoded import Encoded
 
 
 def image_encoder(*, arch: str, preprocess: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:

@@ -12,7 +12,7 @@ from zoo.media.audio import Sound, open_audio
 from zoo.media.resampling import resample
 
 RATE_HZ = 16_000
-READER = Path(zoo.__file__).parent / "demo" / "sounds" / "sense_and_sensibility.flac"
+READER = Path(zoo.__file__).parent / "cli" / "demo" / "sounds" / "sense_and_sensibility.flac"
 
 
 def speech(duration_s=None):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from zoo.adapters.virtual_tokens import refuse_virtual
 from zoo.nn.attention import Attention
 from zoo.nn.decoder import Decoder
-from zoo.nn.virtual import refuse_virtual
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # scaled keys float[B, H, K, S] and values float[B, H, S, K]
 

@@ -15,15 +15,15 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from zoo.batch import Encoded
 from zoo.errors import UsageError
 from zoo.media.audio import AudioReader, Sound, to_waveforms
+from zoo.models.encoded import Encoded
 from zoo.nn.attention import Attention
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
 from zoo.nn.feed_forward import Dense
-from zoo.nn.kernels import apply_kernel
-from zoo.nn.linear import Int8Linear, multiplies_in_bfloat16
+from zoo.nn.kernels.apply import apply_kernel
+from zoo.nn.kernels.linear import Int8Linear, multiplies_in_bfloat16
 from zoo.nn.stack import Stack
 from zoo_whisper.log_mel import HOP, SAMPLE_RATE_HZ, WINDOW_FRAMES, log_mel
 from zoo_whisper.tokens import LANGUAGES, controls

@@ -19,7 +19,7 @@ import torch
 
 from zoo.errors import UsageError
 from zoo.media.audio import AudioReader
-from zoo.transcript import Segment, Window
+from zoo.models.transcript import Segment, Window
 from zoo_whisper.decoding import Decoded, Rules, decode
 from zoo_whisper.hearing import Heard, Writing, hear
 from zoo_whisper.ladder import TEMPERATURES, Ladder

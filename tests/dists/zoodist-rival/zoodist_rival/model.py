@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from zoo.batch import Encoded
+from zoo.models.encoded import Encoded
 from zoo.media.image import to_pixels
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from zoo.nn.adapter import Adapter
+from zoo.adapters.adapter import Adapter
 
 
 class Vectors(nn.Module):

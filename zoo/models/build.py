@@ -1,0 +1,276 @@
+"""A name -> a module with its weights. One lookup, one call of the plugin's builder, one strict load."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from zoo.adapters.adapted import adapted_of, adapters_key
+from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
+from zoo.models.precision import cast
+from zoo.registry.activation import call_hook, resolve
+from zoo.registry.lookup import Found, Registry, default_registry
+from zoo.registry.plugin import Plugin, code_sha256, describe
+from zoo.weights.delivery import (
+    Located,
+    load_strict,
+    local_file,
+    locate_files,
+    read_state_dict,
+    refuse_nonfinite,
+    sha256_of,
+)
+
+DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A module and what it is made of.
+
+    name: full name with the weights tag; without it when the weights are random or a local file's.
+    identity: sha256 over everything that shapes its numbers (distribution, version, code, weights or the random state they
+        were drawn from, arguments, dtype, parts, torch), the key under which results derived from it may be kept.
+    files: role -> sha256 of the weight files; empty for a random initialisation.
+    kernel: the number format of its linear layers, where one was applied (`zoo.nn.kernels.apply`).
+    """
+
+    module: torch.nn.Module
+    found: Found
+    name: str
+    identity: str
+    files: Mapping[str, str]
+    parts: Mapping[str, Built]
+    kernel: str | None = None
+
+    @property
+    def state_identity(self) -> str:
+        """The identity together with the adapters that calls take now: what results derived now may be kept under."""
+        key = adapters_key(self.module)
+        return hashlib.sha256(f"{self.identity} {key}".encode()).hexdigest() if key else self.identity
+
+    @property
+    def random(self) -> bool:
+        """Whether parameters of it, or of one of its parts, were drawn and never trained: its answers mean nothing."""
+        if self.parts:
+            return any(part.random for part in self.parts.values())
+        return "model" not in self.files and next(self.module.parameters(), None) is not None
+
+
+def build(
+    name: str,
+    *,
+    weights: str | Path | None = "card",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    **overrides: Any,
+) -> torch.nn.Module:
+    """Build a model by name, in eval mode.
+
+    weights: "card" for the card's own (the tag in the name, or the first), a path to a file of the same architecture, or
+        None for a random initialisation. What differs for the weights' row (its variant and classes) holds for the row's own
+        weights, and for others where the name carries its tag. overrides replace the card's variant arguments.
+    Raises UnknownNameError, PluginError, WeightsError or UsageError.
+    """
+    return open_model(name, weights=weights, device=device, dtype=dtype, **overrides).module
+
+
+def open_model(
+    name: str,
+    *,
+    weights: str | Path | None = "card",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    registry: Registry | None = None,
+    **overrides: Any,
+) -> Built:
+    """As `build`, with the card, the parts and the hashes that say where the numbers come from."""
+    registry = registry or default_registry()
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is one of {', '.join(map(str, DTYPES[1:]))}, got {dtype}")
+    found = registry.find(name)
+    _refuse_circles(found, registry, ())
+    owner = registry.owner(found.card)
+    from_card = weights == "card"
+    if not from_card and not found.tagged:
+        found = _without_variant(found)
+    untrained = not found.card.weights and not found.card.parts and found.card.parameters != 0
+    if from_card and untrained:
+        raise WeightsMissingError(
+            f"{found.card.name} has no weights of its own: give a file of them (--weights FILE), or none for a random initialisation (--weights none; in Python weights=None)"
+        )
+    part_weights = "card" if weights is not None else None
+    parts = {
+        role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
+        for role, part in found.card.parts.items()
+    }
+    located = locate_files(found, registry=registry, model=from_card) if weights is not None else {}
+    if weights is not None and not from_card:
+        located["model"] = _local_weights(Path(weights), found)
+    drawn = None if "model" in located or parts else _random_state()
+    with _NoRandomParameters() if "model" in located else contextlib.nullcontext():
+        module = _construct(found, owner, registry, {**parts, **_side_files(found, located), **overrides})
+    if "model" in located:
+        _load(module, located["model"].path, found, owner, registry, trusted=from_card)
+    module = module.to(device=device).eval()
+    if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
+        module = cast(module, dtype, found.card.keep_float32)
+    files = {role: file.sha256 for role, file in located.items()}
+    named = found.name if from_card or found.tagged else found.card.name
+    identity = _identity(named, found, code_sha256(owner), files, overrides, parts, dtype, drawn)
+    shown = found.name if from_card else found.card.name
+    return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
+
+
+def device_of(built: Built) -> torch.device:
+    """Where a model lies; the CPU when it holds no tensor."""
+    return next((tensor.device for tensor in built.module.state_dict().values()), torch.device("cpu"))
+
+
+def weight_hashes(built: Built) -> dict[str, dict[str, str]]:
+    """Name with tag -> role -> sha256, for a model that has weights, for each of its parts, and for the adapters that it runs under."""
+    hashes = {built.name: dict(built.files)} if built.files else {}
+    adapted = adapted_of(built.module)
+    if adapted is not None:
+        running = (*adapted.merged, *adapted.chosen().adapters)
+        names = {adapter: name for name, adapter in adapted.adapters.items()}
+        hashes |= {f"{built.name} under {names[one]}": {one.method: one.key} for one in running if one in names}
+    for part in built.parts.values():
+        hashes |= weight_hashes(part)
+    return hashes
+
+
+def _without_variant(found: Found) -> Found:
+    """The card as it is: what differs for its first row says nothing about other weights, unless the caller named that row."""
+    row = found.weights
+    return found if row is None else replace(found, weights=replace(row, variant={}, classes=None))
+
+
+def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) -> None:
+    if found.card.name in above:
+        circle = " -> ".join((*above[above.index(found.card.name) :], found.card.name))
+        raise PluginError(f"{describe(registry.owner(found.card))}: a model cannot be a part of itself: {circle}")
+    for part in found.card.parts.values():
+        try:
+            part_found = registry.find(part)
+        except (PluginError, ResolutionError) as error:
+            raise type(error)(f"{error} (it is a part of {found.card.name})") from error
+        _refuse_circles(part_found, registry, (*above, found.card.name))
+
+
+_RANDOM_FILLS = frozenset(
+    ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
+)
+
+
+class _NoRandomParameters(TorchFunctionMode):
+    """Leaves out the random filling of parameters that a strict load overwrites: a third of the time of building."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")  # as torch.nn.init passes it
+        if isinstance(filled, torch.nn.Parameter) and getattr(func, "__name__", "") in _RANDOM_FILLS:
+            return filled
+        return func(*args, **kwargs)
+
+
+def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[str, Any]) -> torch.nn.Module:
+    card = found.card
+    row = found.weights
+    preprocess = {**card.preprocess, **(row.preprocess if row else {})}
+    arguments = {
+        **card.variant,
+        **(row.variant if row else {}),
+        **({"preprocess": preprocess} if preprocess else {}),
+        **extra,
+    }
+    try:
+        if card.build is not None:
+            with contextlib.redirect_stdout(sys.stderr):  # stdout carries the answer and nothing else
+                module = resolve(owner, card.build, registry.manager)(**arguments)
+        else:
+            module = call_hook(owner, "zoo_build", registry.manager, card=card, arguments=arguments)
+    except ZooError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{describe(owner)} raised {type(error).__name__} while building {found.name}: {error}"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise PluginError(f"{describe(owner)} must build {found.name} as a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def _load(
+    module: torch.nn.Module,
+    path: Path,
+    found: Found,
+    owner: Plugin,
+    registry: Registry,
+    *,
+    trusted: bool,
+) -> None:
+    state = read_state_dict(path)
+    origin = f"{found.name}" if trusted else str(path)
+    keys = found.weights.keys if found.weights else found.card.keys
+    own = module.state_dict().keys()
+    if keys is not None and state.keys() != own:
+        renamed = resolve(owner, keys, registry.manager)(state)
+        # A file in the module's own names that lacks one, or has one too many, is reported in those names.
+        state = max(renamed, state, key=lambda candidate: len(own & candidate.keys()))
+    if not trusted:
+        refuse_nonfinite(state, origin)
+    load_strict(module, state, origin, release=True)
+
+
+def _random_state() -> str:
+    """What a random initialisation is drawn from: two seeds are two models."""
+    return hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
+
+
+def _side_files(found: Found, located: Mapping[str, Located]) -> dict[str, Path | None]:
+    """`<role>_path` for each file that belongs to the weights and holds no tensors; None when built without weights."""
+    roles = [file.role for file in found.weights.files if file.role != "model"] if found.weights else []
+    return {f"{role}_path": located[role].path if role in located else None for role in roles}
+
+
+def _local_weights(path: Path, found: Found) -> Located:
+    if found.card.parts:
+        raise UsageError(f"--weights {path}: {found.name} is made of other models and has no weights of its own")
+    path = local_file(path)
+    return Located(path, sha256_of(path))
+
+
+def _identity(
+    named: str,
+    found: Found,
+    code_sha256: str | None,
+    files: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    parts: Mapping[str, Built],
+    dtype: torch.dtype | None,
+    drawn: str | None,
+) -> str:
+    provider = found.card.provider
+    content = {
+        "model": named,
+        "distribution": [provider.distribution, provider.version, code_sha256],
+        "files": dict(files),
+        "overrides": repr(sorted(overrides.items())),
+        "parts": {role: part.identity for role, part in parts.items()},
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+        "random": drawn,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

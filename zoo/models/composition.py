@@ -1,0 +1,318 @@
+"""Encoders and bridges around a decoder, by their names; kept as a recipe beside what was trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import StateMismatchError, UsageError, WeightsError
+from zoo.models.build import Built, open_model, weight_hashes
+from zoo.models.composition_parts import every_argument, frozen, look_up, make_sense, open_bridge, recipe_of_names
+from zoo.models.fusion.fused import Fused
+from zoo.models.recipe import FILE, Recipe, read_recipe, write_recipe
+from zoo.nn.kernels.apply import apply_kernel
+from zoo.weights.delivery import load_strict, read_state_dict, refuse_nonfinite, sha256_of
+
+TRAINED = "trained.safetensors"
+DOT = "\x1f"  # for the dots of a tensor's name, where none may be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """A composed model, what it is made of, and its recipe.
+
+    module: asked like any decoder. parts: role ("decoder", "image.encoder", "image.bridge") -> what was built. kernel: of the decoder.
+    drawn: how often each trained parameter was written when it was drawn; None when they were trained before.
+    """
+
+    module: Fused
+    recipe: Recipe
+    parts: Mapping[str, Built]
+    kernel: str = "float32"
+    drawn: tuple[int, ...] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether what is trained was written to since it was drawn."""
+        return self.drawn is None or self.drawn != _writes(self.module)
+
+    @property
+    def built(self) -> Built:
+        """The same as one built model, for what takes one."""
+        known = self.recipe.trained.get("sha256") if self.drawn is None else None
+        parts = dict(self.parts)
+        if self.trained:
+            parts |= {
+                role: replace(part, files={**part.files, "model": known or "in memory"})
+                for role, part in parts.items()
+                if role.endswith(".bridge")
+            }
+        made_of = [*(part.identity for part in parts.values()), repr(self.recipe), str(known or id(self.module))]
+        senses = (f"{sense.bridge} over {sense.encoder}" for sense in self.recipe.senses.values())
+        return Built(
+            module=self.module,
+            found=parts["decoder"].found,
+            name=" + ".join([self.recipe.decoder, *senses]),
+            identity=hashlib.sha256("\n".join(made_of).encode()).hexdigest(),
+            files={},
+            parts=parts,
+        )
+
+
+def compose(
+    recipe: Recipe | str | Path | None = None,
+    *,
+    decoder: str | None = None,
+    encoders: Mapping[str, str] | None = None,
+    bridge: str | Mapping[str, str] | None = None,
+    weights: str | Mapping[str, str | None] | None = "card",
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernel: str = "float32",
+    **fields: Any,
+) -> Composition:
+    """One model of a decoder and an encoder for each modality, each joined by a bridge. The decoder and the encoders are frozen.
+
+    recipe: the whole as data, instead of the names; or the folder of a composition, or a recipe file, to open.
+    encoders: modality -> name. bridge: a name, or one for each modality.
+    weights: of the decoder and the encoders, "card" for those of their cards, None for random ones; or one of the two by name
+        ("card" for names left out). kernel: number format of the decoder's linear layers.
+    fields: other fields of every sense (`zoo.models.recipe.SenseRecipe`): fusion, every, gate, adjacent, marker, bridge_arguments ...
+    Raises UsageError for widths and modalities that do not fit, and what looking up and building the parts raises.
+    """
+    if recipe is None:
+        recipe = recipe_of_names(decoder, encoders, bridge, fields)
+    elif isinstance(recipe, (str, Path)):
+        if decoder is not None or encoders is not None or bridge is not None or fields or weights != "card":
+            raise UsageError("a recipe says all: leave out decoder, encoders, bridge, weights and fields beside it")
+        return open_composition(Path(recipe), device=device, dtype=dtype, kernel=kernel)
+    elif decoder is not None or encoders is not None or bridge is not None or fields:
+        raise UsageError("a recipe says all: leave out decoder, encoders, bridge and fields beside it")
+    elif recipe.trained:
+        raise UsageError("the recipe names trained numbers, which lie in its folder: zoo.compose(FOLDER) opens both")
+    look_up(recipe)
+    names = {recipe.decoder, *(sense.encoder for sense in recipe.senses.values())}
+    if isinstance(weights, Mapping) and weights.keys() - names:
+        unknown = min(weights.keys() - names)
+        raise UsageError(f"weights names {unknown}, the parts that have some are {', '.join(sorted(names))}")
+
+    def open_part(name: str) -> Built:
+        of_this = weights.get(name, "card") if isinstance(weights, Mapping) else weights
+        return open_model(name, weights=of_this, device=device, dtype=dtype)
+
+    built: dict[str, Built] = {"decoder": open_part(recipe.decoder)}
+    language: Any = frozen(built["decoder"].module)
+    for name in ("width", "layers", "new_cache"):
+        if not hasattr(language, name):
+            raise UsageError(
+                f"{recipe.decoder} takes no senses: a decoder that does has {name} (zoo.models.contracts.Decoder); take another"
+            )
+    if kernel != "float32":
+        apply_kernel(language, kernel)
+    senses = {}
+    opened: dict[str, Built] = {}
+    for modality, sense in recipe.senses.items():
+        if sense.encoder not in opened:
+            opened[sense.encoder] = open_part(sense.encoder)
+        built[f"{modality}.encoder"] = opened[sense.encoder]
+        built[f"{modality}.bridge"] = open_bridge(sense, built[f"{modality}.encoder"], language, device, dtype)
+        senses[modality] = make_sense(sense, built, modality, language, device, dtype)
+    module = Fused(language, senses).eval()
+    recipe = replace(
+        recipe,
+        decoder=built["decoder"].name,
+        senses={
+            modality: replace(
+                sense,
+                encoder=built[f"{modality}.encoder"].name,
+                bridge=built[f"{modality}.bridge"].found.card.name,
+                bridge_arguments=every_argument(sense, built[f"{modality}.bridge"]),
+            )
+            for modality, sense in recipe.senses.items()
+        },
+    )
+    return Composition(module=module, recipe=recipe, parts=built, kernel=kernel, drawn=_writes(module))
+
+
+def save(composition: Composition, folder: str | Path) -> Recipe:
+    """Write the recipe and what was trained into a folder; frozen models are named, with the sha256 of their files.
+
+    A model with random weights, which no file holds, is stored whole. Returns the recipe as written. Raises UsageError for a part
+    that is named by its file and may have been trained all the same, and for numbers that a kernel has rounded.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    for role, module in _with_files(composition).items():
+        if any(one.requires_grad for one in module.parameters()):
+            raise UsageError(
+                f"{role} is kept by the name of its file, and a parameter of it requires a gradient: what it has learnt would be lost; "
+                f"freeze it (requires_grad_(False)) if it was not trained"
+            )
+    if composition.kernel != "float32" and composition.parts["decoder"].random:
+        raise UsageError(
+            f"the decoder has random weights, which kernel {composition.kernel} has rounded: save the composition before"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in _own_state(composition).items():
+        place = tensor.untyped_storage().data_ptr()
+        state[name] = tensor.detach().clone() if place in places else tensor.detach().contiguous()
+        places.add(place)
+    save_file(state, folder / TRAINED)
+    providers = {part.found.card.provider for part in composition.parts.values()}
+    recipe = replace(
+        composition.recipe,
+        frozen=_hashes(composition),
+        trained={
+            "file": TRAINED,
+            "sha256": sha256_of(folder / TRAINED),
+            "state": "trained" if composition.trained else "drawn",
+        },
+        requires=tuple(sorted(f"{one.distribution}=={one.version}" for one in providers)),
+    )
+    write_recipe(recipe, folder / FILE)
+    (folder / TRAINED).chmod((folder / FILE).stat().st_mode)  # who may read the one may read the other
+    return recipe
+
+
+def open_composition(
+    path: Path, *, device: str = "cpu", dtype: torch.dtype | None = None, kernel: str = "float32"
+) -> Composition:
+    """The composition of a folder that `save` wrote, or of a recipe file that names no trained numbers.
+
+    Raises UsageError for a recipe that is none, WeightsError when a frozen model has other files now or the trained numbers are
+    not those of the recipe, and what `compose` raises.
+    """
+    recipe = read_recipe(path)
+    folder = path if path.is_dir() else path.parent
+    composition = compose(
+        replace(recipe, frozen={}, trained={}),
+        weights=_kept_weights(recipe) if recipe.trained else "card",
+        device=device,
+        dtype=dtype,
+        kernel="float32" if recipe.trained else kernel,  # what the file holds of a drawn decoder comes first
+    )
+    if not recipe.trained:
+        return composition
+    _check_frozen(composition, recipe, path)
+    lacking = {"file", "sha256", "state"} - recipe.trained.keys()
+    if lacking:
+        raise UsageError(f"{path}: [trained] must have file, sha256 and state, got no {', '.join(sorted(lacking))}")
+    file = folder / Path(recipe.trained["file"]).name
+    if not file.is_file():
+        raise WeightsError(f"{path} names {file.name}, and there is no such file in {folder}")
+    if sha256_of(file) != recipe.trained["sha256"]:
+        raise WeightsError(
+            f"{file} is not the file that {path} was saved with: its sha256 differs; save the composition again"
+        )
+    state = read_state_dict(file)
+    refuse_nonfinite(state, str(file))
+    _load(_own_state(composition), state, str(file))
+    if kernel != "float32":
+        apply_kernel(composition.module.decoder, kernel)
+    drawn = _writes(composition.module) if recipe.trained["state"] == "drawn" else None
+    return replace(composition, recipe=recipe, kernel=kernel, drawn=drawn)
+
+
+def _load(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Strictly, into tensors by their names, which a module of their own cannot have with their dots."""
+    holder = nn.Module()
+    for name, tensor in own.items():
+        holder.register_buffer(name.replace(".", DOT), tensor)
+    try:
+        load_strict(holder, {name.replace(".", DOT): tensor for name, tensor in state.items()}, origin)
+    except StateMismatchError as error:
+        raise StateMismatchError(str(error).replace(DOT, ".")) from None
+
+
+def describe_composition(composition: Composition) -> str:
+    """The house, one line a part: widths, parameters frozen and trained, memory."""
+    module, recipe = composition.module, composition.recipe
+    rows = [("part", "model", "into the decoder", "trained", "frozen", "MB")]
+    rows.append(
+        (
+            "decoder",
+            recipe.decoder,
+            f"width {module.decoder.width}, {module.decoder.layers} layers",
+            *_counts(module.decoder),
+        )
+    )
+    for modality, sense in recipe.senses.items():
+        built: Any = module.senses[modality]
+        rows.append((f"{modality} encoder", sense.encoder, "", *_counts(built.encoder)))
+        rows.append((f"{modality} bridge", sense.bridge, f"width {built.bridge.output_width}", *_counts(built.bridge)))
+        how = "among the tokens" if built.spliced else f"before layers {', '.join(built.gated)}"
+        rows.append((f"{modality} {sense.fusion}", "", how, *_counts(built.gated)))
+    rows.append(("all", "", "", *_counts(module)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if column > 2 else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    )  # fmt: skip
+
+
+def trained_parameters(module: Fused) -> Iterator[nn.Parameter]:
+    """What is trained: bridges and gated layers."""
+    return (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _with_files(composition: Composition) -> dict[str, nn.Module]:
+    """By role, the decoder and the encoders whose numbers are those of a file."""
+    senses: Any = composition.module.senses
+    modules = {"decoder": composition.module.decoder} | {
+        f"{modality}.encoder": sense.encoder for modality, sense in senses.items()
+    }
+    return {role: module for role, module in modules.items() if not composition.parts[role].random}
+
+
+def _own_state(composition: Composition) -> dict[str, torch.Tensor]:
+    """Tensors that no file of a frozen part holds: bridges and gated layers, and parts that were drawn."""
+    named = {"decoder": "decoder."}
+    prefixes = tuple(named.get(role, f"senses.{role}.") for role in _with_files(composition))
+    return {name: tensor for name, tensor in composition.module.state_dict().items() if not name.startswith(prefixes)}
+
+
+def _hashes(composition: Composition) -> dict[str, dict[str, str]]:
+    """Name -> role -> sha256 of the files of the decoder and the encoders."""
+    hashes: dict[str, dict[str, str]] = {}
+    for role in _with_files(composition):
+        hashes |= weight_hashes(composition.parts[role])
+    return hashes
+
+
+def _kept_weights(recipe: Recipe) -> dict[str, str | None]:
+    """What a saved recipe names is that of the card; what it stores itself is drawn first."""
+    names = [recipe.decoder, *(sense.encoder for sense in recipe.senses.values())]
+    return {name: "card" if name in recipe.frozen else None for name in names}
+
+
+def _writes(module: Fused) -> tuple[int, ...]:
+    """How often each trained parameter was written to."""
+    parameters = trained_parameters(module)
+    return tuple(0 if one.is_inference() else one._version for one in parameters)  # noqa: SLF001 - the counter that autograd relies on
+
+
+def _check_frozen(composition: Composition, recipe: Recipe, path: Path) -> None:
+    now = _hashes(composition)
+    for name, files in recipe.frozen.items():
+        for role, sha256 in files.items():
+            if now.get(name, {}).get(role) != sha256:
+                raise WeightsError(
+                    f"{path} was trained with {name} whose {role} file has sha256 {sha256[:16]}, the one here has "
+                    f"{now.get(name, {}).get(role, 'none')[:16]}: its answers would mean nothing; get the same file, or train again"
+                )
+
+
+def _counts(module: nn.Module) -> tuple[str, str, str]:
+    parameters = list(module.parameters())
+    trained = sum(one.numel() for one in parameters if one.requires_grad)
+    size = sum(one.numel() * one.element_size() for one in (*parameters, *module.buffers()))
+    return f"{trained:,}", f"{sum(one.numel() for one in parameters) - trained:,}", f"{size / 1e6:.1f}"

@@ -1,0 +1,135 @@
+"""One decode step as straight code: what the modules of a decoder do for one more token of each row, without their calls.
+
+At one token a step most of the time goes into Python and into small operations, not into the weights. For the plainest shape
+(norms before, rotary positions, a gated feed-forward, projections joined by a kernel) everything that does not depend on the token
+is looked up once. Any other decoder has no such step, and its modules are called as ever. The numbers are the modules' own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+
+from zoo.adapters.adapted import NAME, chosen_by
+from zoo.adapters.virtual_tokens import begun
+from zoo.nn.attention import Attention
+from zoo.nn.cache import Cache
+from zoo.nn.decoder import Decoder, check_room, check_tokens
+from zoo.nn.feed_forward import Gated
+from zoo.nn.kernels.linear import HalfLinear, Int4Linear, Int8Linear, PackedLinear
+from zoo.nn.norm import RMSNorm
+from zoo.nn.stack import BeforeLayer
+
+
+class DecodeStep:
+    """int[B] and a cache -> logits float32[B, V] of the next token. Made by `decode_step`."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.layers: list[tuple[Any, ...]] = []
+        self.called: list[tuple[Any, ...]] = []  # the same as modules, whose hooks run
+        for block in decoder.stack.blocks:
+            attention: Any = block.attention
+            forward: Any = block.feed_forward
+            self.layers.append(
+                (
+                    block.attention_norm,
+                    attention.query_key_value.forward,
+                    attention.output.forward,
+                    block.feed_forward_norm,
+                    forward.gate_and_up.forward,
+                    forward.down.forward,
+                )
+            )
+            self.called.append(
+                (
+                    block.attention_norm,
+                    attention.query_key_value,
+                    attention.output,
+                    block.feed_forward_norm,
+                    forward.gate_and_up,
+                    forward.down,
+                )
+            )
+        first: Any = decoder.stack.blocks[0].attention
+        self.heads, self.kv_heads, self.head_width = first.heads, first.kv_heads, first.head_width
+        self.scale = first.scale
+
+    def __call__(self, tokens_B: torch.Tensor, cache: Cache, *, before_layer: BeforeLayer | None = None) -> torch.Tensor:
+        """As `Decoder.forward` for tokens int[B, 1]; raises what that raises."""
+        hooked = any(module._forward_hooks for layer in self.called for module in layer)  # noqa: SLF001 - torch names them nowhere else
+        if not hooked and self.decoder.__dict__.get(NAME) is None:
+            return self._run(self.layers, tokens_B, cache, before_layer)
+        cache = begun(self.decoder, len(tokens_B), cache) or cache
+        with chosen_by(self.decoder, cache):
+            return self._run(self.called, tokens_B, cache, before_layer)
+
+    def _run(
+        self, layers: list[tuple[Any, ...]], tokens_B: torch.Tensor, cache: Cache, before_layer: BeforeLayer | None
+    ) -> torch.Tensor:
+        decoder, batch = self.decoder, len(tokens_B)
+        check_tokens(tokens_B[:, None], None, decoder.vocabulary)
+        check_room(cache, 1, None, decoder.context)
+        positions_B1 = cache.begin(1, None)
+        rotary: Any = decoder.stack.rotary
+        cosine, sine = rotary.at(positions_B1 if cache.ragged else positions_B1[0])
+        seen_B11S = cache.valid_BS[:, None, None, : cache.length] if cache.ragged else None
+        turned_heads = self.heads + self.kv_heads
+        shape = (batch, turned_heads + self.kv_heads, 1, self.head_width)
+        half, width = self.head_width // 2, self.heads * self.head_width
+        tokens_BW = decoder.embedding(tokens_B)
+        for layer, (norm, project, output, forward_norm, gate_and_up, down) in enumerate(layers):
+            if before_layer is not None:
+                tokens_BW = before_layer(layer, tokens_BW[:, None])[:, 0]
+            joined = project(rms_norm(tokens_BW, norm.weight.shape, norm.weight, norm.epsilon)).view(shape)
+            turned = joined[:, :turned_heads]
+            turned = torch.addcmul(turned * cosine, turned.roll(half, -1), sine)
+            keys, values = cache.write(layer, turned[:, self.heads :], joined[:, turned_heads:])
+            mixed = scaled_dot_product_attention(
+                turned[:, : self.heads],
+                keys,
+                values,
+                attn_mask=seen_B11S,
+                scale=self.scale,
+                enable_gqa=self.kv_heads != self.heads,
+            )
+            tokens_BW = tokens_BW + output(mixed.reshape(batch, width))
+            gate, up = gate_and_up(
+                rms_norm(tokens_BW, forward_norm.weight.shape, forward_norm.weight, forward_norm.epsilon)
+            ).chunk(2, -1)
+            tokens_BW = tokens_BW + down(silu(gate).mul_(up))
+        last: Any = decoder.stack.norm
+        return decoder.logits(rms_norm(tokens_BW, last.weight.shape, last.weight, last.epsilon))
+
+
+def decode_step(decoder: Decoder) -> DecodeStep | None:
+    """The straight step of a decoder to which a kernel was applied; None if its shape is not the plain one."""
+    stack = decoder.stack
+    plain = (
+        stack.causal
+        and stack.rotary is not None
+        and stack.position_bias is None
+        and isinstance(stack.norm, RMSNorm)
+        and decoder.position_embedding is None
+        and decoder.embedding_norm is None
+    )
+    return DecodeStep(decoder) if plain and all(map(_is_plain, stack.blocks)) else None
+
+
+def _is_plain(block: Any) -> bool:
+    attention, forward = block.attention, block.feed_forward
+    return (
+        not block.post_norm
+        and block.cross_attention is None
+        and isinstance(block.attention_norm, RMSNorm)
+        and isinstance(block.feed_forward_norm, RMSNorm)
+        and isinstance(attention, Attention)
+        and isinstance(forward, Gated)
+        and forward.activation is silu
+        and all(
+            isinstance(layer, (PackedLinear, HalfLinear, Int4Linear, Int8Linear))
+            for layer in (attention.query_key_value, attention.output, forward.gate_and_up, forward.down)
+        )
+    )

