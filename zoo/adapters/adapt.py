@@ -18,7 +18,7 @@ from zoo.adapters.adapter import Adapter
 from zoo.adapters.target_modules import base_of, places_of
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.models.build import Built
-from zoo.nn.kernels.apply import runs_by_kernel
+from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.activation import resolve
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import describe
@@ -79,7 +79,6 @@ class Adapters:
         self.registry = registry or default_registry()
         self.built: Built | None = None
         self.module_names: Mapping[str, str] = {}  # ours -> those of the library that HF PEFT adapts
-        self.merged: tuple[str, ...] = ()
         self._originals: merging.Originals = []
         self._active_before: tuple[str, ...] = ()
         self._trained_before: list[tuple[nn.Parameter, bool]] = []
@@ -103,13 +102,19 @@ class Adapters:
     @property
     def names(self) -> list[str]:
         """Of all its adapters, in the order in which they came."""
-        return list(self.adapted.adapters)
+        return self.adapted.names
 
     @property
     def active(self) -> list[str]:
         """What calls take for which nothing else is chosen, in this order."""
         names = {adapter: name for name, adapter in self.adapted.adapters.items()}
         return [names[one] for one in self.adapted.active.everywhere]
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """Those that are merged into the weights."""
+        names = {adapter: name for name, adapter in self.adapted.adapters.items()}
+        return tuple(names[one] for one in self.adapted.merged)
 
     def __getitem__(self, name: str) -> Adapter:
         """An adapter by name. Raises UsageError, with suggestions."""
@@ -242,7 +247,7 @@ class Adapters:
             self.adapted.find(name)
         self._active_before = tuple(self.active)
         self._originals = merging.merge(self.adapted, names)
-        self.merged, self.adapted.merged = names, tuple(self.adapted.find(name) for name in names)
+        self.adapted.merged = tuple(self.adapted.find(name) for name in names)
         self.use(*(name for name in self._active_before if name not in names))
 
     def unmerge(self) -> None:
@@ -250,7 +255,7 @@ class Adapters:
         if not self.merged:
             raise UsageError("nothing is merged, so there is nothing to unmerge")
         merging.unmerge(self._originals)
-        self.merged, self.adapted.merged, self._originals = (), (), []
+        self.adapted.merged, self._originals = (), []
         self.use(*self._active_before)
 
     def remove(self, name: str) -> None:

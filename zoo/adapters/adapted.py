@@ -1,7 +1,7 @@
 """Adapters on the layers of a model: which of them each row of a call takes, and how that reaches the layers.
 
 The model's own modules, tensors and state dict stay as they are: hooks on the layers ask, at each call, what was chosen. A choice
-holds for a block of code in one thread (`Adapted.using`), for as long as a cache lives (`Cache.adapters`), or until another is made
+holds for a block of code in one thread (`Adapted.using`), for as long as a cache lives (`Cache.selection`), or until another is made
 (`Adapted.active`).
 """
 
@@ -14,125 +14,27 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import nn
 
-from zoo.adapters.adapted_attention import attend
-from zoo.adapters.adapter import Adapter, Held
+from zoo.adapters.adapted_layer import AdaptedLayer
+from zoo.adapters.adapter import Adapter
 from zoo.adapters.routing import Choice, Mix
 from zoo.adapters.target_modules import Place, places_of
+from zoo.adapters.virtual_tokens import begun
 from zoo.errors import UsageError
 from zoo.nn.cache import Cache
-from zoo.nn.stamp import adapters_on, stamp_of
+from zoo.nn.extension import ATTRIBUTE, extension_of
+from zoo.nn.stamp import stamp_of
 
 # By the id of what is adapted.
 _choices: ContextVar[Mapping[int, Choice]] = ContextVar("zoo_adapters", default=MappingProxyType({}))
-NAME = "zoo_adapters"  # of the attribute by which a model knows its own
-
-
-class AdaptedLayer:
-    """The hooks on one layer of a model, and the places whose outputs are its own."""
-
-    def __init__(self, adapted: Adapted, layer: nn.Module) -> None:
-        self.adapted = adapted
-        self.layer = layer
-        self.places: dict[str, Place] = {}
-        self.changes_input = False
-        self._handles: list[Any] = []
-
-    def attach(self) -> None:
-        """Let calls of the layer come by here."""
-        if isinstance(self.layer, nn.MultiheadAttention):
-            self.layer.forward = self._attend  # type: ignore[method-assign]  # it calls no layer that a hook could stand on
-        self._handles = [
-            self.layer.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.layer.register_forward_hook(self._after, with_kwargs=True),
-        ]
-
-    def detach(self) -> None:
-        """Leave the layer as it was."""
-        for handle in self._handles:
-            handle.remove()
-        if isinstance(self.layer, nn.MultiheadAttention):
-            del self.layer.forward
-
-    def __call__(self, weight_name: str, input_BX: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
-        """What comes of the outputs of one weight of the layer."""
-        choice = self.adapted.running()
-        changes = choice.changes(self, "after", weight_name)
-        if not changes:
-            return output_BN
-        number_B = self._numbers(choice, output_BN)
-        try:
-            for change in changes:
-                output_BN = change(input_BX, output_BN, number_B)
-        except RuntimeError as error:
-            self._explain(choice, output_BN, error)
-            raise
-        return output_BN
-
-    def _attend(self, *args: Any, **arguments: Any) -> Any:
-        return attend(self.layer, self, *args, **arguments)
-
-    def held(self, adapters: Sequence[Adapter], what: str, weight_name: str) -> Held:
-        """Of each place that reads a weight, its columns and the part of each adapter that has `what`; places without any are left out."""
-        found = []
-        for name, place in self.places.items():
-            if place.weight_name == weight_name:
-                parts = [adapter.part(name) if adapter.scale != 0.0 else None for adapter in adapters]
-                parts = [part if hasattr(part, what) else None for part in parts]
-                if any(part is not None for part in parts):
-                    found.append((place.columns, parts))
-        return found
-
-    def _before(
-        self, _layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self.changes_input:
-            return None
-        choice = self.adapted.running()
-        original = changed = args[0] if args else next(iter(named.values()))
-        for change in choice.changes(self, "before", "weight"):
-            changed = change(changed, self._numbers(choice, changed))
-        if changed is original:
-            return None
-        return ((changed, *args[1:]), named) if args else ((), {**named, next(iter(named)): changed})
-
-    def _after(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-        if isinstance(layer, nn.MultiheadAttention):
-            return output
-        if len(layer._forward_hooks) > 1:  # noqa: SLF001 - somebody else may hold the output
-            output = output.clone()
-        return self("weight", args[0] if args else next(iter(named.values())), output)
-
-    def _numbers(self, choice: Choice, rows_BX: torch.Tensor) -> torch.Tensor | None:
-        if choice.batch is None:
-            return None
-        name, place = next(iter(self.places.items()))
-        if len(rows_BX) != choice.batch or not place.keeps_rows:
-            raise UsageError(
-                f"{name} was called with {len(rows_BX)} rows for a batch of {choice.batch}: it does not keep the rows of a batch apart, so "
-                f"they cannot take different adapters; leave it out of the targets, or ask row by row"
-            )
-        return choice.number(rows_BX.device)
-
-    def _explain(self, choice: Choice, output_BN: torch.Tensor, error: RuntimeError) -> None:
-        """Raise UsageError where an adapter lies on another device than the model."""
-        adapters = choice.adapters
-        away = next(
-            (one.device for adapter in adapters for one in adapter.parameters() if one.device != output_BN.device), None
-        )
-        if away is not None:
-            raise UsageError(
-                f"an adapter lies on {away}, the model on {output_BN.device}: move it, adapters.to({str(output_BN.device)!r})"
-            ) from error
 
 
 class Adapted:
-    """The adapters of one model, and the hooks by which they reach its layers. A model has at most one (`adapted_of`)."""
+    """The adapters of one model, and the hooks by which they reach its layers: a `zoo.nn.extension.Extension`. A model has at most one."""
 
     def __init__(self, model: nn.Module) -> None:
-        other = next((part for part in model.modules() if part.__dict__.get(NAME) is not None), None)
+        other = next((part for part in model.modules() if part.__dict__.get(ATTRIBUTE) is not None), None)
         if other is not None:
             raise UsageError(
                 f"a part of this model ({type(other).__name__}) has adapters of its own: adapt that part, or remove them first"
@@ -147,7 +49,7 @@ class Adapted:
         self.epoch = 0  # rises when an adapter can no longer be used as it could
         self._mixes: dict[tuple[Any, ...], Mix] = {}
         for part in self._holders():
-            part.__dict__[NAME] = self
+            part.__dict__[ATTRIBUTE] = self
 
     def _holders(self) -> list[nn.Module]:
         """The model, and the decoders in it: they ask for their virtual tokens."""
@@ -161,7 +63,7 @@ class Adapted:
         self.adapters.clear()
         self.active = Choice()
         for part in self._holders():
-            part.__dict__.pop(NAME, None)
+            part.__dict__.pop(ATTRIBUTE, None)
 
     def attach(self, name: str, adapter: Adapter, places: Sequence[Place]) -> None:
         """Let an adapter stand on the layers of its places; nothing is active yet.
@@ -291,6 +193,11 @@ class Adapted:
                 f"batch_first=True, or ask row by row"
             )
 
+    @property
+    def names(self) -> list[str]:
+        """Of all adapters, in the order in which they came."""
+        return list(self.adapters)
+
     @contextlib.contextmanager
     def using(self, choice: Choice) -> Iterator[None]:
         """Let the calls in this block, in this thread, take a choice."""
@@ -310,39 +217,54 @@ class Adapted:
         """A number that changes when what is active does, or a tensor of it."""
         return hash((id(self), *((id(one), one.scale, stamp_of(one)) for one in self.active.everywhere)))
 
+    def begin(self, model: nn.Module, batch: int, cache: Cache | None) -> Cache | None:
+        """As `zoo.adapters.virtual_tokens.begun`, for what calls take here and now."""
+        return begun(self.chosen(), model, batch, cache)
+
+    @contextlib.contextmanager
+    def during(self, cache: Cache | None) -> Iterator[None]:
+        """Let the calls in this block take what a cache was begun with."""
+        # What is chosen now holds to the end of the call, whatever other threads choose meanwhile.
+        choice = self.chosen() if cache is None or cache.selection is None else cache.selection
+        with self.using(self.checked(choice)):
+            yield
+
+    def reads_first(self) -> bool:
+        """Whether calls now put virtual tokens before those of a row."""
+        return any(adapter.virtual is not None for adapter in self.chosen().adapters)
+
+    def learns_on(self, parts: set[nn.Module]) -> bool:
+        """Whether an adapter that calls take now is trained on one of these layers."""
+        return any(
+            parameter.requires_grad
+            for layer in self.layers.values()
+            if layer.layer in parts
+            for adapter in self.chosen().adapters
+            for place in layer.places
+            if (part := adapter.part(place)) is not None
+            for parameter in part.parameters()
+        )
+
+    def keys_on(self, part: nn.Module, selection: Choice, rows: int) -> list[str]:
+        """For each of so many rows the content of those of its adapters that stand on a part of the model."""
+        inside = {id(one) for one in part.modules()}
+        places = [place for layer in self.layers.values() if id(layer.layer) in inside for place in layer.places]
+        return [
+            "+".join(one.key for one in selection.adapters_of(row) if any(one.part(place) is not None for place in places))
+            for row in range(rows)
+        ]
+
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Of the adapters that are merged or that calls take here and now: name -> method -> sha256."""
+        names = {adapter: name for name, adapter in self.adapters.items()}
+        running = (*self.merged, *self.chosen().adapters)
+        return {names[one]: {one.method: one.key} for one in running if one in names}
+
 
 def adapted_of(model: Any) -> Adapted | None:
     """The adapters of a model, those of its decoder where it has none of its own."""
-    found: Adapted | None = getattr(model, "__dict__", {}).get(NAME)
-    if found is None:
-        decoder = getattr(model, "decoder", None)
-        found = getattr(decoder, "__dict__", {}).get(NAME) if isinstance(decoder, nn.Module) else None
-    return found
-
-
-def learns(module: nn.Module) -> bool:
-    """Whether something is trained in a module, or in an adapter on it that calls take now."""
-    if any(parameter.requires_grad for parameter in module.parameters()):
-        return True
-    owners = {id(owner): owner for part in module.modules() for owner in adapters_on(part)}
-    inside = set(module.modules())
-    return any(
-        parameter.requires_grad
-        for owner in owners.values()
-        for layer in owner.layers.values()
-        if layer.layer in inside
-        for adapter in owner.chosen().adapters
-        for place in layer.places
-        if (part := adapter.part(place)) is not None
-        for parameter in part.parameters()
-    )
-
-
-def adapters_key(*models: nn.Module, but: Adapted | None = None) -> str:
-    """`Adapted.key` of the adapters on models and on parts of them; empty where there are none. but: whose are left out."""
-    found = [owner for model in models for part in model.modules() for owner in adapters_on(part)]
-    owners = {id(owner): owner for owner in found if owner is not but}
-    return "/".join(filter(None, (owner.key() for owner in owners.values())))
+    found = extension_of(model)
+    return found if isinstance(found, Adapted) else None
 
 
 def choice_for(model: Any, names: Sequence[str | None] | None, batch: int) -> Choice | None:
@@ -375,19 +297,6 @@ def room_for(context: int, prompt: int, choice: Choice | None, row: int = 0) -> 
             f"{context:,} together"
         )
     return context - prompt - virtual
-
-
-@contextlib.contextmanager
-def chosen_by(model: Any, cache: Cache | None) -> Iterator[None]:
-    """Let the calls in this block take what a cache was begun with."""
-    adapted = adapted_of(model)
-    if adapted is None:
-        yield
-        return
-    # What is chosen now holds to the end of the call, whatever other threads choose meanwhile.
-    choice = adapted.chosen() if cache is None or cache.adapters is None else cache.adapters
-    with adapted.using(adapted.checked(choice)):
-        yield
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from zoo.adapters.adapter import Adapter
 from zoo.adapters.target_modules import places_of
 from zoo.errors import UsageError, WeightsError
 from zoo.models.build import Built
-from zoo.nn.kernels.apply import runs_by_kernel
+from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.weights.delivery import load_strict, refuse_nonfinite
 
 KEY = "zoo_adapter"

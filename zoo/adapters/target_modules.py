@@ -16,10 +16,9 @@ from torch import nn
 from zoo.errors import UsageError
 from zoo.nn.attention import Attention
 from zoo.nn.feed_forward import Gated
-from zoo.nn.kernels.linear import HalfEmbedding, HalfLinear, Int4Linear, Int8Embedding, Int8Linear, PackedLinear
+from zoo.nn.kernels.seam import is_kernel_embedding, is_kernel_linear
 from zoo.nn.mixture import Mixture
 
-KERNEL_LINEARS = (PackedLinear, HalfLinear, Int4Linear, Int8Linear)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PART = re.compile(r"(.+)\[(\d+)/(\d+)\]")
 
@@ -151,8 +150,9 @@ def places_of(model: nn.Module) -> dict[str, Place]:
             places = _joined(name, module.query_key_value, {"query": width, "key": keys, "value": keys})
         elif isinstance(module, Gated) and module.gate_and_up is not None:
             inside.add(f"{name}.gate_and_up")
-            _, outputs = widths(module.gate_and_up)
-            places = _joined(name, module.gate_and_up, {"gate": outputs // 2, "up": outputs // 2})
+            joined: Any = module.gate_and_up
+            half = joined.out_features // 2
+            places = _joined(name, joined, {"gate": half, "up": half})
         else:
             place = _of_layer(name or "self", module)
             places = [] if place is None else [place]
@@ -164,14 +164,6 @@ def places_of(model: nn.Module) -> dict[str, Place]:
         if name.startswith(tuple(experts)):
             found[name] = replace(place, keeps_rows=False)
     return found
-
-
-def widths(layer: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer, whatever its number format."""
-    if isinstance(layer, KERNEL_LINEARS):
-        inputs, outputs = layer.features
-        return inputs, outputs
-    return layer.in_features, layer.out_features
 
 
 def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> list[Place]:
@@ -234,10 +226,9 @@ def _refuse_overlaps(chosen: Mapping[str, Place]) -> None:
 
 
 def _of_layer(name: str, module: Any) -> Place | None:
-    if isinstance(module, (nn.Linear, *KERNEL_LINEARS)):
-        inputs, outputs = widths(module)
-        return Place(name=name, kind="linear", layer=module, inputs=inputs, outputs=outputs)
-    if isinstance(module, (nn.Embedding, HalfEmbedding, Int8Embedding)):
+    if isinstance(module, nn.Linear) or is_kernel_linear(module):
+        return Place(name=name, kind="linear", layer=module, inputs=module.in_features, outputs=module.out_features)
+    if isinstance(module, nn.Embedding) or is_kernel_embedding(module):
         return Place(name=name, kind="embedding", layer=module, inputs=module.num_embeddings, outputs=module.embedding_dim)
     if type(module) in CONVOLUTIONS:  # others pad or scale in their own ways
         return Place(name=name, kind="convolution", layer=module, inputs=module.in_channels, outputs=module.out_channels)
@@ -278,14 +269,13 @@ def _of_attention(name: str, module: nn.MultiheadAttention) -> list[Place]:
     ]
 
 
-def _joined(name: str, layer: nn.Module, outputs: Mapping[str, int]) -> list[Place]:
+def _joined(name: str, layer: Any, outputs: Mapping[str, int]) -> list[Place]:
     """The layers that a kernel joined, under the names that they had."""
-    inputs, _ = widths(layer)
     places, start = [], 0
     for part, size in outputs.items():
         columns = (start, start + size)
         full = f"{name}.{part}" if name else part
-        places.append(Place(name=full, kind="linear", layer=layer, inputs=inputs, outputs=size, columns=columns))
+        places.append(Place(name=full, kind="linear", layer=layer, inputs=layer.in_features, outputs=size, columns=columns))
         start += size
     return places
 

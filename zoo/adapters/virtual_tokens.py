@@ -8,22 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.adapters.adapted import adapted_of
 from zoo.adapters.routing import Choice
 from zoo.errors import UsageError
 from zoo.nn.cache import Cache
 
 
-def begun(model: nn.Module, batch: int, cache: Cache | None) -> Cache | None:
+def begun(chosen: Choice, model: nn.Module, batch: int, cache: Cache | None) -> Cache | None:
     """The cache with which a call goes on: at the start of the rows, one in which their virtual tokens stand.
 
-    Without a cache, and where some row has virtual tokens, that is a growing one (`Cache.grow`), through which gradients flow.
+    chosen: what calls take of which no cache says otherwise. Without a cache, and where some row has virtual tokens, that is a growing one (`Cache.grow`), through which gradients flow.
     Raises UsageError for a choice of adapters for another number of rows, and where a gradient would be lost.
     """
-    adapted = adapted_of(model)
-    if adapted is None or (cache is not None and (cache.length or cache.primed)):
+    if cache is not None and (cache.length or cache.primed):
         return cache
-    choice = cache.adapters if cache is not None and cache.adapters is not None else adapted.chosen()
+    choice = cache.selection if cache is not None and cache.selection is not None else chosen
     if choice.batch not in (None, batch):
         raise UsageError(f"adapters are chosen for {choice.batch} rows, the batch has {batch}")
     rows: list[Any] = [
@@ -32,25 +30,18 @@ def begun(model: nn.Module, batch: int, cache: Cache | None) -> Cache | None:
     if cache is not None:
         if torch.is_grad_enabled() and cache.grown is None and _trains(choice):
             raise UsageError("a cache is filled in place, which no gradient survives: use torch.inference_mode() with it")
-        cache.adapters, cache.primed = choice, True
+        cache.selection, cache.primed = choice, True
     if not any(rows):
         return cache
     if cache is None:
         owner: Any = model
         cache = owner.new_cache(batch, 0)
         cache.grow()
-        cache.adapters, cache.primed = choice, True
+        cache.selection, cache.primed = choice, True
     _write_prefixes(rows, cache)
     _read_prompts(model, rows, cache)
     cache.virtual = cache.length
     return cache
-
-
-def refuse_virtual(model: nn.Module) -> None:
-    """Raise UsageError where a decoder that is read in a way of its own would leave out the virtual tokens of an adapter."""
-    adapted = adapted_of(model)
-    if adapted is not None and any(adapter.virtual is not None for adapter in adapted.chosen().adapters):
-        raise UsageError("this model reads no tokens before its own: use an adapter that stands on layers (zoo adapt list)")
 
 
 def _trains(choice: Choice) -> bool:

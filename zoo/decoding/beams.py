@@ -60,7 +60,7 @@ def beam_search(
     done: list[Hypothesis] = []
     if room == 0:
         return live
-    logits_BV, cache = read_prompts(decoder, [checked], room=min(room, ROOM), prefixes=prefixes, choice=choice)
+    logits_BV, cache = read_prompts(decoder, [checked], room=min(room, ROOM), prefixes=prefixes, selection=choice)
     for length in range(1, room + 1):
         logprobs_BV = logits_BV.log_softmax(-1).double() + torch.tensor(
             [[one.logprob] for one in live], dtype=torch.float64, device=logits_BV.device

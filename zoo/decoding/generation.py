@@ -141,7 +141,9 @@ def _steps(
 ) -> Iterator[Piece]:
     tokenizer = decoder.tokenizer
     ends = frozenset(ends_of(decoder))
-    logits_BV, cache = read_prompts(decoder, prompts, room=max(row.room for row in rows), prefixes=prefixes, choice=choice)
+    logits_BV, cache = read_prompts(
+        decoder, prompts, room=max(row.room for row in rows), prefixes=prefixes, selection=choice
+    )
     if samples > 1:
         logits_BV, cache = logits_BV.repeat_interleave(samples, 0), cache.copy(capacity=cache.capacity, rows=samples)
     while rows:

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from zoo.adapters.adapted import adapted_of, adapters_key
-from zoo.adapters.routing import Choice
 from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import batch_of, device_of, prefill
 from zoo.errors import UsageError
 from zoo.models.contracts import Decoder
 from zoo.models.fusion.media_cache import MediaCache
 from zoo.nn.cache import Cache
+from zoo.nn.extension import Selection, content_key, extension_of
 from zoo.nn.stamp import stamp_of
 
 LIMIT_BYTES = 1 << 29
@@ -100,7 +99,7 @@ class PrefixCache:
             if any(known[: len(ids)] == ids for known in self._entries):
                 return
             kept = self._entries[ids] = cache.copy()
-            kept.adapters = None  # they are in the content
+            kept.selection = None  # they are in the content
             while self.size_bytes > self.limit_bytes:
                 self._entries.popitem(last=False)
 
@@ -111,19 +110,19 @@ def read_prompts(
     *,
     room: int,
     prefixes: PrefixCache | None = None,
-    choice: Choice | None = None,
+    selection: Selection | None = None,
 ) -> tuple[torch.Tensor, Cache]:
     """Read prompts -> (logits after each, float32[B, V]; their cache, with `room` slots more).
 
     With `prefixes`, what all prompts begin with is taken from there where it is kept. Afterwards one prompt is kept whole, and of
-    several of one length what they share. choice: the adapters of the prompts (`zoo.adapters.adapted.choice_for`); what was read under one
+    several of one length what they share. selection: what the prompts take of an extension (`zoo.adapters.adapted.choice_for`); what was read under one
     is another's beginning only where their content is the same.
     """
     if prefixes is not None:
         prefixes.open_for(decoder)
     device = device_of(decoder)
-    other = "" if prefixes is None else adapters_key(_module(decoder), but=adapted_of(decoder))  # on a part of it
-    contents = [_content(prompt, choice, row, other) for row, prompt in enumerate(prompts)]
+    other = "" if prefixes is None else content_key(_module(decoder), but=extension_of(decoder))  # on a part of it
+    contents = [_content(prompt, selection, row, other) for row, prompt in enumerate(prompts)]
     virtual = len(contents[0]) - len(
         prompts[0]
     )  # tokens before those of the prompt; the same for all where they share anything
@@ -137,7 +136,7 @@ def read_prompts(
         cache = _beginning(kept, start).copy(capacity=longest + room, rows=len(prompts))
     else:
         start, cache = 0, decoder.new_cache(len(prompts), longest + room)
-    cache.adapters = choice
+    cache.selection = selection
     left = [prompt.after(start - virtual if start else 0) for prompt in prompts]
     tokens_BT, mask_BT = batch_of([prompt.ids for prompt in left], device=device)
     logits_BV = prefill(
@@ -160,13 +159,13 @@ def _module(decoder: Any) -> torch.nn.Module:
     return module
 
 
-def _content(prompt: Prompt, choice: Choice | None, row: int, other: str) -> tuple[Hashable, ...]:
+def _content(prompt: Prompt, selection: Selection | None, row: int, other: str) -> tuple[Hashable, ...]:
     """One value for each slot of a cache, equal where the same was read by the same adapters."""
     tokens = prompt.content
-    key = other if choice is None else other + choice.key(row)
+    key = other if selection is None else other + selection.key(row)
     if not key:
         return tokens
-    virtual = 0 if choice is None else choice.virtual_count(row)
+    virtual = 0 if selection is None else selection.virtual_count(row)
     return (*((key, step) for step in range(virtual)), (key, tokens[0]), *tokens[1:])
 
 

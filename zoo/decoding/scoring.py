@@ -95,7 +95,7 @@ def score_choices(
 def _after(decoder: Decoder, prompt: Prompt, choices: Sequence[Sequence[int]], prefixes: PrefixCache | None) -> list[float]:
     """The log-probability of each choice after the prompt."""
     device = device_of(decoder)
-    logits_1V, cache = read_prompts(decoder, [prompt], room=0, prefixes=prefixes, choice=choice_for(decoder, None, 1))
+    logits_1V, cache = read_prompts(decoder, [prompt], room=0, prefixes=prefixes, selection=choice_for(decoder, None, 1))
     first_V = logits_1V[0].log_softmax(-1)
     totals = [float(first_V[choice[0]]) for choice in choices]
     longer = sorted((number for number, choice in enumerate(choices) if len(choice) > 1), key=lambda n: len(choices[n]))

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from zoo.adapters.adapted import adapted_of, adapters_key
 from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
 from zoo.models.precision import cast
+from zoo.nn.extension import content_key, extension_of
 from zoo.registry.activation import call_hook, resolve
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import Plugin, code_sha256, describe
@@ -55,7 +55,7 @@ class Built:
     @property
     def state_identity(self) -> str:
         """The identity together with the adapters that calls take now: what results derived now may be kept under."""
-        key = adapters_key(self.module)
+        key = content_key(self.module)
         return hashlib.sha256(f"{self.identity} {key}".encode()).hexdigest() if key else self.identity
 
     @property
@@ -139,11 +139,9 @@ def device_of(built: Built) -> torch.device:
 def weight_hashes(built: Built) -> dict[str, dict[str, str]]:
     """Name with tag -> role -> sha256, for a model that has weights, for each of its parts, and for the adapters that it runs under."""
     hashes = {built.name: dict(built.files)} if built.files else {}
-    adapted = adapted_of(built.module)
-    if adapted is not None:
-        running = (*adapted.merged, *adapted.chosen().adapters)
-        names = {adapter: name for name, adapter in adapted.adapters.items()}
-        hashes |= {f"{built.name} under {names[one]}": {one.method: one.key} for one in running if one in names}
+    extension = extension_of(built.module)
+    if extension is not None:
+        hashes |= {f"{built.name} under {name}": dict(content) for name, content in extension.hashes().items()}
     for part in built.parts.values():
         hashes |= weight_hashes(part)
     return hashes

@@ -16,8 +16,8 @@ class Cache:
     A slot may hold padding: `valid_BS` says which are real, and a row's positions count only those, so that rows of
     different length share a batch whichever side they are padded on. The first `length` slots are filled. Keys and values
     that come from a source (an encoder's output) lie in `source`, one pair for each layer, from their first use on. The media
-    that the rows have read are in `media`, by modality, and the adapters that they were begun with in `adapters`
-    (`zoo.adapters.routing.Choice`); `primed` says that their virtual tokens were seen to, which fill the first `virtual` slots.
+    that the rows have read are in `media`, by modality, and what they take of an extension in `selection`
+    (`zoo.nn.extension.Selection`); `primed` says that their virtual tokens were seen to, which fill the first `virtual` slots.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Cache:
         self.ragged = False  # whether some filled slot is padding: without it no mask is needed
         self.source: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.media: dict[str, Shown] = {}
-        self.adapters: Any = None
+        self.selection: Any = None
         self.primed = False
         self.virtual = 0
         self.grown: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -126,8 +126,8 @@ class Cache:
         self.valid_BS = self.valid_BS[rows]
         self.counts_B = self.counts_B[rows]
         self.source = {layer: (key[rows], value[rows]) for layer, (key, value) in self.source.items()}
-        if self.adapters is not None:
-            self.adapters = self.adapters.select(rows.tolist())
+        if self.selection is not None:
+            self.selection = self.selection.select(rows.tolist())
         if self.media:
             kept = rows.tolist()
             self.media = {modality: shown.select(kept) for modality, shown in self.media.items()}
@@ -158,8 +158,8 @@ class Cache:
         }
         other.primed, other.virtual = self.primed, self.virtual
         each = [row for row in range(batch) for _ in range(rows)]
-        if self.adapters is not None:
-            other.adapters = self.adapters.select(each)
+        if self.selection is not None:
+            other.selection = self.selection.select(each)
         if self.media:
             other.media = {modality: shown.select(each) for modality, shown in self.media.items()}
         return other

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.adapters.adapted import chosen_by
-from zoo.adapters.virtual_tokens import begun
 from zoo.errors import UsageError
 from zoo.nn.cache import Cache
-from zoo.nn.kernels.linear import HalfEmbedding, Int8Embedding
+from zoo.nn.extension import begin, during
 from zoo.nn.mixture import Routing
 from zoo.nn.stack import BeforeLayer, Stack, token_positions
 
@@ -46,7 +44,7 @@ class Decoder(nn.Module):
         logit_scale: factor of what reaches the head (T5 divides by the root of its width).
         """
         super().__init__()
-        self.embedding: nn.Embedding | HalfEmbedding | Int8Embedding = embedding
+        self.embedding: Any = embedding  # a kernel may put its own in place of it
         self.position_embedding = position_embedding
         self.embedding_norm = embedding_norm
         self.stack = stack
@@ -58,11 +56,11 @@ class Decoder(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        return self.embedding.num_embeddings
+        return int(self.embedding.num_embeddings)
 
     @property
     def width(self) -> int:
-        return self.embedding.embedding_dim
+        return int(self.embedding.embedding_dim)
 
     @property
     def layers(self) -> int:
@@ -93,8 +91,8 @@ class Decoder(nn.Module):
         inserted: what stands in place of the embedding of some tokens (rows, columns, float[N, W]): their ids mean nothing.
         Raises UsageError for ids outside the vocabulary and for more than `context` tokens.
         """
-        cache = begun(self, len(tokens_BT), cache)
-        with chosen_by(self, cache):
+        cache = begin(self, len(tokens_BT), cache)
+        with during(self, cache):
             features_BTW = self.features(
                 tokens_BT,
                 mask_BT=mask_BT,
@@ -121,7 +119,7 @@ class Decoder(nn.Module):
         before_layer: BeforeLayer | None = None,
         inserted: Inserted | None = None,
     ) -> torch.Tensor:
-        """What the head reads, float[B, T, W]. Arguments as those of `forward`, which also sees to the virtual tokens of adapters."""
+        """What the head reads, float[B, T, W]. Arguments as those of `forward`, which also asks what stands on the model."""
         check_tokens(tokens_BT, mask_BT, self.vocabulary)
         batch, count = tokens_BT.shape
         if cache is None:
@@ -161,7 +159,7 @@ class Decoder(nn.Module):
         if self.head is not None:
             logits_BTV: torch.Tensor = self.head(scaled)
             return logits_BTV
-        tied: torch.Tensor = self.embedding.weight  # type: ignore[assignment]  # a kernel that rounds it gives the head its own
+        tied: torch.Tensor = self.embedding.weight  # a kernel that rounds it gives the head its own
         return nn.functional.linear(scaled, tied)
 
 

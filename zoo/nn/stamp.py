@@ -7,29 +7,22 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from zoo.nn.extension import extensions_in
+
 _numbers = count()
 _number_of: Any = WeakIdKeyDictionary()  # an address may come again, a number does not
 
 
 def stamp_of(*modules: nn.Module) -> int:
     """A number that changes when a tensor of the modules is exchanged, cast, moved or written to, when one of their submodules or an active
-    adapter is, and when they change between training and evaluation. It means something within one process.
+    extension is, and when they change between training and evaluation. It means something within one process.
 
     What goes round torch's own count of writes is not seen: `.data`, and writes to a model that was built under inference mode.
     """
     parts = [part for module in modules for part in module.modules()]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    adapted = {id(owner): owner.stamp() for part in parts for owner in adapters_on(part)}
-    return hash(
-        (tuple((id(type(part)), part.training) for part in parts), tuple(map(_version, tensors)), *adapted.values())
-    )
-
-
-def adapters_on(part: nn.Module) -> list[Any]:
-    """What stands on a module (`zoo.adapters.adapted.Adapted`): a model knows its own, a layer has hooks of theirs."""
-    hooks = (getattr(hook, "__self__", None) for hook in part._forward_hooks.values())  # noqa: SLF001 - torch names them nowhere else
-    found = [getattr(hook, "adapted", None) for hook in hooks]
-    return [owner for owner in (*found, part.__dict__.get("zoo_adapters")) if owner is not None]
+    extensions = (extension.stamp() for extension in extensions_in(*modules))
+    return hash((tuple((id(type(part)), part.training) for part in parts), tuple(map(_version, tensors)), *extensions))
 
 
 def _version(tensor: Any) -> tuple[int, int, torch.dtype, int]:

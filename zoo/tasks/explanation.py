@@ -19,7 +19,7 @@ from zoo.errors import UsageError
 from zoo.models.fusion.attention_map import Look, looks
 from zoo.models.fusion.fused import Fused
 from zoo.models.fusion.item import Item
-from zoo.nn.kernels.apply import runs_by_kernel
+from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.tasks.language_model import LanguageModel
 from zoo.tasks.media_prompt import Part
 

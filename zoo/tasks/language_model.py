@@ -17,7 +17,8 @@ from zoo.models.composition import Composition, open_composition
 from zoo.models.contracts import Decoder, Tokenizer
 from zoo.models.fusion.fused import Fused
 from zoo.models.recipe import FILE
-from zoo.nn.kernels.apply import LINEARS, apply_kernel, runs_by_kernel
+from zoo.nn.kernels.apply import LINEARS, apply_kernel
+from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.lookup import default_registry
 from zoo.registry.modality import TEXT
 from zoo.registry.plugin import describe

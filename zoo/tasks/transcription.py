@@ -21,7 +21,8 @@ from zoo.media.file import expanded
 from zoo.models.build import Built, weight_hashes
 from zoo.models.contracts import Transcriber
 from zoo.models.transcript import MAX_DURATION_S, Segment, Window, Word
-from zoo.nn.kernels.apply import LINEARS, apply_kernel, runs_by_kernel
+from zoo.nn.kernels.apply import LINEARS, apply_kernel
+from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.modality import AUDIO
 from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for, plugin_errors

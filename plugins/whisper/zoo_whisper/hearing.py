@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from zoo.adapters.virtual_tokens import refuse_virtual
-from zoo.nn.attention import Attention
-from zoo.nn.decoder import Decoder
+from zoo.nn import Attention, Decoder, refuse_virtual_tokens
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # scaled keys float[B, H, K, S] and values float[B, H, S, K]
 
@@ -39,7 +37,7 @@ class Heard:
 
 def hear(decoder: Decoder, features_BSD: torch.Tensor) -> Heard:
     """Features of B windows, float[B, S, D] -> keys and values for each layer. Raises UsageError for an adapter of virtual tokens."""
-    refuse_virtual(decoder)
+    refuse_virtual_tokens(decoder)
     return Heard([_source_pair(block.cross_attention, features_BSD) for block in decoder.stack.blocks])
 
 

@@ -8,16 +8,14 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from zoo.adapters.adapted import Adapted, adapted_of, adapters_key, learns
-from zoo.adapters.routing import Choice
-from zoo.adapters.virtual_tokens import begun
 from zoo.errors import UsageError
 from zoo.models.fusion.item import MOST_ITEMS, Item, Placed
 from zoo.models.fusion.media_cache import Kept, MediaCache
 from zoo.models.fusion.sense import Sense
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Inserted
-from zoo.nn.kernels.apply import runs_by_kernel
+from zoo.nn.extension import Selection, begin, content_key, extension_of, learns
+from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.nn.seen_media import Piece, Place, SeenMedia, Shown, Source
 from zoo.nn.stack import BeforeLayer
 
@@ -111,7 +109,7 @@ class Fused(nn.Module):
         a sense.
         """
         placed = _check(tokens_BT, mask_BT, media)
-        cache = begun(self, len(tokens_BT), cache)
+        cache = begin(self, len(tokens_BT), cache)
         before = 0 if cache is None else cache.length
         if torch.is_grad_enabled() and learns(self):
             self._refuse_gradients(cache, media_cache)
@@ -125,7 +123,7 @@ class Fused(nn.Module):
         spliced: list[Inserted] = [] if inserted is None else [inserted]
         for name, rows in rows_of.items():
             sense: Any = self.senses[name]
-            kept = self._kept_of_rows(name, sense, rows, media_cache, None if cache is None else cache.adapters)
+            kept = self._kept_of_rows(name, sense, rows, media_cache, None if cache is None else cache.selection)
             if sense.spliced:
                 spliced += _splice(rows, columns, tokens_BT.shape[1], kept)
                 continue
@@ -199,21 +197,21 @@ class Fused(nn.Module):
         sense: Sense,
         rows: Sequence[Sequence[Placed]],
         media_cache: MediaCache | None,
-        choice: Choice | None,
+        selection: Selection | None,
     ) -> list[dict[str, Any]]:
         """Of each row what `_kept` gives. Rows whose adapters do the same to the sense share their items, and no others do."""
-        adapted = adapted_of(self)
-        other = adapters_key(sense, but=adapted)  # of an encoder that was adapted by itself
-        if adapted is None:
+        extension = extension_of(self)
+        other = content_key(sense, but=extension)  # of an encoder that was adapted by itself
+        if extension is None:
             return [self._kept(name, sense, [one.item for row in rows for one in row], media_cache, other)] * len(rows)
-        choice = choice or adapted.chosen()
-        choice = choice if choice.batch in (None, len(rows)) else choice.only(0)
-        tags = _tags(adapted, choice, sense, len(rows))
+        chosen: Selection = selection or extension.chosen()
+        chosen = chosen if chosen.batch in (None, len(rows)) else chosen.only(0)
+        tags = extension.keys_on(sense, chosen, len(rows))
         found: dict[str, dict[str, Any]] = {}
         for tag in dict.fromkeys(tags):
             numbers = [number for number, own in enumerate(tags) if own == tag]
             items = [one.item for number in numbers for one in rows[number]]
-            with adapted.using(choice.only(numbers[0])):
+            with extension.using(chosen.only(numbers[0])):
                 found[tag] = self._kept(name, sense, items, media_cache, other + tag)
         return [found[tag] for tag in tags]
 
@@ -248,17 +246,6 @@ class Fused(nn.Module):
                 if media_cache is not None and kept is not None:
                     media_cache.keep(name, tag + key, kept)
         return found
-
-
-def _tags(adapted: Adapted, choice: Choice, sense: nn.Module, rows: int) -> list[str]:
-    """For each row the content of those of its adapters that stand on the sense."""
-    inside = {id(part) for part in sense.modules()}
-    layers = [layer for layer in adapted.layers.values() if id(layer.layer) in inside]
-    places = [place for layer in layers for place in layer.places]
-    return [
-        "+".join(one.key for one in choice.adapters_of(row) if any(one.part(place) is not None for place in places))
-        for row in range(rows)
-    ]
 
 
 def _check(tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None, media: Media | None) -> list[list[Placed]]:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from zoo.adapters.adapted import learns
 from zoo.errors import PluginError, UsageError
 from zoo.models.encoded import Encoded
 from zoo.models.fusion.item import Item
+from zoo.nn.extension import learns
 from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.seen_media import Source, check_adjacent
 

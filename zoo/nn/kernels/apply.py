@@ -24,6 +24,7 @@ from torch import nn
 from zoo.errors import UsageError
 from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
+from zoo.nn.extension import extensions_in
 from zoo.nn.feed_forward import Gated
 from zoo.nn.kernels.linear import (
     GROUP,
@@ -35,9 +36,9 @@ from zoo.nn.kernels.linear import (
     PackedLinear,
     halves_exactly,
 )
+from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.nn.kernels.step import decode_step
 from zoo.nn.mixture import Mixture
-from zoo.nn.stamp import adapters_on
 
 
 def _exact(weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> nn.Module:
@@ -66,7 +67,7 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
     if runs_by_kernel(module):
         raise UsageError(f"the model runs by a kernel already: build it anew for {kernel}")
-    if any(owner.adapters for part in module.modules() for owner in adapters_on(part)):
+    if any(extension.names for extension in extensions_in(module)):
         raise UsageError(f"the model has adapters: apply kernel {kernel} first, and adapt what runs by it")
     wrong = next(
         (tensor for tensor in module.parameters() if tensor.device.type != "cpu" or tensor.dtype != torch.float32), None
@@ -94,11 +95,6 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
         decoder.one_step = decode_step(decoder)
     _give_back_memory()
     return module.eval()
-
-
-def runs_by_kernel(module: nn.Module) -> bool:
-    """Whether a kernel was applied to the module, or to a part of it."""
-    return any(isinstance(part, (PackedLinear, HalfLinear, Int4Linear, Int8Linear)) for part in module.modules())
 
 
 def _give_back_memory() -> None:

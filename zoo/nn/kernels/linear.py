@@ -34,8 +34,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.features = (weight_NK.shape[1], weight_NK.shape[0])
-        self.dtype = dtype
+        self.out_features, self.in_features = weight_NK.shape
+        self.dtype, self.number_format = dtype, str(dtype).removeprefix("torch.")
         weight = weight_NK.detach().to(dtype).contiguous()
         self.packed = weight.device.type == "cpu" and _library_takes(dtype)
         if self.packed:
@@ -59,19 +59,20 @@ class HalfLinear(nn.Module):
     Half the bytes are read, which decides the time of a few rows. For weights of which `halves_exactly` is true.
     """
 
+    number_format = "float16"
     bias: torch.Tensor | None
 
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.features = (weight_NK.shape[1], weight_NK.shape[0])
+        self.out_features, self.in_features = weight_NK.shape
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight_NK.detach().float(), None)
         self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
-        rows_MK = input_BTK.reshape(-1, self.features[0])  # the product takes no fewer than two axes
+        rows_MK = input_BTK.reshape(-1, self.in_features)  # the product takes no fewer than two axes
         output_MN: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(rows_MK, self.packed)
-        return _with_bias(output_MN, self.bias).view(*input_BTK.shape[:-1], self.features[1])
+        return _with_bias(output_MN, self.bias).view(*input_BTK.shape[:-1], self.out_features)
 
 
 class Int4Linear(nn.Module):
@@ -81,13 +82,14 @@ class Int4Linear(nn.Module):
     bfloat16). A few rows are multiplied by the 4-bit weights themselves, many by a bfloat16 copy that is made for the call.
     """
 
+    number_format = "int4"
     packed: torch.Tensor
     scales_and_zeros: torch.Tensor
     bias: torch.Tensor | None
 
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.features = (weight_NK.shape[1], weight_NK.shape[0])
+        self.out_features, self.in_features = weight_NK.shape
         levels_NK, scales_NG, least_NG = four_bits(weight_NK.detach().float())
         levels_NK = pad(levels_NK, (0, 0, 0, -len(levels_NK) % max(PACK_ROWS)))
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels_NK, 1)  # noqa: SLF001 - its public name is this
@@ -102,7 +104,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
-        columns, outputs = self.features
+        columns, outputs = self.in_features, self.out_features
         rows_MK = input_BTK.reshape(-1, columns).to(torch.bfloat16, memory_format=torch.contiguous_format)
         if rows_MK.shape[0] <= FEW_ROWS or self.pack_rows is None:
             product_MN = torch.ops.aten._weight_int4pack_mm_for_cpu(  # noqa: SLF001 - its public name is this
@@ -132,13 +134,14 @@ class Int8Linear(nn.Module):
     8 bits in 16.
     """
 
+    number_format = "int8"
     scales_N: torch.Tensor
     zeros_N: torch.Tensor
     bias: torch.Tensor | None
 
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.features = (weight_NK.shape[1], weight_NK.shape[0])
+        self.out_features, self.in_features = weight_NK.shape
         self.whole = sums_are_whole()
         self.digit, self.zero = (127, 128) if self.whole else (63, 64)
         levels_NK, scales_N = eight_bits(weight_NK.detach().float())
@@ -157,14 +160,14 @@ class Int8Linear(nn.Module):
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
-        rows_MK = input_BTK.reshape(-1, self.features[0])
+        rows_MK = input_BTK.reshape(-1, self.in_features)
         steps_M1 = rows_MK.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / self.digit
         scaled_MK = rows_MK / steps_M1
         first_MK = scaled_MK.round()
         second_MK = (scaled_MK - first_MK).mul_(2 * self.digit).round_()
         high_MN, low_MN = self._products(torch.cat((first_MK, second_MK)))
         product_MN = high_MN.add_(low_MN, alpha=1 / (2 * self.digit)).mul_(steps_M1)
-        return _with_bias(product_MN, self.bias).view(*input_BTK.shape[:-1], self.features[1])
+        return _with_bias(product_MN, self.bias).view(*input_BTK.shape[:-1], self.out_features)
 
     def _products(self, digits_2MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole numbers from -digit to digit, float32[2 M, K] -> their exact products with the weights, float32[M, N] twice."""
@@ -185,6 +188,7 @@ class Int8Linear(nn.Module):
 class HalfEmbedding(nn.Module):
     """Rows of a table of float16 numbers, kept as such; what is looked up is float32. For weights of which `halves_exactly` is true."""
 
+    number_format = "float16"
     rows_VK: torch.Tensor
 
     def __init__(self, weight_VK: torch.Tensor) -> None:
@@ -200,6 +204,7 @@ class HalfEmbedding(nn.Module):
 class Int8Embedding(nn.Module):
     """Rows of a table in 8 bits, each with a scale of its own."""
 
+    number_format = "int8"
     levels_VK: torch.Tensor
     scales_V: torch.Tensor
 

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from zoo.adapters.adapted import NAME, chosen_by
-from zoo.adapters.virtual_tokens import begun
 from zoo.nn.attention import Attention
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Decoder, check_room, check_tokens
+from zoo.nn.extension import ATTRIBUTE, begin, during
 from zoo.nn.feed_forward import Gated
-from zoo.nn.kernels.linear import HalfLinear, Int4Linear, Int8Linear, PackedLinear
+from zoo.nn.kernels.seam import is_kernel_linear
 from zoo.nn.norm import RMSNorm
 from zoo.nn.stack import BeforeLayer
 
@@ -60,10 +59,10 @@ class DecodeStep:
     def __call__(self, tokens_B: torch.Tensor, cache: Cache, *, before_layer: BeforeLayer | None = None) -> torch.Tensor:
         """As `Decoder.forward` for tokens int[B, 1]; raises what that raises."""
         hooked = any(module._forward_hooks for layer in self.called for module in layer)  # noqa: SLF001 - torch names them nowhere else
-        if not hooked and self.decoder.__dict__.get(NAME) is None:
+        if not hooked and self.decoder.__dict__.get(ATTRIBUTE) is None:
             return self._run(self.layers, tokens_B, cache, before_layer)
-        cache = begun(self.decoder, len(tokens_B), cache) or cache
-        with chosen_by(self.decoder, cache):
+        cache = begin(self.decoder, len(tokens_B), cache) or cache
+        with during(self.decoder, cache):
             return self._run(self.called, tokens_B, cache, before_layer)
 
     def _run(
@@ -129,7 +128,7 @@ def _is_plain(block: Any) -> bool:
         and isinstance(forward, Gated)
         and forward.activation is silu
         and all(
-            isinstance(layer, (PackedLinear, HalfLinear, Int4Linear, Int8Linear))
+            is_kernel_linear(layer)
             for layer in (attention.query_key_value, attention.output, forward.gate_and_up, forward.down)
         )
     )
