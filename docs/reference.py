@@ -35,7 +35,7 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "adapter": (Part, Virtual, Base, Place),
 }
 RETURNS = {
-    "adapter": "`build` is called with the base and the options, and returns a `zoo.adapters.adapter.Adapter`: parts by the name of their place, or "
+    "adapter": "`build` is called with the base and the options, and returns a `zoo.api.Adapter`: parts by the name of their place, or "
     "virtual tokens. A part is a module with any of these methods."
 }
 # kind -> fields of a card that this kind alone, or this kind above all, needs
@@ -106,7 +106,7 @@ def kind_page(kind: str) -> str:
     returns = "What `build` returns is a `torch.nn.Module` with these methods. Nothing is inherited; having them is enough."
     parts.append(RETURNS.get(kind, returns))
     parts += [
-        f"### `{contract.__module__}.{contract.__name__}`\n\n```python\n{inspect.getsource(contract).rstrip()}\n```"
+        f"### `zoo.api.{contract.__name__}`\n\n```python\n{inspect.getsource(contract).rstrip()}\n```"
         for contract in CONTRACTS[kind]
     ]
     documented = fields_of(Card)

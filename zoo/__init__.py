@@ -1,25 +1,33 @@
 """zoo: models published as plugins, joined, run and measured. Importing this module costs nothing; names load on first use."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from zoo.exports import exported
 
 if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__ (tests/test_startup.py compares)
     from zoo.adapters.adapt import adapt, adapters_of
+    from zoo.data.templates import template_set
+    from zoo.decoding.sampling import Sampling
     from zoo.errors import ZooError
+    from zoo.media.audio import Sound, open_audio
+    from zoo.media.image import open_image
     from zoo.models.build import build, open_model
-    from zoo.models.composition import compose
+    from zoo.models.composition import compose, save, trained_parameters
     from zoo.models.encoded import Encoded
     from zoo.registry.card import Card
     from zoo.registry.hooks import hookimpl
     from zoo.registry.lookup import cards, find, installed_plugins
+    from zoo.tasks.adapter_training import train_adapter
     from zoo.tasks.classify import classify
     from zoo.tasks.embedding import embed
     from zoo.tasks.filtering import filter_pairs
     from zoo.tasks.generation import generate, score
     from zoo.tasks.language_model import open_language_model
+    from zoo.tasks.media_prompt import read_media, written
     from zoo.tasks.search import search
     from zoo.tasks.text_classification import classify_texts
     from zoo.tasks.transcription import transcribe
+    from zoo.training.fit import fit
     from zoo.weights.delivery import fetch
 
 __version__ = "0.1.0"
@@ -27,6 +35,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Card": "zoo.registry.card",
     "Encoded": "zoo.models.encoded",
+    "Sampling": "zoo.decoding.sampling",
+    "Sound": "zoo.media.audio",
     "ZooError": "zoo.errors",
     "adapt": "zoo.adapters.adapt",
     "adapters_of": "zoo.adapters.adapt",
@@ -39,19 +49,30 @@ _EXPORTS = {
     "fetch": "zoo.weights.delivery",
     "filter_pairs": "zoo.tasks.filtering",
     "find": "zoo.registry.lookup",
+    "fit": "zoo.training.fit",
     "generate": "zoo.tasks.generation",
     "hookimpl": "zoo.registry.hooks",
     "installed_plugins": "zoo.registry.lookup",
+    "open_audio": "zoo.media.audio",
+    "open_image": "zoo.media.image",
     "open_language_model": "zoo.tasks.language_model",
     "open_model": "zoo.models.build",
+    "read_media": "zoo.tasks.media_prompt",
+    "save": "zoo.models.composition",
     "score": "zoo.tasks.generation",
     "search": "zoo.tasks.search",
+    "template_set": "zoo.data.templates",
+    "train_adapter": "zoo.tasks.adapter_training",
+    "trained_parameters": "zoo.models.composition",
     "transcribe": "zoo.tasks.transcription",
+    "written": "zoo.tasks.media_prompt",
 }
 
 __all__ = [
     "Card",
     "Encoded",
+    "Sampling",
+    "Sound",
     "ZooError",
     "__version__",
     "adapt",
@@ -65,22 +86,23 @@ __all__ = [
     "fetch",
     "filter_pairs",
     "find",
+    "fit",
     "generate",
     "hookimpl",
     "installed_plugins",
+    "open_audio",
+    "open_image",
     "open_language_model",
     "open_model",
+    "read_media",
+    "save",
     "score",
     "search",
+    "template_set",
+    "train_adapter",
+    "trained_parameters",
     "transcribe",
+    "written",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'zoo' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__ = exported(__name__, _EXPORTS)

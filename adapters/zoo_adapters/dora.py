@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.adapters.adapter import Adapter, Held, Mixed, Numbers
-from zoo.adapters.target_modules import Base, Place
-from zoo.errors import UsageError
+from zoo.api import Adapter, Base, Held, Mixed, Numbers, Place, UsageError
 from zoo_adapters.ia3 import of_rows
 from zoo_adapters.lora import TARGETS, LowRank, by_place, mixed_low_rank, require_rank, scale_of
 
@@ -35,7 +33,7 @@ class Decomposed(nn.Module):
         return torch.where(norm_N == 0, torch.ones_like(norm_N), self.length / norm_N.clamp(min=1e-30))
 
     def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         product, stretch_N = self.product, self.stretch()
         weight_NK, bias_N = self.place[0].tensors()
         read_BK = input_BK.to(product.down.dtype)
@@ -49,13 +47,13 @@ class Decomposed(nn.Module):
         return output_BN + change_BN.to(output_BN.dtype)
 
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         changed_NK = weight_NK + self.product.scale * self.product.up @ self.product.down
         return changed_NK * self.stretch()[:, None], bias_N
 
     @staticmethod
     def mixed(held: Held, scales: Sequence[float]) -> Mixed:
-        """As `zoo.adapters.adapter.Part`: the products of all in one pass, then each row stretched by its own."""
+        """As `zoo.api.Part`: the products of all in one pass, then each row stretched by its own."""
         product = mixed_low_rank(
             [
                 (

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.adapters.adapter import Adapter, Held, Mixed, Numbers
-from zoo.adapters.target_modules import Base, Place
-from zoo.errors import UsageError
+from zoo.api import Adapter, Base, Held, Mixed, Numbers, Place, UsageError
 
 TARGETS = ("key", "value", "down")
 FEED_FORWARD = ("down",)
@@ -24,17 +22,17 @@ class StretchedOutput(nn.Module):
         self.stretch = nn.Parameter(torch.ones(place.outputs, device=place.device))
 
     def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         del input_BK
         return output_BN * self.stretch.to(output_BN.dtype)
 
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         return weight_NK * self.stretch[:, None], None if bias_N is None else bias_N * self.stretch
 
     @staticmethod
     def mixed(held: Held, scales: Sequence[float]) -> Mixed:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         tables = [(columns, _table(parts, scales)) for columns, parts in held]
 
         def apply(input_BX: torch.Tensor, output_BN: torch.Tensor, number_B: Numbers) -> torch.Tensor:
@@ -55,16 +53,16 @@ class StretchedInput(nn.Module):
         self.stretch = nn.Parameter(torch.ones(place.inputs, device=place.device))
 
     def before(self, input_BK: torch.Tensor) -> torch.Tensor:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         return input_BK * self.stretch.to(input_BK.dtype)
 
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         return weight_NK * self.stretch, bias_N
 
     @staticmethod
     def mixed_before(parts: Sequence[Any], scales: Sequence[float]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         stretch_AK = _table(parts, scales)
 
         def apply(input_BX: torch.Tensor, number_B: Numbers) -> torch.Tensor:

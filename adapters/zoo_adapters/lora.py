@@ -10,9 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, pad
 
-from zoo.adapters.adapter import Adapter, Columns, Held, Mixed, Numbers
-from zoo.adapters.target_modules import Base, Place
-from zoo.errors import UsageError
+from zoo.api import Adapter, Base, Columns, Held, Mixed, Numbers, Place, UsageError
 
 TARGETS = ("query", "value")
 Product = tuple[torch.Tensor, torch.Tensor, float]  # down [r, K], up [N, r], and what it counts
@@ -31,19 +29,19 @@ class LowRank(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else None
 
     def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         read_BK = input_BK.to(self.down.dtype)
         if self.dropout is not None:
             read_BK = self.dropout(read_BK)
         return output_BN + (read_BK @ self.down.T @ self.up.T * self.scale).to(output_BN.dtype)
 
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         return weight_NK + self.scale * self.up @ self.down, bias_N
 
     @staticmethod
     def mixed(held: Held, scales: Sequence[float]) -> Mixed:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         return mixed_low_rank(
             [
                 (
@@ -149,11 +147,11 @@ class LowRankEmbedding(nn.Module):
         self.scale = scale
 
     def after(self, input_BT: torch.Tensor, output_BTW: torch.Tensor) -> torch.Tensor:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         return output_BTW + (embedding(input_BT, self.down.T) @ self.up.T * self.scale).to(output_BTW.dtype)
 
     def merged(self, weight_VW: torch.Tensor, bias: None) -> tuple[torch.Tensor, None]:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         return weight_VW + self.scale * (self.up @ self.down).T, bias
 
 
@@ -180,7 +178,7 @@ class LowRankConvolution(nn.Module):
         self.convolve = getattr(nn.functional, f"conv{len(layer.kernel_size)}d")
 
     def after(self, input_BCX: torch.Tensor, output_BCX: torch.Tensor) -> torch.Tensor:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         read_BCX = input_BCX.to(self.down.dtype)
         if self.dropout is not None:
             read_BCX = self.dropout(read_BCX)
@@ -188,7 +186,7 @@ class LowRankConvolution(nn.Module):
         return output_BCX + (added * self.scale).to(output_BCX.dtype)
 
     def merged(self, weight_NKX: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `zoo.adapters.adapter.Part`."""
+        """As `zoo.api.Part`."""
         change = self.up.flatten(1) @ self.down.flatten(1)
         return weight_NKX + self.scale * change.view(weight_NKX.shape), bias_N
 

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from zoo.adapters.adapter import Adapter, part_key
-from zoo.adapters.target_modules import Base
-from zoo.errors import StateMismatchError, UsageError
+from zoo.api import Adapter, Base, StateMismatchError, UsageError, part_key
 
 State = Mapping[str, torch.Tensor]
 Read = tuple[str, dict[str, Any], dict[str, torch.Tensor]]

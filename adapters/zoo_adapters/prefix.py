@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.adapters.adapter import Adapter
-from zoo.adapters.target_modules import Base
-from zoo.errors import UsageError
+from zoo.api import Adapter, Base, UsageError
 
 
 class Prefix(nn.Module):
@@ -24,7 +22,7 @@ class Prefix(nn.Module):
             self.network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, size))
 
     def keys_and_values(self) -> torch.Tensor:
-        """As `zoo.adapters.adapter.Virtual`."""
+        """As `zoo.api.Virtual`."""
         made_PX = self.table if self.network is None else self.network(self.table)
         return made_PX.view(self.shape).permute(1, 2, 3, 0, 4)
 

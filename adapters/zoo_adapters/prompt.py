@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.adapters.adapter import Adapter
-from zoo.adapters.target_modules import Base
-from zoo.errors import UsageError
+from zoo.api import Adapter, Base, UsageError
 
 
 class SoftPrompt(nn.Module):
@@ -19,7 +17,7 @@ class SoftPrompt(nn.Module):
         self.table = nn.Parameter(table_PW)
 
     def embeddings(self) -> torch.Tensor:
-        """As `zoo.adapters.adapter.Virtual`."""
+        """As `zoo.api.Virtual`."""
         return self.table
 
 

@@ -6,11 +6,61 @@
     feed_forward.py  dense and gated                        block.py           attention and feed-forward, each beside a residual
     stack.py         blocks over a sequence                 decoder.py         tokens -> the logits of the next one
     bidirectional.py masked language models                 encoder_decoder.py a decoder that reads what an encoder wrote
-    linear.py        a linear layer in few bits             kernels.py         a whole model in few bits
-    step.py          one decode step as straight code
+    seen_media.py    which media a token sees               gated_cross_attention.py   how it sees them
+    extension.py     the seam for what stands on a model    stamp.py           whether a module is still as it was
+    kernels/         linear layers in few bits, a whole model in them, one decode step as straight code
     tokenizer.py     what every tokenizer refuses, and one that needs no file
 
 Shapes follow `zoo.registry.modality` (B batch, T tokens, W decoder width, H heads) with five more letters: G key/value heads, K width
 of a head, S slots of a cache or tokens of a source, V vocabulary, E experts. Nothing here knows a model by name: an
 architecture is a function that composes these parts, in the plugin that brings it.
 """
+
+from zoo.nn.attention import Attention
+from zoo.nn.bidirectional import Bidirectional
+from zoo.nn.block import Block
+from zoo.nn.cache import Cache
+from zoo.nn.decoder import Decoder
+from zoo.nn.encoder_decoder import EncoderDecoder
+from zoo.nn.extension import Extension, Selection, refuse_virtual_tokens
+from zoo.nn.feed_forward import Dense, Gated, activation_function
+from zoo.nn.gated_cross_attention import GatedCrossAttention
+from zoo.nn.mixture import Mixture, Routing, balance_loss
+from zoo.nn.norm import RMSNorm
+from zoo.nn.positions import Alibi, LearnedPositions, RelativeBias, Rotary, alibi_slopes, rotary_frequencies, sinusoids
+from zoo.nn.stack import Stack
+from zoo.nn.tokenizer import BYTES, END, START, ByteTokenizer, check_text, check_token
+
+__all__ = [
+    "BYTES",
+    "END",
+    "START",
+    "Alibi",
+    "Attention",
+    "Bidirectional",
+    "Block",
+    "ByteTokenizer",
+    "Cache",
+    "Decoder",
+    "Dense",
+    "EncoderDecoder",
+    "Extension",
+    "Gated",
+    "GatedCrossAttention",
+    "LearnedPositions",
+    "Mixture",
+    "RMSNorm",
+    "RelativeBias",
+    "Rotary",
+    "Routing",
+    "Selection",
+    "Stack",
+    "activation_function",
+    "alibi_slopes",
+    "balance_loss",
+    "check_text",
+    "check_token",
+    "refuse_virtual_tokens",
+    "rotary_frequencies",
+    "sinusoids",
+]

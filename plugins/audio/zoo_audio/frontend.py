@@ -15,13 +15,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, relu
 
-from zoo.errors import UsageError
-from zoo.media.audio import Sound
-from zoo.models.encoded import Encoded
-from zoo.nn.attention import Attention
-from zoo.nn.block import Block
-from zoo.nn.feed_forward import Dense
-from zoo.nn.stack import Stack
+from zoo.api import Encoded, Sound, UsageError
+from zoo.nn import Attention, Block, Dense, Stack
 from zoo_audio.log_mel import QUIETEST, log_mels
 
 RANGE = 8.0  # powers of ten below a sound's loudest frame that are told apart

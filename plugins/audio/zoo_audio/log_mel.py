@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from zoo.media.audio import Sound, to_waveforms
+from zoo.api import Sound, to_waveforms
 
 QUIETEST = 1e-10  # power below which nothing is told apart
 

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import pad, relu
 
-from zoo.media.audio import Sound, to_waveforms
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded, Sound, to_waveforms
 from zoo_audio.frontend import masked_mean
 
 PIECE, CONTEXT, MIRRORED = 512, 64, 64

@@ -19,8 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool1d, conv1d, normalize, pad
 
-from zoo.media.audio import Sound, to_waveforms
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded, Sound, to_waveforms
 
 BANDS, FFT, WINDOW, HOP = 64, 512, 400, 160
 LOWEST_HZ, HIGHEST_HZ = 40.0, 8000.0

@@ -14,9 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d, relu
 
-from zoo.errors import UsageError
-from zoo.media.audio import Sound
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded, Sound, UsageError
 from zoo_audio.log_mel import log_mels
 
 DECIBELS = 10.0  # for a power of ten

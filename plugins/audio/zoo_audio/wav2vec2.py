@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo.media.audio import Sound, to_waveforms
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded, Sound, to_waveforms
 from zoo_audio.frontend import masked_mean
 
 CONVOLUTIONS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)  # (channels, kernel, stride) of the published models

@@ -5,7 +5,7 @@ are too many to list come from the hook.
 from collections.abc import Iterator
 from typing import Any
 
-from zoo import hookimpl
+from zoo.api import hookimpl
 
 
 @hookimpl

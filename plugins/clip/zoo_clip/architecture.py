@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 from zoo_clip.hub import need_hub_file
 from zoo_clip.library import open_clip, process_as_found
 

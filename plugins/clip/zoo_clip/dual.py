@@ -10,9 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from zoo.errors import UsageError
-from zoo.media.image import to_pixels
-from zoo.registry.modality import IMAGE, TEXT
+from zoo.api import IMAGE, TEXT, UsageError, to_pixels
 from zoo_clip.architecture import architecture, build_towers, check_image_size
 from zoo_clip.image import check_pixels, image_embedding
 from zoo_clip.text import check_ids, text_embedding
@@ -33,7 +31,7 @@ def dual_encoder(
 ) -> nn.Module:
     """Build a dual encoder with random weights.
 
-    preprocess: the numbers of `zoo.media.image.to_pixels`.
+    preprocess: the numbers of `zoo.api.to_pixels`.
     arch: a name of `open_clip.list_models()`. vision, text: open_clip's `vision_cfg` and `text_cfg`, laid over those of
         `arch`. bias: what the trained bias of SigLIP begins at; without one (and without one in `arch`) there is none.
     quick_gelu: the activation; the architecture's own when None. trained_quick_gelu: that of the weights, which decides.

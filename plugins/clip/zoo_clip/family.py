@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from zoo.registry.manifest import MODEL_NAME
+from zoo.api import MODEL_NAME
 from zoo_clip.library import open_clip, process_as_found
 
 SAFE_NAME = "open_clip_model.safetensors"
@@ -143,7 +143,7 @@ def _own_activation_first(rows: list[dict[str, Any]], config: Mapping[str, Any])
 
 
 def _preprocess(entry: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of `zoo.media.image.to_pixels`; open_clip's defaults where the tag says nothing."""
+    """Numbers of `zoo.api.to_pixels`; open_clip's defaults where the tag says nothing."""
     size = config["vision_cfg"].get("image_size", 224)
     return {
         "size": size if isinstance(size, int) else size[0],

@@ -7,8 +7,7 @@ they can be had, asked first so that the answer names the file.
 from importlib.util import find_spec
 from pathlib import Path
 
-from zoo.errors import UsageError, WeightsMissingError
-from zoo.weights.stores import hub_file
+from zoo.api import UsageError, WeightsMissingError, hub_file
 
 
 def need_hub_file(repository: str, filename: str, *, wanted_by: str) -> None:

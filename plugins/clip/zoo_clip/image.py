@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 from zoo_clip.blocks import first_query, last_block_row
 from zoo_clip.library import ModifiedResNet, TimmModel, VisionTransformer
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 from zoo_clip.blocks import last_block_row
 from zoo_clip.library import HFTextEncoder, TextTransformer
 

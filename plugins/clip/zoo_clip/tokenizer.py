@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from zoo.errors import UsageError, WeightsMissingError
-from zoo.registry.settings import offline
+from zoo.api import UsageError, WeightsMissingError, offline
 from zoo_clip.hub import need_hub_file
 from zoo_clip.library import open_clip, process_as_found
 

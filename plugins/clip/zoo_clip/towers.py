@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from zoo.media.image import to_pixels
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded, to_pixels
 from zoo_clip.architecture import architecture, build_towers, check_image_size
 from zoo_clip.image import check_pixels, image_tokens
 from zoo_clip.text import check_ids, text_tokens

@@ -23,10 +23,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from zoo.errors import UsageError
-from zoo.models.build import Built
-from zoo.registry.modality import IMAGE, TEXT
-from zoo.weights.derived import derived
+from zoo.api import IMAGE, TEXT, Built, UsageError, derived
 
 BATCH = 64  # sentences of mixed length: larger batches are slower on a CPU
 

@@ -13,15 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from zoo.errors import UsageError
-from zoo.models.encoded import Encoded
-from zoo.nn.attention import Attention
-from zoo.nn.bidirectional import Bidirectional
-from zoo.nn.block import Block
-from zoo.nn.feed_forward import Dense
-from zoo.nn.positions import LearnedPositions
-from zoo.nn.stack import Stack
-from zoo.nn.tokenizer import END, START, ByteTokenizer
+from zoo.api import Encoded, UsageError
+from zoo.nn import END, START, Attention, Bidirectional, Block, ByteTokenizer, Dense, LearnedPositions, Stack
 from zoo_lm import renaming
 from zoo_lm.checks import require_positive
 from zoo_lm.renaming import State
@@ -129,7 +122,7 @@ def to_transformers(state: State) -> dict[str, torch.Tensor]:
 
 
 class BertEncoder(nn.Module):
-    """The features of texts, a token for each byte between a start and an end (`zoo.models.contracts.Encoder`)."""
+    """The features of texts, a token for each byte between a start and an end (`zoo.api.Encoder`)."""
 
     def __init__(self, model: Bidirectional) -> None:
         super().__init__()

@@ -8,13 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.errors import StateMismatchError
-from zoo.nn.attention import Attention
-from zoo.nn.block import Block
-from zoo.nn.decoder import Decoder
-from zoo.nn.feed_forward import Dense
-from zoo.nn.positions import Alibi
-from zoo.nn.stack import Stack
+from zoo.api import StateMismatchError
+from zoo.nn import Alibi, Attention, Block, Decoder, Dense, Stack
 from zoo_lm import renaming
 from zoo_lm.bytes import byte_tokenizer
 from zoo_lm.checks import require_positive

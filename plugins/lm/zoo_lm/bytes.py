@@ -1,6 +1,6 @@
 """A token for each byte: the tokenizer of models without weights."""
 
-from zoo.nn.tokenizer import ByteTokenizer
+from zoo.nn import ByteTokenizer
 
 
 def byte_tokenizer(vocabulary: int) -> ByteTokenizer | None:

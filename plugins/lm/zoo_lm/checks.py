@@ -1,6 +1,6 @@
 """Numbers that no model can be built from."""
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 
 
 def require_positive(**numbers: int) -> None:

@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from zoo.errors import UsageError, WeightsError, WeightsMissingError
-from zoo.weights.delivery import read_state_dict
-from zoo.weights.stores import hub_file
+from zoo.api import UsageError, WeightsError, WeightsMissingError, hub_file, read_state_dict
 from zoo_lm.json_tokenizer import JsonTokenizer
 
 OPTIONAL = ("generation_config.json", "tokenizer.json")

@@ -10,12 +10,7 @@ import re
 import torch
 from torch import nn
 
-from zoo.nn.attention import Attention
-from zoo.nn.block import Block
-from zoo.nn.decoder import Decoder
-from zoo.nn.feed_forward import Dense
-from zoo.nn.positions import LearnedPositions
-from zoo.nn.stack import Stack
+from zoo.nn import Attention, Block, Decoder, Dense, LearnedPositions, Stack
 from zoo_lm import renaming
 from zoo_lm.bytes import byte_tokenizer
 from zoo_lm.checks import require_positive

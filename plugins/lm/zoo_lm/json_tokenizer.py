@@ -1,4 +1,4 @@
-"""A `tokenizer.json` of the library tokenizers, as `zoo.models.contracts.Tokenizer` wants one."""
+"""A `tokenizer.json` of the library tokenizers, as `zoo.api.Tokenizer` wants one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from zoo.errors import UsageError
-from zoo.nn.tokenizer import check_text, check_token
+from zoo.api import UsageError
+from zoo.nn import check_text, check_token
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 

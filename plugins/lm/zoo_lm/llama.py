@@ -12,15 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.errors import UsageError
-from zoo.nn.attention import Attention
-from zoo.nn.block import Block
-from zoo.nn.decoder import Decoder
-from zoo.nn.feed_forward import Gated
-from zoo.nn.norm import RMSNorm
-from zoo.nn.positions import Rotary
-from zoo.nn.stack import Stack
-from zoo.weights.delivery import load_strict, refuse_nonfinite
+from zoo.api import UsageError, load_strict, refuse_nonfinite
+from zoo.nn import Attention, Block, Decoder, Gated, RMSNorm, Rotary, Stack
 from zoo_lm import renaming
 from zoo_lm.bytes import byte_tokenizer
 from zoo_lm.checks import require_positive
@@ -82,7 +75,7 @@ def build(
 
     width: W. hidden: width inside the feed-forward. context: the most tokens that it reads and writes together.
     kv_heads: as many as heads when None. head_width: width / heads when None.
-    theta, scaling: of the rotary positions, see `zoo.nn.positions.rotary_frequencies`. epsilon: of the norms.
+    theta, scaling: of the rotary positions, see `zoo.nn.rotary_frequencies`. epsilon: of the norms.
     tied: the head is the embedding.
     Raises UsageError for numbers that contradict each other.
     """

@@ -11,8 +11,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from zoo.nn.feed_forward import Gated
-from zoo.nn.mixture import Mixture
+from zoo.nn import Gated, Mixture
 from zoo_lm import renaming
 from zoo_lm.checks import require_positive
 from zoo_lm.llama import ATTENTION_AND_NORMS, rotary_decoder

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from zoo.errors import StateMismatchError
+from zoo.api import StateMismatchError
 
 State = Mapping[str, torch.Tensor]
 Tensors = Sequence[torch.Tensor]

@@ -19,10 +19,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.errors import UsageError
-from zoo.nn.encoder_decoder import EncoderDecoder
-from zoo.nn.feed_forward import Dense
-from zoo.nn.mixture import Mixture
+from zoo.api import UsageError
+from zoo.nn import Dense, EncoderDecoder, Mixture
 from zoo_lm.checks import require_positive
 from zoo_lm.renaming import State
 from zoo_lm.t5 import FEED_FORWARD, SHAPE, encoder_decoder, tied_names, untied_names

@@ -11,16 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from zoo.errors import UsageError
-from zoo.nn.attention import Attention
-from zoo.nn.bidirectional import Bidirectional
-from zoo.nn.block import Block
-from zoo.nn.decoder import Decoder
-from zoo.nn.encoder_decoder import EncoderDecoder
-from zoo.nn.feed_forward import Dense, Gated
-from zoo.nn.norm import RMSNorm
-from zoo.nn.positions import RelativeBias
-from zoo.nn.stack import Stack
+from zoo.api import UsageError
+from zoo.nn import Attention, Bidirectional, Block, Decoder, Dense, EncoderDecoder, Gated, RelativeBias, RMSNorm, Stack
 from zoo_lm import renaming
 from zoo_lm.checks import require_positive
 from zoo_lm.renaming import State
@@ -85,7 +77,7 @@ def build(
     width: W. hidden: width inside the feed-forward. context: the most tokens that each side takes; nothing in it has an end.
     head_width: width / heads when None. decoder_layers: as many as the encoder's when None.
     version: "1.0" has ReLU, and the embedding as its head after scaling by W^-0.5; "1.1" has a gated GELU and its own head.
-    buckets, farthest: of the relative positions, see `zoo.nn.positions.RelativeBias`. epsilon: of the norms.
+    buckets, farthest: of the relative positions, see `zoo.nn.RelativeBias`. epsilon: of the norms.
     Raises UsageError for numbers that contradict each other.
     """
     if version not in ("1.0", "1.1"):

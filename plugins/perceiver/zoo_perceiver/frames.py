@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.errors import UsageError
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded, UsageError
 
 
 def split_frames(encoded: Encoded, frames: int, *, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

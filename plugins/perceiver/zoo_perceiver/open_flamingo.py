@@ -21,9 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.errors import StateMismatchError, UsageError
-from zoo.models.fusion.fused import Fused
-from zoo.weights.delivery import load_strict, read_state_dict, refuse_nonfinite
+from zoo.api import Fused, StateMismatchError, UsageError, load_strict, read_state_dict, refuse_nonfinite
 from zoo_perceiver import renaming
 from zoo_perceiver.resampler import from_open_flamingo
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded
 from zoo_perceiver.checks import require_positive
 from zoo_perceiver.frames import split_frames
 
 
 class Projector(nn.Module):
-    """One function for every token (`zoo.models.contracts.Bridge`): L = frames * T, and the mask passes through."""
+    """One function for every token (`zoo.api.Bridge`): L = frames * T, and the mask passes through."""
 
     def __init__(self, projection: nn.Module, *, input_width: int, output_width: int) -> None:
         super().__init__()

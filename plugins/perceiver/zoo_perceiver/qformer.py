@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.models.encoded import Encoded
-from zoo.nn.attention import Attention
-from zoo.nn.block import Block
-from zoo.nn.feed_forward import Dense
+from zoo.api import Encoded
+from zoo.nn import Attention, Block, Dense
 from zoo_perceiver import renaming
 from zoo_perceiver.checks import require_positive
 from zoo_perceiver.frames import split_frames
@@ -97,7 +95,7 @@ class QFormer(nn.Module):
 
 
 class QFormerBridge(nn.Module):
-    """A Q-Former over the features of all frames together, which it does not tell apart (`zoo.models.contracts.Bridge`)."""
+    """A Q-Former over the features of all frames together, which it does not tell apart (`zoo.api.Bridge`)."""
 
     def __init__(self, model: QFormer, *, input_width: int, output_width: int | None) -> None:
         super().__init__()

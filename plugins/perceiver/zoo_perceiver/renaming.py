@@ -1,7 +1,7 @@
 """State dicts under another library's names -> ours, and back, by a table of names.
 
 A name in a table is that of a module (its `.weight` or `.bias` follows by itself) or of a parameter; `*` is the first number of
-a key, that of its layer. What no table knows is passed on, so that a strict load (`zoo.weights.delivery.load_strict`) shows it.
+a key, that of its layer. What no table knows is passed on, so that a strict load (`zoo.api.load_strict`) shows it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from zoo.errors import StateMismatchError
+from zoo.api import StateMismatchError
 
 State = Mapping[str, torch.Tensor]
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

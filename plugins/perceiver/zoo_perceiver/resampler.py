@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from zoo.models.encoded import Encoded
-from zoo.nn.attention import Attention
-from zoo.nn.feed_forward import Dense
+from zoo.api import Encoded
+from zoo.nn import Attention, Dense
 from zoo_perceiver import renaming
 from zoo_perceiver.checks import require_positive
 from zoo_perceiver.frames import split_frames
@@ -58,7 +57,7 @@ class ResamplerLayer(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Learned latents that read the features layer by layer (`zoo.models.contracts.Bridge`). Every latent is real, whatever was padding."""
+    """Learned latents that read the features layer by layer (`zoo.api.Bridge`). Every latent is real, whatever was padding."""
 
     def __init__(
         self, layers: list[ResamplerLayer], *, width: int, latents: int, most_frames: int | None, output_width: int | None

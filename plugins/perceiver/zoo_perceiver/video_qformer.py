@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded
 from zoo_perceiver.checks import require_positive
 from zoo_perceiver.frames import split_frames
 from zoo_perceiver.qformer import QFormer
@@ -21,7 +21,7 @@ from zoo_perceiver.time_embedding import TimeEmbedding
 
 
 class VideoQFormer(nn.Module):
-    """A Q-Former for each frame, positions of frames, and a Q-Former over frames x queries (`zoo.models.contracts.Bridge`)."""
+    """A Q-Former for each frame, positions of frames, and a Q-Former over frames x queries (`zoo.api.Bridge`)."""
 
     def __init__(
         self, frame: QFormer, times: TimeEmbedding, video: QFormer, *, input_width: int, output_width: int | None

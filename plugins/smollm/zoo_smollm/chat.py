@@ -7,7 +7,7 @@ of a weight file is never run; the tests hold this one to it.
 import hashlib
 from collections.abc import Callable, Sequence
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 
 START_TURN = "<|im_start|>"
 END_TURN = "<|im_end|>"

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from zoo.errors import WeightsError
-from zoo.weights.formats.gguf import dequantise, quantised_type
+from zoo.api import WeightsError, dequantise, quantised_type
 
 HEAD_WIDTH = 64  # of every SmolLM2
 
@@ -31,7 +30,7 @@ _PERMUTED = re.compile(r"blk\.[0-9]+\.attn_[qk]\.weight")
 
 
 def dequantised(state: Mapping[str, torch.Tensor], *, head_width: int = HEAD_WIDTH) -> dict[str, torch.Tensor]:
-    """What `zoo.weights.delivery.read_state_dict` makes of a GGUF file -> our names, every number in float32.
+    """What `zoo.api.read_state_dict` makes of a GGUF file -> our names, every number in float32.
 
     head_width: features of one attention head, by which query and key rows are put in order.
     Raises WeightsError for query or key weights whose rows are no whole heads.

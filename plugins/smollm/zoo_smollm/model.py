@@ -5,14 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo.nn.attention import Attention
-from zoo.nn.block import Block
-from zoo.nn.decoder import Decoder
-from zoo.nn.feed_forward import Gated
-from zoo.nn.norm import RMSNorm
-from zoo.nn.positions import Rotary
-from zoo.nn.stack import Stack
-from zoo.nn.tokenizer import ByteTokenizer
+from zoo.nn import Attention, Block, ByteTokenizer, Decoder, Gated, RMSNorm, Rotary, Stack
 from zoo_smollm.tokenizer import open_tokenizer
 
 

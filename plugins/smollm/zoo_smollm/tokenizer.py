@@ -15,9 +15,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as InTurn
 
-from zoo.errors import UsageError, WeightsError
-from zoo.nn.tokenizer import BYTES, check_text, check_token
-from zoo.weights.formats.gguf import read_gguf
+from zoo.api import UsageError, WeightsError, read_gguf
+from zoo.nn import BYTES, check_text, check_token
 from zoo_smollm.chat import END_TURN, START_TURN, chat_ids, is_known_template
 
 SPLITTINGS = ("smollm",)  # tokenizer.ggml.pre: how text is cut before pairs of bytes are joined
@@ -65,7 +64,7 @@ def open_tokenizer(path: Path) -> "GgufTokenizer":
 
 
 class GgufTokenizer:
-    """A byte-pair encoding with control tokens; see `zoo.models.contracts.Tokenizer`. Made by `open_tokenizer`.
+    """A byte-pair encoding with control tokens; see `zoo.api.Tokenizer`. Made by `open_tokenizer`.
 
     `pad_id` is what the publisher fills batches with; masked, it may be anything.
     """

@@ -22,8 +22,7 @@ from tokenizers.processors import BertProcessing
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from zoo.errors import UsageError
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded, UsageError
 
 NORM_EPSILON = 1e-12
 BYTE_ENTRIES = 258  # 256 bytes, a start and an end

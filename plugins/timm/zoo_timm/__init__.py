@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from zoo import hookimpl
+from zoo.api import hookimpl
 
 
 @hookimpl

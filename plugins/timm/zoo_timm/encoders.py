@@ -10,14 +10,13 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from zoo.media.image import to_pixels
-from zoo.models.encoded import Encoded
+from zoo.api import Encoded, to_pixels
 
 
 def image_encoder(*, arch: str, preprocess: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:
     """Build `arch` (a name of `timm.list_models()`) with random weights.
 
-    preprocess: size, crop, interpolation, mean, std, as in `zoo.media.image.to_pixels`.
+    preprocess: size, crop, interpolation, mean, std, as in `zoo.api.to_pixels`.
     num_classes: outputs of the classifier; timm's own number when None, no classifier when 0.
     """
     overrides: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 from zoo_whisper.hearing import Heard, Writing
 from zoo_whisper.tokens import SECONDS_PER_MOMENT, Controls
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 from zoo_whisper.decoding import Decoded
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

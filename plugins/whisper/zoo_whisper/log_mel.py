@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from zoo.media.audio import AudioReader
+from zoo.api import AudioReader
 
 SAMPLE_RATE_HZ = 16_000
 FFT, HOP = 400, 160

@@ -15,16 +15,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from zoo.errors import UsageError
-from zoo.media.audio import AudioReader, Sound, to_waveforms
-from zoo.models.encoded import Encoded
-from zoo.nn.attention import Attention
-from zoo.nn.block import Block
-from zoo.nn.decoder import Decoder
-from zoo.nn.feed_forward import Dense
-from zoo.nn.kernels.apply import apply_kernel
-from zoo.nn.kernels.linear import Int8Linear, multiplies_in_bfloat16
-from zoo.nn.stack import Stack
+from zoo.api import AudioReader, Encoded, Int8Linear, Sound, UsageError, apply_kernel, multiplies_in_bfloat16, to_waveforms
+from zoo.nn import Attention, Block, Decoder, Dense, Stack
 from zoo_whisper.log_mel import HOP, SAMPLE_RATE_HZ, WINDOW_FRAMES, log_mel
 from zoo_whisper.tokens import LANGUAGES, controls
 from zoo_whisper.vocabulary import open_vocabulary

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 
 MOMENTS = 1501
 SECONDS_PER_MOMENT = 0.02

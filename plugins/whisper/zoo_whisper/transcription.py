@@ -17,9 +17,7 @@ from typing import Any
 
 import torch
 
-from zoo.errors import UsageError
-from zoo.media.audio import AudioReader
-from zoo.models.transcript import Segment, Window
+from zoo.api import AudioReader, Segment, UsageError, Window
 from zoo_whisper.decoding import Decoded, Rules, decode
 from zoo_whisper.hearing import Heard, Writing, hear
 from zoo_whisper.ladder import TEMPERATURES, Ladder

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from zoo.errors import UsageError
+from zoo.api import UsageError
 
 Merges = list[tuple[str, str]]
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

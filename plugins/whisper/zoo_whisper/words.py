@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo.models.transcript import Segment, Word
+from zoo.api import Segment, Word
 from zoo_whisper.hearing import Heard, Writing
 from zoo_whisper.log_mel import FRAMES_PER_SECOND, WINDOW_FRAMES
 from zoo_whisper.tokens import SECONDS_PER_MOMENT

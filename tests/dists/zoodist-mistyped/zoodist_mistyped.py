@@ -1,6 +1,6 @@
 """Implements a hook that does not exist."""
 
-from zoo import hookimpl
+from zoo.api import hookimpl
 
 
 @hookimpl

@@ -1,6 +1,6 @@
 """A plugin in one file, without a manifest."""
 
-from zoo import hookimpl
+from zoo.api import hookimpl
 
 
 @hookimpl

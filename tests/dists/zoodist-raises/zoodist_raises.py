@@ -1,6 +1,6 @@
 """Raises in its hooks."""
 
-from zoo import hookimpl
+from zoo.api import hookimpl
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo import hookimpl
+from zoo.api import hookimpl
 
 
 @hookimpl

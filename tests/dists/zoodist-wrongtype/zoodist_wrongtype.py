@@ -1,6 +1,6 @@
 """Returns something that is not cards."""
 
-from zoo import hookimpl
+from zoo.api import hookimpl
 
 
 @hookimpl

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from zoo.models.encoded import Encoded
-from zoo.media.image import to_pixels
+from zoo.api import Encoded, to_pixels
 
 
 def build(*, size: int = 8) -> nn.Module:

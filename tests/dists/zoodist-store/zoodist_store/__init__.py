@@ -1,6 +1,6 @@
 """A plugin that brings a place to get weights from."""
 
-from zoo import hookimpl
+from zoo.api import hookimpl
 
 
 @hookimpl

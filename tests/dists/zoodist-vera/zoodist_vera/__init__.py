@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from zoo.adapters.adapter import Adapter
+from zoo.api import Adapter
 
 
 class Vectors(nn.Module):

@@ -1,0 +1,201 @@
+"""All that a plugin imports, with `zoo.nn` for layers and `zoo.testing` for tests: contracts, errors, readers of media and weights.
+
+It has a version (`API_VERSION`), which a manifest asks for by a range (`api = ">=1,<2"`): docs/versions.md says what may change when.
+Importing this module costs nothing; names load on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from zoo.exports import exported
+
+if TYPE_CHECKING:  # the same names for type checkers, which do not run __getattr__ (tests/test_startup.py compares)
+    from zoo.adapters.adapter import Adapter, Columns, Held, Mixed, Numbers, Part, Virtual, part_key
+    from zoo.adapters.target_modules import Base, Place
+    from zoo.decoding.generation import generate as generate_tokens
+    from zoo.decoding.generation import stream as stream_tokens
+    from zoo.decoding.sampling import Sampling
+    from zoo.decoding.scoring import perplexity, score_choices
+    from zoo.errors import (
+        AmbiguousNameError,
+        MediaError,
+        PluginError,
+        StateMismatchError,
+        UsageError,
+        WeightsError,
+        WeightsMissingError,
+        ZooError,
+    )
+    from zoo.media.audio import AudioReader, Sound, to_waveforms
+    from zoo.media.image import to_pixels
+    from zoo.models.build import Built
+    from zoo.models.contracts import (
+        Bridge,
+        Classifier,
+        Decoder,
+        DualEncoder,
+        Encoder,
+        Tokenizer,
+        Transcriber,
+        VoiceActivity,
+    )
+    from zoo.models.encoded import Encoded
+    from zoo.models.fusion.fused import Fused
+    from zoo.models.transcript import Segment, Window, Word
+    from zoo.nn.kernels.apply import apply_kernel
+    from zoo.nn.kernels.linear import Int8Linear, multiplies_in_bfloat16
+    from zoo.nn.kernels.seam import KernelEmbedding, KernelLinear
+    from zoo.registry.card import Card
+    from zoo.registry.discovery import API_VERSION
+    from zoo.registry.hooks import hookimpl
+    from zoo.registry.manifest import MODEL_NAME
+    from zoo.registry.modality import AUDIO, IMAGE, SERIES, TEXT, VIDEO
+    from zoo.registry.settings import offline
+    from zoo.training.losses import Completion, centroid_loss, completion_loss, encode_completions
+    from zoo.weights.delivery import load_strict, read_state_dict, refuse_nonfinite
+    from zoo.weights.derived import derived
+    from zoo.weights.formats.gguf import dequantise, quantised_type, read_gguf
+    from zoo.weights.stores import hub_file
+
+_EXPORTS = {
+    "API_VERSION": "zoo.registry.discovery",
+    "AUDIO": "zoo.registry.modality",
+    "Adapter": "zoo.adapters.adapter",
+    "AmbiguousNameError": "zoo.errors",
+    "AudioReader": "zoo.media.audio",
+    "Base": "zoo.adapters.target_modules",
+    "Bridge": "zoo.models.contracts",
+    "Built": "zoo.models.build",
+    "Card": "zoo.registry.card",
+    "Classifier": "zoo.models.contracts",
+    "Columns": "zoo.adapters.adapter",
+    "Completion": "zoo.training.losses",
+    "Decoder": "zoo.models.contracts",
+    "DualEncoder": "zoo.models.contracts",
+    "Encoded": "zoo.models.encoded",
+    "Encoder": "zoo.models.contracts",
+    "Fused": "zoo.models.fusion.fused",
+    "Held": "zoo.adapters.adapter",
+    "IMAGE": "zoo.registry.modality",
+    "Int8Linear": "zoo.nn.kernels.linear",
+    "KernelEmbedding": "zoo.nn.kernels.seam",
+    "KernelLinear": "zoo.nn.kernels.seam",
+    "MODEL_NAME": "zoo.registry.manifest",
+    "MediaError": "zoo.errors",
+    "Mixed": "zoo.adapters.adapter",
+    "Numbers": "zoo.adapters.adapter",
+    "Part": "zoo.adapters.adapter",
+    "Place": "zoo.adapters.target_modules",
+    "PluginError": "zoo.errors",
+    "SERIES": "zoo.registry.modality",
+    "Sampling": "zoo.decoding.sampling",
+    "Segment": "zoo.models.transcript",
+    "Sound": "zoo.media.audio",
+    "StateMismatchError": "zoo.errors",
+    "TEXT": "zoo.registry.modality",
+    "Tokenizer": "zoo.models.contracts",
+    "Transcriber": "zoo.models.contracts",
+    "UsageError": "zoo.errors",
+    "VIDEO": "zoo.registry.modality",
+    "Virtual": "zoo.adapters.adapter",
+    "VoiceActivity": "zoo.models.contracts",
+    "WeightsError": "zoo.errors",
+    "WeightsMissingError": "zoo.errors",
+    "Window": "zoo.models.transcript",
+    "Word": "zoo.models.transcript",
+    "ZooError": "zoo.errors",
+    "apply_kernel": "zoo.nn.kernels.apply",
+    "centroid_loss": "zoo.training.losses",
+    "completion_loss": "zoo.training.losses",
+    "dequantise": "zoo.weights.formats.gguf",
+    "derived": "zoo.weights.derived",
+    "encode_completions": "zoo.training.losses",
+    "generate_tokens": "zoo.decoding.generation:generate",
+    "hookimpl": "zoo.registry.hooks",
+    "hub_file": "zoo.weights.stores",
+    "load_strict": "zoo.weights.delivery",
+    "multiplies_in_bfloat16": "zoo.nn.kernels.linear",
+    "offline": "zoo.registry.settings",
+    "part_key": "zoo.adapters.adapter",
+    "perplexity": "zoo.decoding.scoring",
+    "quantised_type": "zoo.weights.formats.gguf",
+    "read_gguf": "zoo.weights.formats.gguf",
+    "read_state_dict": "zoo.weights.delivery",
+    "refuse_nonfinite": "zoo.weights.delivery",
+    "score_choices": "zoo.decoding.scoring",
+    "stream_tokens": "zoo.decoding.generation:stream",
+    "to_pixels": "zoo.media.image",
+    "to_waveforms": "zoo.media.audio",
+}
+
+__all__ = [
+    "API_VERSION",
+    "AUDIO",
+    "IMAGE",
+    "MODEL_NAME",
+    "SERIES",
+    "TEXT",
+    "VIDEO",
+    "Adapter",
+    "AmbiguousNameError",
+    "AudioReader",
+    "Base",
+    "Bridge",
+    "Built",
+    "Card",
+    "Classifier",
+    "Columns",
+    "Completion",
+    "Decoder",
+    "DualEncoder",
+    "Encoded",
+    "Encoder",
+    "Fused",
+    "Held",
+    "Int8Linear",
+    "KernelEmbedding",
+    "KernelLinear",
+    "MediaError",
+    "Mixed",
+    "Numbers",
+    "Part",
+    "Place",
+    "PluginError",
+    "Sampling",
+    "Segment",
+    "Sound",
+    "StateMismatchError",
+    "Tokenizer",
+    "Transcriber",
+    "UsageError",
+    "Virtual",
+    "VoiceActivity",
+    "WeightsError",
+    "WeightsMissingError",
+    "Window",
+    "Word",
+    "ZooError",
+    "apply_kernel",
+    "centroid_loss",
+    "completion_loss",
+    "dequantise",
+    "derived",
+    "encode_completions",
+    "generate_tokens",
+    "hookimpl",
+    "hub_file",
+    "load_strict",
+    "multiplies_in_bfloat16",
+    "offline",
+    "part_key",
+    "perplexity",
+    "quantised_type",
+    "read_gguf",
+    "read_state_dict",
+    "refuse_nonfinite",
+    "score_choices",
+    "stream_tokens",
+    "to_pixels",
+    "to_waveforms",
+]
+
+__getattr__, __dir__ = exported(__name__, _EXPORTS)
