@@ -157,10 +157,11 @@ def zoo(path: Path, threads: int, rows: int, *, kernel: str) -> Peer:  # noqa: A
     import torch
 
     from zoo.decoding.reading import prefill, step
+    from zoo.models.build import ModelSpec
     from zoo.tasks.language_model import open_language_model
 
     torch.set_num_threads(threads)
-    language = open_language_model("smollm/135m-instruct.q4_1", kernel=kernel)
+    language = open_language_model(ModelSpec(name="smollm/135m-instruct.q4_1", kernel=kernel))
 
     def run(prompts: Rows, steps: int) -> Run:
         cache = language.decoder.new_cache(len(prompts), len(prompts[0]) + steps)

@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     show(machine())
     mails = [(" ".join(body.split())[:CHARACTERS], label) for body, label in spam_mails(options.folder)]
-    language = zoo.open_language_model("smollm/135m-instruct", kernel=options.kernel)
+    language = zoo.open_language_model(zoo.ModelSpec(name="smollm/135m-instruct", kernel=options.kernel))
     show(f"{options.draws} draws of {options.test} mails, accuracy (chance .500), kernel {options.kernel}")
     for shots in (0, 2, 8):
         rows: dict[str, list[float]] = {"SmolLM2, sum": [], "SmolLM2, calibrated": [], "tf-idf": []}

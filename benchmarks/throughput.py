@@ -72,7 +72,7 @@ def zoo_classify(dtype: torch.dtype | None, batch_size: int | None) -> Callable[
     """`zoo.classify` with a model's own classes."""
 
     def run(files: list[str]) -> list[int]:
-        results = zoo.classify(files, model=MODEL, batch_size=batch_size, dtype=dtype, top=5).results
+        results = zoo.classify(files, model=zoo.ModelSpec(name=MODEL, dtype=dtype), batch_size=batch_size, top=5).results
         return [LABELS.index(answer.label) for answer in results]
 
     return run

@@ -149,7 +149,7 @@ def ours(job: Job, *, kernel: str) -> Transcriber:
     from zoo.tasks.transcription import open_transcriber
 
     torch.set_num_threads(job.threads)
-    model = open_transcriber(MODEL, kernel=kernel)
+    model = open_transcriber(zoo.ModelSpec(name=MODEL, kernel=kernel))
 
     def transcribe(path: Path) -> str:
         result = zoo.transcribe(path, model=model, language="en", batch_size=job.batch).results[0]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import zoo as library
 from zoo.errors import PluginError, StateMismatchError, UsageError
+from zoo.models.build import ModelSpec
 from zoo.tasks.classify import classify
 
 LABELS = ["cat", "dog", "cup of coffee", "rocket", "sheep", "boats", "mountains", "flower", "pizza", "book", "car", "horse"]
@@ -223,26 +224,29 @@ def test_local_weights(photos: Path, tmp_path: Path) -> None:
     state = library.build(LITE0).state_dict()
     save_file(state, tmp_path / "good.safetensors")
     expected = classify(photos / "chelsea.jpg", model=LITE0)
-    assert classify(photos / "chelsea.jpg", model=LITE0, weights=tmp_path / "good.safetensors").results == expected.results
+    assert (
+        classify(photos / "chelsea.jpg", model=ModelSpec(name=LITE0, weights=tmp_path / "good.safetensors")).results
+        == expected.results
+    )
     save_file({**state, "extra.weight": torch.zeros(3)}, tmp_path / "extra.safetensors")
     with pytest.raises(StateMismatchError, match="1 of 296 tensors differ\n  unexpected  .*extra.weight"):
-        classify(photos / "chelsea.jpg", model=LITE0, weights=tmp_path / "extra.safetensors")
+        classify(photos / "chelsea.jpg", model=ModelSpec(name=LITE0, weights=tmp_path / "extra.safetensors"))
     save_file({**state, "backbone.classifier.bias": torch.zeros(999)}, tmp_path / "shape.safetensors")
     with pytest.raises(StateMismatchError, match=r"shape       backbone.classifier.bias \[999\], the model has \[1000\]"):
-        classify(photos / "chelsea.jpg", model=LITE0, weights=tmp_path / "shape.safetensors")
+        classify(photos / "chelsea.jpg", model=ModelSpec(name=LITE0, weights=tmp_path / "shape.safetensors"))
     save_file({**state, "backbone.classifier.bias": torch.full((1000,), float("nan"))}, tmp_path / "nan.safetensors")
     with pytest.raises(library.ZooError, match="holds NaN or infinity in backbone.classifier.bias"):
-        classify(photos / "chelsea.jpg", model=LITE0, weights=tmp_path / "nan.safetensors")
+        classify(photos / "chelsea.jpg", model=ModelSpec(name=LITE0, weights=tmp_path / "nan.safetensors"))
 
 
 def test_random_weights_follow_the_seed(photos: Path) -> None:
     def answer(seed: int) -> object:
         torch.manual_seed(seed)
-        return classify(photos / "chelsea.jpg", model=LITE0, weights=None).results
+        return classify(photos / "chelsea.jpg", model=ModelSpec(name=LITE0, weights=None)).results
 
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
-    outcome = classify(photos / "chelsea.jpg", model=LITE0, weights=None)
+    outcome = classify(photos / "chelsea.jpg", model=ModelSpec(name=LITE0, weights=None))
     assert (outcome.model, outcome.weights) == (LITE0, {})
 
 
@@ -255,7 +259,7 @@ def test_sixteen_bits_give_the_same_answers(photos: Path, dtype: torch.dtype) ->
     """With labels of which two are nearly tied: the close call is float32's throughout, the labels' embeddings too."""
     files = [photos / name for name in ("galaxies.jpg", "house.jpg", "retina.jpg", "astronaut.jpg")]
     for labels in (None, TIED):
-        exact, rounded = classify(files, labels), classify(files, labels, dtype=dtype)
+        exact, rounded = classify(files, labels), classify(files, labels, model=ModelSpec(dtype=dtype))
         assert [answer.label for answer in rounded.results] == [answer.label for answer in exact.results]
     close = [
         answer for answer in exact.results if next(iter(answer.scores.values())) - list(answer.scores.values())[1] < 0.02
@@ -315,7 +319,7 @@ def test_a_model_that_was_built_elsewhere_runs_where_it_lies(photos: Path) -> No
 
 def test_a_type_that_is_no_format_for_models(photos: Path) -> None:
     with pytest.raises(UsageError, match="dtype is one of torch.float32, torch.bfloat16, torch.float16, got torch.float64"):
-        classify(photos / "chelsea.jpg", ["a", "b"], dtype=torch.float64)
+        classify(photos / "chelsea.jpg", ["a", "b"], model=ModelSpec(dtype=torch.float64))
 
 
 def test_overlapping_runs_give_torch_its_threads_back(photos: Path) -> None:

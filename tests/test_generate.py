@@ -17,7 +17,7 @@ TINY = ("--model", "smollm/tiny", "--weights", "none")
 
 def tiny(**arguments):
     torch.manual_seed(0)
-    return library.open_language_model("smollm/tiny", weights=None, **arguments)
+    return library.open_language_model(library.ModelSpec(name="smollm/tiny", weights=None, **arguments))
 
 
 def test_the_document_says_what_was_generated_and_by_what(main) -> None:

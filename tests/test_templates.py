@@ -7,6 +7,7 @@ import torch
 
 from zoo.data.templates import TEMPLATE_SETS, template_set
 from zoo.errors import UsageError
+from zoo.models.build import ModelSpec
 from zoo.tasks.classify import _label_embeddings, classify
 
 
@@ -68,5 +69,5 @@ def test_close_calls_can_be_left_as_they_are(photos: Path, monkeypatch: pytest.M
     calls = []
     monkeypatch.setattr(module, "_with_close_calls", lambda compute, *_: calls.append(compute) or compute)
     for exact in (True, False):
-        classify(photos / "chelsea.jpg", ["cat", "dog"], dtype=torch.bfloat16, exact_close_calls=exact)
+        classify(photos / "chelsea.jpg", ["cat", "dog"], model=ModelSpec(dtype=torch.bfloat16), exact_close_calls=exact)
         assert len(calls) == 1

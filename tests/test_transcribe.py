@@ -14,7 +14,7 @@ import zoo as library
 from zoo.data.subtitles import plain, srt, tsv, vtt
 from zoo.errors import UsageError, WeightsMissingError
 from zoo.media.audio import Sound, open_audio, open_reader
-from zoo.models.build import open_model
+from zoo.models.build import ModelSpec, open_model
 from zoo.models.transcript import Segment
 from zoo.tasks.transcription import BATCHES_IGNORE, open_transcriber, transcribe
 from zoo.tasks.voice_activity import _cut, _hysteresis, _widened, speech_spans
@@ -247,7 +247,9 @@ def test_a_journal_of_another_kernel_is_not_gone_on_with(noise, tmp_path) -> Non
     def stop(*_) -> None:
         raise KeyboardInterrupt
 
-    models = [open_transcriber("whisper/random", weights=None, kernel=kernel) for kernel in ("int8", "float32")]
+    models = [
+        open_transcriber(ModelSpec(name="whisper/random", weights=None, kernel=kernel)) for kernel in ("int8", "float32")
+    ]
     assert [transcribe(Sound(np.zeros(100, np.float32), RATE_HZ), model=model, **QUICK).kernel for model in models] == [
         "int8",
         "float32",

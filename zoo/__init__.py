@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.errors import ZooError
     from zoo.media.audio import Sound, open_audio
     from zoo.media.image import open_image
-    from zoo.models.build import build, open_model
+    from zoo.models.build import ModelSpec, build, open_model
     from zoo.models.composition import compose, save, trained_parameters
     from zoo.models.encoded import Encoded
     from zoo.registry.card import Card
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Card": "zoo.registry.card",
     "Encoded": "zoo.models.encoded",
+    "ModelSpec": "zoo.models.build",
     "Sampling": "zoo.decoding.sampling",
     "Sound": "zoo.media.audio",
     "ZooError": "zoo.errors",
@@ -71,6 +72,7 @@ _EXPORTS = {
 __all__ = [
     "Card",
     "Encoded",
+    "ModelSpec",
     "Sampling",
     "Sound",
     "ZooError",

@@ -239,12 +239,17 @@ def test_a_folder_of_images_trains_an_encoder(tmp_path: Path) -> None:
                 tmp_path / label / f"{number}.png"
             )
     trained = train_adapter(
-        tmp_path, model="timm/test_vit", weights=None, steps=10, held_out=0.0, targets=["qkv[0/3]", "fc1"], r=2
+        tmp_path,
+        model=zoo.ModelSpec(name="timm/test_vit", weights=None),
+        steps=10,
+        held_out=0.0,
+        targets=["qkv[0/3]", "fc1"],
+        r=2,
     )
     assert trained.fitted.losses[-1] < trained.fitted.losses[0]
     assert trained.fitted.parameters == trained.parameters
     with pytest.raises(UsageError, match="zoo adapt needs a decoder, timm/test_vit is of kind encoder"):
-        train_adapter(PAIRS, model="timm/test_vit", weights=None)
+        train_adapter(PAIRS, model=zoo.ModelSpec(name="timm/test_vit", weights=None))
 
 
 def test_examples_that_cannot_be_read(tmp_path: Path) -> None:

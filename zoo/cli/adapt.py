@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.classify import prepare_torch
 from zoo.cli.output import add_output_options, print_json
 from zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from zoo.models.build import ModelSpec
 
 
 def add_commands(commands: Any) -> None:
@@ -85,6 +88,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
     prepare_torch(arguments)
 
 
+def _spec(arguments: argparse.Namespace) -> ModelSpec:
+    from zoo.models.build import ModelSpec
+
+    weights = None if arguments.weights == "none" else arguments.weights
+    return ModelSpec(name=arguments.model, weights=weights, device=arguments.device)
+
+
 def read_options(given: list[str]) -> dict[str, Any]:
     """NAME=VALUE -> numbers where they are some, yes and no as such, lists where there are commas. Raises UsageError."""
     options: dict[str, Any] = {}
@@ -121,15 +131,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
         trained = train_adapter(
             arguments.path,
-            model=arguments.model,
+            model=_spec(arguments),
             method=arguments.method,
             steps=arguments.steps,
             batch_size=arguments.batch_size,
             learning_rate=arguments.learning_rate,
             held_out=arguments.held_out,
-            weights=None if arguments.weights == "none" else arguments.weights,
             seed=arguments.seed,
-            device=arguments.device,
             report=report,
             **read_options(arguments.option),
         )
@@ -246,9 +254,7 @@ def _opened(arguments: argparse.Namespace) -> Any:
     from zoo.models.build import open_model
 
     _prepare(arguments)
-    built = open_model(
-        arguments.model, weights=None if arguments.weights == "none" else arguments.weights, device=arguments.device
-    )
+    built = open_model(_spec(arguments))
     adapters = adapters_of(built)
     adapters.load(arguments.path, name=arguments.path.stem, other_base=arguments.other_base)
     return adapters

@@ -6,10 +6,13 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
 from zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from zoo.models.build import Built, ModelSpec
 
 LINE = 60  # characters of a text that stand before its answer
 SHOWN = 3  # labels on a line, where nobody says how many
@@ -101,20 +104,13 @@ def prepare_torch(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
 
 
-def model_options(arguments: argparse.Namespace, *, adapted: bool = True) -> dict[str, Any]:
-    """What `add_model_arguments` added, as every task takes it.
-
-    adapted: open the model here where there is an adapter; False for a command that opens it by itself (`load_adapter`).
-    """
+def model_spec(arguments: argparse.Namespace) -> ModelSpec:
+    """What `add_model_arguments` added, and --kernel where a command has it, as every task takes it; torch is prepared."""
     import torch
 
+    from zoo.models.build import ModelSpec
+
     prepare_torch(arguments)
-    options: dict[str, Any] = {
-        "model": arguments.model,
-        "weights": None if arguments.weights == "none" else arguments.weights,
-        "device": arguments.device,
-        "dtype": None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
-    }
     if arguments.adapter is not None and len(arguments.adapter) > 1:
         raise UsageError(
             f"--adapter names one adapter, got {len(arguments.adapter)}: in Python several can be used together"
@@ -123,13 +119,27 @@ def model_options(arguments: argparse.Namespace, *, adapted: bool = True) -> dic
         raise UsageError("an adapter is for one model: name it, --model NAME (zoo adapt list FILE may say which)")
     if arguments.other_base and arguments.adapter is None:
         raise UsageError("--other-base is about an adapter: add --adapter FILE")
-    if adapted and arguments.adapter is not None:
-        from zoo.models.build import open_model
+    return ModelSpec(
+        name=arguments.model,
+        weights=None if arguments.weights == "none" else arguments.weights,
+        device=arguments.device,
+        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
+        kernel=getattr(arguments, "kernel", None) or "float32",
+    )
 
-        built = open_model(options.pop("model"), **options)
-        load_adapter(built, arguments)
-        return {**options, "model": built}
-    return options
+
+def model_for(arguments: argparse.Namespace) -> ModelSpec | Built:
+    """As `model_spec`, opened here where an adapter belongs on it, for a command that does not open its model by itself."""
+    spec = model_spec(arguments)
+    if arguments.adapter is None:
+        return spec
+    from zoo.models.build import open_model
+
+    if spec.kernel != "float32":
+        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
+    built = open_model(spec)
+    load_adapter(built, arguments)
+    return built
 
 
 def load_adapter(model: Any, arguments: argparse.Namespace) -> None:
@@ -206,7 +216,7 @@ def run(arguments: argparse.Namespace) -> int:
         shots=arguments.shots,
         top=arguments.top,
         batch_size=arguments.batch_size,
-        **model_options(arguments),
+        model=model_for(arguments),
         exact_close_calls=not arguments.no_close_calls,
         allow_urls=arguments.allow_urls,
         progress=True,
@@ -237,8 +247,7 @@ def run_texts(arguments: argparse.Namespace) -> int:
         template=arguments.template[0].replace("\\n", "\n") if arguments.template else TEMPLATE,
         normalise=arguments.normalise or "sum",
         top=arguments.top,
-        **model_options(arguments),
-        kernel=arguments.kernel or "float32",
+        model=model_for(arguments),
     )
     warn_of_random_weights(outcome)
     if arguments.json:

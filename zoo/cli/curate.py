@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments, check_weights, model_options
+from zoo.cli.classify import add_model_arguments, check_weights, model_for
 from zoo.cli.output import about_model, print_json, print_table, warn_of_random_weights
 
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,
         progress=True,
-        **model_options(arguments),
+        model=model_for(arguments),
     )
     warn_of_random_weights(outcome)
     for note in outcome.notes:

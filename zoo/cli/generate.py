@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_options
+from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
 from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.registry.modality import IMAGE, SUFFIXES
@@ -73,11 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     numbers = {name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None}
     sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
-    language = open_language_model(
-        **model_options(arguments, adapted=False),
-        kernel=arguments.kernel,
-        plain=bool(arguments.explain),
-    )
+    language = open_language_model(model_spec(arguments), plain=bool(arguments.explain))
     load_adapter(language, arguments)
     if arguments.explain:
         from zoo.tasks.explanation import check_explanation

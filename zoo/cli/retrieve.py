@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments, check_weights, model_options
+from zoo.cli.classify import add_model_arguments, check_weights, model_for
 from zoo.cli.output import about_model, counted, print_json, print_table, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
@@ -74,7 +74,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
         allow_urls=arguments.allow_urls,
         overwrite=arguments.overwrite,
         progress=True,
-        **model_options(arguments),
+        model=model_for(arguments),
     )
     warn_of_random_weights(outcome)
     failed = [result for result in outcome.results if result.error]
@@ -122,7 +122,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         top=arguments.top,
         batch_size=arguments.batch_size,
         progress=True,
-        **model_options(arguments),
+        model=model_for(arguments),
     )
     warn_of_random_weights(outcome)
     for note in outcome.notes:

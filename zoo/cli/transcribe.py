@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_options
+from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
 from zoo.cli.output import about_model, print_json, warn_of_random_weights
 from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
 from zoo.errors import UsageError
@@ -114,7 +114,7 @@ def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[
     from zoo.tasks.transcription import open_transcriber, transcribe
     from zoo.tasks.voice_activity import open_detector
 
-    built = open_transcriber(**model_options(arguments, adapted=False), kernel=arguments.kernel)
+    built = open_transcriber(model_spec(arguments))
     load_adapter(built, arguments)
     detector = open_detector() if arguments.vad or arguments.batch_size > 1 else False
     streamed = format_ == "txt" and not targets and len(files) == 1 and not arguments.json

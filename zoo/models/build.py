@@ -34,6 +34,36 @@ DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Which model, and how it is opened: what every task takes as `model` where a name says too little.
+
+    name: a model's (`zoo list`), or the folder of a composition; None for the installed default of the task.
+    weights: "card" for the card's own, a path to a file of the same architecture, or None for a random initialisation.
+    kernel: number format of the linear layers, from `zoo.nn.kernels.apply.LINEARS`, for language models and transcription;
+        "float32" rounds nothing.
+    """
+
+    name: str | Path | None = None
+    weights: str | Path | None = "card"
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    kernel: str = "float32"
+
+
+def spec_of(model: str | Path | ModelSpec | None) -> ModelSpec:
+    """The same as a spec: a name alone is opened as its card says."""
+    return model if isinstance(model, ModelSpec) else ModelSpec(name=model)
+
+
+def refuse_kernel(spec: ModelSpec, what: str) -> None:
+    """Raise UsageError for a kernel where none is applied. what: who would ignore it."""
+    if spec.kernel != "float32":
+        raise UsageError(
+            f"{what} applies no kernel: kernel {spec.kernel} is for language models and transcription, leave it out"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
     """A module and what it is made of.
 
@@ -85,7 +115,7 @@ def build(
 
 
 def open_model(
-    name: str,
+    name: str | ModelSpec,
     *,
     weights: str | Path | None = "card",
     device: str | torch.device = "cpu",
@@ -93,7 +123,18 @@ def open_model(
     registry: Registry | None = None,
     **overrides: Any,
 ) -> Built:
-    """As `build`, with the card, the parts and the hashes that say where the numbers come from."""
+    """As `build`, with the card, the parts and the hashes that say where the numbers come from.
+
+    name: also a `ModelSpec` with a name, which says weights, device and dtype by itself.
+    """
+    if isinstance(name, ModelSpec):
+        spec = name
+        if (weights, str(device), dtype) != ("card", "cpu", None):
+            raise UsageError("a ModelSpec says how the model is opened: leave out weights, device and dtype beside it")
+        if spec.name is None:
+            raise UsageError("zoo.open_model opens the model that is named: a default is that of a task")
+        refuse_kernel(spec, "zoo.open_model")
+        name, weights, device, dtype = str(spec.name), spec.weights, spec.device, spec.dtype
     registry = registry or default_registry()
     if dtype not in DTYPES:
         raise UsageError(f"dtype is one of {', '.join(map(str, DTYPES[1:]))}, got {dtype}")

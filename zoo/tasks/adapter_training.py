@@ -13,7 +13,7 @@ import torch
 from zoo.adapters.adapt import Adapters, adapters_of
 from zoo.data.inputs import load, shot_items, shot_names
 from zoo.errors import MediaError, UsageError
-from zoo.models.build import Built
+from zoo.models.build import Built, ModelSpec
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for
 from zoo.training.fit import Fitted, fit
@@ -40,7 +40,7 @@ class Trained:
 def train_adapter(
     data: str | Path | Sequence[tuple[str, str]],
     *,
-    model: str | Built,
+    model: str | ModelSpec | Built,
     method: str = "lora",
     name: str = "default",
     steps: int = 200,
@@ -49,8 +49,6 @@ def train_adapter(
     held_out: float = 0.1,
     patience: int = 3,
     seed: int = 0,
-    weights: str | Path | None = "card",
-    device: str = "cpu",
     report: Callable[[int, float], None] | None = None,
     **options: Any,
 ) -> Trained:
@@ -68,9 +66,7 @@ def train_adapter(
         raise UsageError(f"held_out is a share of the examples, from 0 to below 1, got {held_out}")
     folder = Path(data) if isinstance(data, (str, Path)) and Path(data).is_dir() else None
     kinds = ("encoder", "dual_encoder") if folder is not None else ("decoder",)
-    built = open_for(
-        "adapt", model, kinds=kinds, modalities=(IMAGE if folder is not None else TEXT,), weights=weights, device=device
-    )
+    built = open_for("adapt", model, kinds=kinds, modalities=(IMAGE if folder is not None else TEXT,))
     adapters = adapters_of(built)
     active = adapters.active
     adapter = adapters.add(method, name=name, **options)

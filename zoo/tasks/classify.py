@@ -13,12 +13,12 @@ import torch
 
 from zoo.data.inputs import Item, distinct_shots, media_items, printable, shot_items, shot_names
 from zoo.errors import MediaError, PluginError, UsageError
-from zoo.models.build import Built, device_of, open_model, weight_hashes
+from zoo.models.build import Built, ModelSpec, device_of, spec_of, weight_hashes
 from zoo.registry.activation import warn
-from zoo.registry.lookup import Registry, default_registry
+from zoo.registry.lookup import default_registry
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
 from zoo.registry.plugin import describe
-from zoo.tasks.encoding import checked_rows, plugin_errors, pooled, refuse_nonfinite, rows_in
+from zoo.tasks.encoding import checked_rows, named, opened, plugin_errors, pooled, refuse_nonfinite, rows_in
 from zoo.tasks.fewshot import Probe, fit_probe
 from zoo.tasks.running import Row, run_items
 from zoo.weights.derived import derived
@@ -69,14 +69,11 @@ def classify(
     media: Any,
     labels: Sequence[str] | None = None,
     *,
-    model: str | Built | None = None,
-    weights: str | Path | None = "card",
+    model: str | ModelSpec | Built | None = None,
     templates: Sequence[str] = ("{}",),
     shots: str | Path | None = None,
     top: int | None = None,
     batch_size: int | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
     exact_close_calls: bool = True,
     allow_urls: bool = False,
     progress: bool = False,
@@ -85,14 +82,13 @@ def classify(
 
     media: one or many of: path, pattern, folder, `PIL.Image.Image`, array (see `zoo.media.image.open_image`), `zoo.media.audio.Sound`.
     labels: two or more different names. None: the folders of `shots`, or else the model's own classes.
-    model: a dual encoder for free labels, an encoder with classes for its own; the installed default when None. To ask
-        many times, build it once: `zoo.open_model(name)`; then `weights`, `device` and `dtype` are those it was built with.
+    model: a dual encoder for free labels, an encoder with classes for its own; the installed default when None. A `zoo.ModelSpec` says
+        how it is opened: with dtype bfloat16 or float16 it computes faster, and close calls (two labels within 0.05) are computed
+        again in float32, unless `exact_close_calls` is False. To ask many times, build it once: `zoo.open_model(name)`.
     templates: sentences with `{}` where the label goes; the unit text embeddings of all are averaged. Named sets are in
         `zoo.data.templates`.
     shots: a folder with one folder of examples for each class: few-shot on the model's frozen features. Copies of an example and
         examples that cannot be read are left out, with a warning.
-    dtype: bfloat16 or float16 compute faster; close calls (two labels within 0.05) are computed again in float32, unless
-        `exact_close_calls` is False.
     top: how many labels to report for each image; all when None and there are at most 20, else 5.
     Raises UsageError for arguments that make no sense, and what building the model raises. One that cannot be read
     becomes an answer with `error`; it never costs the others theirs.
@@ -114,10 +110,10 @@ def classify(
                 f"{len(copies)} of {len(examples) + len(copies)} examples are left out, being copies of another of their class, byte "
                 f"for byte (the first: {printable(copies[0][0].label)} of {printable(copies[0][1].label)})"
             )
-    registry = default_registry()
     closed = names is None and shots is None
     task = f"classify:{modality}" if modality != IMAGE else "classify:own-labels" if closed else "classify"
-    built = _open(registry, model, modality, weights, device, dtype, task)
+    asked = model if isinstance(model, Built) else named(spec_of(model), task)
+    built = _open(asked, modality, task)
     if tuple(templates) != ("{}",) and (closed or shots is not None):
         warn(f"templates are ignored: {'a probe on examples' if shots is not None else built.name} reads no labels")
     if names is not None and built.found.card.kind != "dual_encoder" and shots is None:
@@ -136,10 +132,10 @@ def classify(
         names = _own_labels(built)
     zero_shot = probe is None and not closed
     compute = _compute(built, modality, probe, _label_embeddings(built, names, templates).to(device) if zero_shot else None)
-    if exact_close_calls and dtype in CLOSE_CALL and probe is None and not isinstance(model, Built):
-        exact = _open(registry, model, modality, weights, device, None, task)
+    if exact_close_calls and isinstance(asked, ModelSpec) and asked.dtype in CLOSE_CALL and probe is None:
+        exact = _open(replace(asked, dtype=None), modality, task)
         exact_CE = _label_embeddings(exact, names, templates).to(device) if zero_shot else None
-        compute = _with_close_calls(compute, _compute(exact, modality, None, exact_CE), CLOSE_CALL[dtype])
+        compute = _with_close_calls(compute, _compute(exact, modality, None, exact_CE), CLOSE_CALL[asked.dtype])
     compute = _checked(compute, built, len(names), modality)
     limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
     results = tuple(_answer(item, row, names, limit) for item, row in zip(items, run(built, items, compute), strict=True))
@@ -162,29 +158,15 @@ def _batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _open(
-    registry: Registry,
-    model: str | Built | None,
-    modality: str,
-    weights: str | Path | None,
-    device: str,
-    dtype: torch.dtype | None,
-    task: str,
-) -> Built:
-    name = model if isinstance(model, str) else None if model is not None else registry.default(task)
-    card = model.found.card if isinstance(model, Built) else registry.find(str(name)).card
+def _open(asked: ModelSpec | Built, modality: str, task: str) -> Built:
+    card = asked.found.card if isinstance(asked, Built) else default_registry().find(str(asked.name)).card
     if card.kind not in ("encoder", "dual_encoder") or modality not in card.modalities:
         what = "sounds" if modality == AUDIO else "images"
         raise UsageError(
             f"classifying {what} needs an encoder or dual encoder of {what} (zoo list --modality {modality}); "
             f"{card.name} has kind {card.kind} and modality {'+'.join(card.modalities)}"
         )
-    if isinstance(model, Built):
-        return model
-    built = open_model(str(name), weights=weights, device=device, dtype=dtype, registry=registry)
-    if modality == IMAGE:
-        built.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # images come in this order; convolutions are faster in it
-    return built
+    return asked if isinstance(asked, Built) else opened(asked, task, (modality,))
 
 
 def check_labels(labels: Sequence[str]) -> list[str]:

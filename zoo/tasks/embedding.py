@@ -26,7 +26,7 @@ from zoo.data.lost_rows import expected_rows, refuse_to_lose
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.audio import open_audio
 from zoo.media.image import open_image
-from zoo.models.build import Built
+from zoo.models.build import Built, ModelSpec, device_of
 from zoo.registry.modality import AUDIO, TEXT
 from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for, sample_rate_of, unit_vectors, vectors_or_reasons
@@ -102,11 +102,8 @@ def embed(
     *,
     out: str | Path,
     texts: Sequence[str] = (),
-    model: str | Built | None = None,
-    weights: str | Path | None = "card",
+    model: str | ModelSpec | Built | None = None,
     batch_size: int | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
     allow_urls: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -129,9 +126,8 @@ def embed(
     sources = mixed_sources(items, texts)
     modalities = list(dict.fromkeys(source.modality for source in sources))
     kinds = ("dual_encoder", "encoder")
-    built = open_for(
-        _task(modalities, model), model, kinds=kinds, modalities=modalities, weights=weights, device=device, dtype=dtype
-    )
+    built = open_for(_task(modalities, model), model, kinds=kinds, modalities=modalities)
+    device = str(device_of(built))
     about = tables.About(built.name, built.state_identity, unit_vectors(built))
     with alone(out):
         old_rows = [] if overwrite else _old_rows(out, about)
@@ -152,9 +148,10 @@ def embed(
             journal.close()
 
 
-def _task(modalities: Sequence[str], model: str | Built | None) -> str:
+def _task(modalities: Sequence[str], model: str | ModelSpec | Built | None) -> str:
     """Whose default model is meant. Raises UsageError where none reads all of it."""
-    if AUDIO in modalities and len(modalities) > 1 and model is None:
+    unnamed = model is None or (isinstance(model, ModelSpec) and model.name is None)
+    if AUDIO in modalities and len(modalities) > 1 and unnamed:
         others = " and ".join(f"{name}s" for name in modalities if name != AUDIO)
         raise UsageError(
             f"sounds beside {others}: no default model reads both; give each a call of its own, or name a model"

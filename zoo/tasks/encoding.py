@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
-from zoo.models.build import Built, open_model
+from zoo.models.build import Built, ModelSpec, open_model, refuse_kernel, spec_of
 from zoo.models.encoded import Encoded
 from zoo.registry.lookup import default_registry
 from zoo.registry.modality import IMAGE
@@ -22,23 +22,18 @@ Compute = Callable[[Any], torch.Tensor]
 
 def open_for(
     task: str,
-    model: str | Built | None,
+    model: str | ModelSpec | Built | None,
     *,
     kinds: tuple[str, ...],
     modalities: Sequence[str],
-    weights: str | Path | None = "card",
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
 ) -> Built:
     """The model of a task, built: the named one, the one handed over, or the installed default.
 
-    Raises UsageError before anything is built when its kind is not among `kinds` or it lacks one of `modalities`.
+    Raises UsageError before anything is built when its kind is not among `kinds`, it lacks one of `modalities`, or a kernel is asked.
     """
     registry = default_registry()
-    name = model if isinstance(model, str) else None
-    if model is None:
-        name = registry.default(task)
-    card = model.found.card if isinstance(model, Built) else registry.find(str(name)).card
+    asked = model if isinstance(model, Built) else named(spec_of(model), task)
+    card = asked.found.card if isinstance(asked, Built) else registry.find(str(asked.name)).card
     if card.kind not in kinds:
         wanted = " or ".join(kind.replace("_", " ") for kind in kinds)
         raise UsageError(
@@ -50,9 +45,18 @@ def open_for(
             f"{card.name} takes {'+'.join(card.modalities)} and was given {'+'.join(missing)} "
             f"(zoo list --modality {missing[0]} shows those that fit)"
         )
-    if isinstance(model, Built):
-        return model
-    built = open_model(str(name), weights=weights, device=device, dtype=dtype, registry=registry)
+    return asked if isinstance(asked, Built) else opened(asked, task, modalities)
+
+
+def named(spec: ModelSpec, task: str) -> ModelSpec:
+    """The spec with the name of the task's installed default where it has none."""
+    return spec if spec.name is not None else replace(spec, name=default_registry().default(task))
+
+
+def opened(spec: ModelSpec, task: str, modalities: Sequence[str]) -> Built:
+    """The model of a spec, laid out for what it is given. Raises UsageError for a kernel, which the task does not apply."""
+    refuse_kernel(spec, f"zoo {task.partition(':')[0]}")
+    built = open_model(spec, registry=default_registry())
     if IMAGE in modalities:
         built.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # images come in this order; convolutions are faster in it
     return built

@@ -42,7 +42,7 @@ from zoo.data.pairs import JsonlShard, Pair, Shard
 from zoo.data.shards import find_shards
 from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.image import open_image
-from zoo.models.build import Built
+from zoo.models.build import Built, ModelSpec, device_of
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors_or_reasons
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
@@ -140,11 +140,8 @@ def filter_pairs(
     preset: str | None = None,
     dry_run: bool = False,
     report: str | Path | None = None,
-    model: str | Built | None = None,
-    weights: str | Path | None = "card",
+    model: str | ModelSpec | Built | None = None,
     batch_size: int | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Filtered:
@@ -171,7 +168,8 @@ def filter_pairs(
     if report is not None and target is not None:
         _refuse_report(Path(report), target, shards)
     both = (IMAGE, TEXT)
-    built = open_for("filter", model, kinds=("dual_encoder",), modalities=both, weights=weights, device=device, dtype=dtype)
+    built = open_for("filter", model, kinds=("dual_encoder",), modalities=both)
+    device = str(device_of(built))
     notes = [note for note in (_preset_note(preset, built), _place_note(shards, target)) if note]
     scorer = _Scorer(built, batch_size or (CPU_BATCH if device == "cpu" else DEVICE_BATCH), device)
     provider = built.found.card.provider

@@ -17,7 +17,7 @@ from zoo.decoding.prompt import Prompt
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import NORMALISATIONS, score_choices
 from zoo.errors import UsageError
-from zoo.models.build import Built, weight_hashes
+from zoo.models.build import Built, ModelSpec, weight_hashes
 from zoo.models.composition import Composition
 from zoo.models.fusion.item import Item
 from zoo.registry.modality import VIDEO
@@ -74,8 +74,7 @@ class Generation:
 def generate(
     prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]],
     *,
-    model: str | Path | Built | Composition | LanguageModel | None = None,
-    weights: str | Path | None = "card",
+    model: str | Path | ModelSpec | Built | Composition | LanguageModel | None = None,
     chat: bool = False,
     system: str | None = None,
     max_tokens: int = 256,
@@ -83,17 +82,14 @@ def generate(
     stop: Sequence[str] = (),
     beams: int | None = None,
     samples: int = 1,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    kernel: str = "float32",
 ) -> Generation:
     """Text that goes on from each prompt.
 
     prompts: one text, or several, each answered for itself; in place of a text a list of texts, paths of media files and pictures,
         in their order, for a composition (`zoo.compose`), or of turns (role, text) with chat. chat: each is a user's message to a model trained to answer, with
         `system` before it where given.
-    model: a decoder; the installed default when None. To ask many times, open it once: `open_language_model`; then weights,
-        device, dtype and kernel are those it was opened with.
+    model: a decoder; the installed default when None. A `zoo.ModelSpec` says how it is opened: weights, device, dtype and kernel. To ask
+        many times, open it once: `open_language_model`.
     sampling: greedy when None (equal prompts in one call draw alike: `samples` is for several draws). stop: strings at which an answer ends. beams: search with so many hypotheses instead, ranked
         by the mean log-probability of their tokens. samples: answers to each prompt, one after another in the results.
     Raises UsageError for arguments that make no sense and a prompt that leaves no room, and what building the model raises.
@@ -101,7 +97,7 @@ def generate(
     asked = _prompts(prompts)
     if beams is not None and (sampling is not None or samples != 1):
         raise UsageError("beams search for the likeliest answer: leave out sampling and samples")
-    language = _opened(model, weights, device, dtype, kernel)
+    language = model if isinstance(model, LanguageModel) else open_language_model(model)
     rows = [language.write(prompt, chat=chat, system=system) for prompt in asked]
     with plugin_errors(language.built):
         if beams is None:
@@ -144,14 +140,10 @@ def score(
     prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]],
     choices: Sequence[str],
     *,
-    model: str | Path | Built | Composition | LanguageModel | None = None,
-    weights: str | Path | None = "card",
+    model: str | Path | ModelSpec | Built | Composition | LanguageModel | None = None,
     chat: bool = False,
     system: str | None = None,
     normalise: str = "sum",
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    kernel: str = "float32",
 ) -> Generation:
     """Which choice is the likeliest answer to each prompt, by the log-probability of its tokens.
 
@@ -162,7 +154,7 @@ def score(
     asked, names = _prompts(prompts), _check_choices(choices)
     if normalise not in NORMALISATIONS:
         raise UsageError(f"normalise is one of {', '.join(NORMALISATIONS)}, got {normalise!r}")
-    language = _opened(model, weights, device, dtype, kernel)
+    language = model if isinstance(model, LanguageModel) else open_language_model(model)
     results = []
     for prompt in asked:
         row = language.write(prompt, chat=chat, system=system)
@@ -211,18 +203,6 @@ def _answers(
         samples=samples,
         prefixes=language.prefixes,
     )
-
-
-def _opened(
-    model: str | Path | Built | Composition | LanguageModel | None,
-    weights: str | Path | None,
-    device: str,
-    dtype: torch.dtype | None,
-    kernel: str,
-) -> LanguageModel:
-    if isinstance(model, LanguageModel):
-        return model
-    return open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
 
 
 def _prompts(prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]]) -> list[Any]:

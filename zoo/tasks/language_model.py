@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.prompt import Prompt
 from zoo.errors import PluginError, ResolutionError, UsageError
-from zoo.models.build import Built
+from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.composition import Composition, open_composition
 from zoo.models.contracts import Decoder, Tokenizer
 from zoo.models.fusion.fused import Fused
@@ -68,21 +68,15 @@ class LanguageModel:
 
 
 def open_language_model(
-    model: str | Path | Built | Composition | None = None,
-    *,
-    weights: str | Path | None = "card",
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    kernel: str = "float32",
-    plain: bool = False,
+    model: str | Path | ModelSpec | Built | Composition | None = None, *, plain: bool = False
 ) -> LanguageModel:
     """Build a decoder for `generate` and `score`: the named one, a composition, or the installed default.
 
-    model: also the folder of a composition, or a recipe (`zoo.compose`); a text that
-        names no model may be that of a folder.
-    kernel: number format of its linear layers, from `zoo.nn.kernels.apply.LINEARS`. "float32" rounds nothing; a model that was built
-        already, that is not on the CPU or has another dtype runs as it is then. plain: leave a composition's float32 layers as they
-        were trained, not laid out for running alone, so that gradients flow (an explanation follows them).
+    model: also the folder of a composition, or a recipe (`zoo.compose`); a text that names no model may be that of a folder. A
+        `zoo.ModelSpec` says how it is opened. Its kernel "float32" rounds nothing; a model that was built already, that is not on the
+        CPU or has another dtype runs as it is then.
+    plain: leave a composition's float32 layers as they were trained, not laid out for running alone, so that gradients flow (an
+        explanation follows them).
     Raises UsageError for a model of another kind and a kernel that does not exist, PluginError for a decoder without a tokenizer.
     """
     if isinstance(model, torch.nn.Module):
@@ -90,26 +84,16 @@ def open_language_model(
             "a language model is named, or opened by zoo.open_model; a decoder module of your own is asked by the functions of "
             "zoo.decoding (generate in zoo/decoding/generation.py)"
         )
+    if isinstance(model, Composition):
+        return _of_composition(model)
+    asked = model if isinstance(model, Built) else spec_of(model)
+    kernel = "float32" if isinstance(asked, Built) else asked.kernel
     if kernel not in LINEARS:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
-    if kernel != "float32" and isinstance(model, Built):
-        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
-    if isinstance(model, Path) or (isinstance(model, str) and _is_recipe(Path(model))):
-        if weights != "card":
-            raise UsageError(f"{model} is a composition, whose recipe names its weights: leave out --weights")
-        model = open_composition(Path(model), device=device, dtype=dtype, kernel=kernel)
-        if dtype is None and str(device) == "cpu" and not (plain and kernel == "float32"):
-            _lay_out(model.module, kernel)
-    elif isinstance(model, Composition) and (kernel, weights, dtype, str(device)) != ("float32", "card", None, "cpu"):
-        raise UsageError(
-            "a composition is as it was composed: give kernel, weights, dtype and device to zoo.compose, or name its folder"
-        )
-    if isinstance(model, Composition):
-        fused: Any = model.module
-        if fused.tokenizer is None:
-            raise PluginError(f"{model.recipe.decoder} has no tokenizer, so it reads no text")
-        return LanguageModel(model.built, fused, fused.tokenizer, _format_of(model))
-    built = open_for(TASK, model, kinds=("decoder",), modalities=(TEXT,), weights=weights, device=device, dtype=dtype)
+    if isinstance(asked, ModelSpec) and _names_composition(asked.name):
+        return _of_composition(_opened_composition(asked, plain=plain))
+    plain_spec = asked if isinstance(asked, Built) else replace(asked, kernel="float32")
+    built = open_for(TASK, plain_spec, kinds=("decoder",), modalities=(TEXT,))
     module: Any = built.module
     tokenizer = getattr(module, "tokenizer", None)
     if tokenizer is None:
@@ -117,11 +101,28 @@ def open_language_model(
             f"{describe(built.found.card.provider)}: {built.name} has no tokenizer, so it reads no text (zoo fetch {built.found.name} "
             f"brings what belongs to its weights)"
         )
-    as_built = isinstance(model, Built) or dtype is not None or str(device) != "cpu"
+    as_built = isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu"
     if kernel != "float32" or not as_built:
         apply_kernel(module, kernel)
         return LanguageModel(built, module, tokenizer, kernel)
     return LanguageModel(built, module, tokenizer, str(next(module.parameters()).dtype).removeprefix("torch."))
+
+
+def _of_composition(composition: Composition) -> LanguageModel:
+    fused: Any = composition.module
+    if fused.tokenizer is None:
+        raise PluginError(f"{composition.recipe.decoder} has no tokenizer, so it reads no text")
+    return LanguageModel(composition.built, fused, fused.tokenizer, _format_of(composition))
+
+
+def _opened_composition(spec: ModelSpec, *, plain: bool) -> Composition:
+    """The composition of a folder or a recipe, laid out for being asked alone unless it is to stay `plain`."""
+    if spec.weights != "card":
+        raise UsageError(f"{spec.name} is a composition, whose recipe names its weights: leave out --weights")
+    composition = open_composition(Path(str(spec.name)), device=spec.device, dtype=spec.dtype, kernel=spec.kernel)
+    if spec.dtype is None and str(spec.device) == "cpu" and not (plain and spec.kernel == "float32"):
+        _lay_out(composition.module, spec.kernel)
+    return composition
 
 
 def _lay_out(module: Fused, kernel: str) -> None:
@@ -140,11 +141,15 @@ def _format_of(composition: Composition) -> str:
     return str(weight.dtype).removeprefix("torch.") if weight is not None and cast else composition.kernel
 
 
-def _is_recipe(path: Path) -> bool:
+def _names_composition(name: str | Path | None) -> bool:
+    """Whether a folder or a recipe is meant: a `Path` always does, a text where it names no model."""
+    if not isinstance(name, str):
+        return name is not None
+    path = Path(name)
     try:
         if not (path / FILE).is_file() and not (path.suffix == ".toml" and path.is_file()):
             return False
-        default_registry().find(str(path))  # the name of a model means the model: ./NAME is the folder
+        default_registry().find(name)  # the name of a model means the model: ./NAME is the folder
     except ResolutionError:
         return True
     except (OSError, ValueError):  # a name that no file can have

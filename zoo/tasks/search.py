@@ -12,7 +12,7 @@ from PIL import Image
 
 from zoo.data.inputs import printable, refuse_empty, require_folder, search_query
 from zoo.errors import MediaError, UsageError
-from zoo.models.build import Built
+from zoo.models.build import Built, ModelSpec, device_of
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for, refuse_nonfinite, vectors
 from zoo.tasks.photo_index import (
@@ -64,11 +64,8 @@ def search(
     *,
     query_image: Any = None,
     top: int = 10,
-    model: str | Built | None = None,
-    weights: str | Path | None = "card",
+    model: str | ModelSpec | Built | None = None,
     batch_size: int | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> Search:
     """The `top` images of a folder (with its subfolders) that fit a query best.
@@ -88,7 +85,8 @@ def search(
     require_folder(folder)
     faiss_library()
     both = (IMAGE, TEXT) if modality == TEXT else (IMAGE,)
-    built = open_for("search", model, kinds=("dual_encoder",), modalities=both, weights=weights, device=device, dtype=dtype)
+    built = open_for("search", model, kinds=("dual_encoder",), modalities=both)
+    device = str(device_of(built))
     with torch.inference_mode():
         query_E = refuse_nonfinite(vectors(built, modality, [content], device=device), built, "the query")[0].numpy()
     home, note = index_home(folder, built)

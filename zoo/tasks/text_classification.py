@@ -7,10 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from zoo.errors import MediaError, UsageError
-from zoo.models.build import Built, weight_hashes
+from zoo.models.build import Built, ModelSpec, weight_hashes
+from zoo.models.composition import Composition
 from zoo.tasks.classify import MANY_LABELS, Answer, Classification, check_labels
 from zoo.tasks.generation import Choice, joined, ranked, score
 from zoo.tasks.language_model import LanguageModel, open_language_model
@@ -28,11 +27,7 @@ def classify_texts(
     template: str = TEMPLATE,
     normalise: str = "sum",
     top: int | None = None,
-    model: str | Built | LanguageModel | None = None,
-    weights: str | Path | None = "card",
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    kernel: str = "float32",
+    model: str | Path | ModelSpec | Built | Composition | LanguageModel | None = None,
 ) -> Classification:
     """Classify texts by the log-probability of each label after a prompt.
 
@@ -41,7 +36,7 @@ def classify_texts(
     template: the prompt of one text, with `{text}`; the label follows after a blank.
     normalise: as for `zoo.score`; but "calibrated" compares with the same prompt for a text that says nothing, examples and
         all, so that no label wins by its place among them (Zhao et al. 2021, arXiv:2102.09690).
-    top: how many labels to report; all when None, up to 20. What comes after it: as for `zoo.score`.
+    top: how many labels to report; all when None, up to 20. model: as for `zoo.score`.
     A text that is too long for the model has an error in place of an answer. Raises UsageError for arguments that make no sense
     and examples that the model's context does not hold, MediaError for a file of shots that cannot be read.
     """
@@ -63,9 +58,7 @@ def classify_texts(
     unknown = sorted({label for _, label in examples} - set(names))
     if unknown:
         raise UsageError(f"examples have labels that are not among {', '.join(names)}: {', '.join(unknown)}")
-    language = model if isinstance(model, LanguageModel) else None
-    if language is None:
-        language = open_language_model(model, weights=weights, device=device, dtype=dtype, kernel=kernel)  # type: ignore[arg-type]  # it is no LanguageModel
+    language = model if isinstance(model, LanguageModel) else open_language_model(model)
     asked = [(template.replace("{text}", text), label) for text, label in examples]
     before = "".join(f"{prompt}{joined(prompt, label)}{BETWEEN}" for prompt, label in asked)
     _check_room(language, before, template, examples)

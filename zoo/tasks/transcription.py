@@ -18,7 +18,7 @@ from zoo.data.journal import Journal, alone, read_about
 from zoo.errors import MediaError, PluginError, UsageError
 from zoo.media.audio import MAX_DECODE_S, AudioReader, AudioSource, Sound, open_reader
 from zoo.media.file import expanded
-from zoo.models.build import Built, weight_hashes
+from zoo.models.build import Built, ModelSpec, spec_of, weight_hashes
 from zoo.models.contracts import Transcriber
 from zoo.models.transcript import MAX_DURATION_S, Segment, Window, Word
 from zoo.nn.kernels.apply import LINEARS, apply_kernel
@@ -71,11 +71,7 @@ class Transcription:
 def transcribe(
     audio: AudioSource | Sequence[AudioSource],
     *,
-    model: str | Built | None = None,
-    weights: str | Path | None = "card",
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    kernel: str = "float32",
+    model: str | ModelSpec | Built | None = None,
     language: str | None = None,
     task: str = "transcribe",
     vad: bool | Built = False,
@@ -91,9 +87,8 @@ def transcribe(
     """Transcribe sounds.
 
     audio: one or many of: path, folder, pattern, the bytes of a file, `zoo.media.audio.Sound`.
-    model: a transcriber; the installed default when None. To ask many times, build it once: `zoo.open_model(name)`; then
-        `weights`, `device`, `dtype` and `kernel` are those it was built with.
-    kernel: number format of the linear layers, from `zoo.nn.kernels.apply.LINEARS`; "float32" rounds nothing.
+    model: a transcriber; the installed default when None. A `zoo.ModelSpec` says how it is opened: weights, device, dtype and kernel.
+        To ask many times, build it once: `open_transcriber`.
     language: a code or a name; None: as it sounds. task: "translate" writes English.
     vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
@@ -112,7 +107,7 @@ def transcribe(
         raise UsageError("speech is found by vad=True")
     if task not in ("transcribe", "translate"):
         raise UsageError(f"task is transcribe or translate, got {task!r}")
-    built = open_transcriber(model, weights=weights, device=device, dtype=dtype, kernel=kernel)
+    built = open_transcriber(model)
     wanted = vad is not False or batch_size > 1
     _check_options(built, [*options, *(["batch_size"] if batch_size != 1 else []), *(["speech"] if wanted else [])])
     detector = vad if isinstance(vad, Built) else open_detector() if wanted else None
@@ -138,29 +133,23 @@ def transcribe(
     return outcome
 
 
-def open_transcriber(
-    model: str | Built | None = None,
-    *,
-    weights: str | Path | None = "card",
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    kernel: str = "float32",
-) -> Built:
+def open_transcriber(model: str | ModelSpec | Built | None = None) -> Built:
     """A transcriber, with a kernel: the named one, the one handed over, or the installed default.
 
     Raises UsageError for a model of another kind, PluginError for one that keeps no such contract.
     """
+    asked = model if isinstance(model, Built) else spec_of(model)
+    kernel = "float32" if isinstance(asked, Built) else asked.kernel
     if kernel not in LINEARS:
         raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
-    if kernel != "float32" and isinstance(model, Built):
-        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
-    built = open_for(TASK, model, kinds=("transcriber",), modalities=(AUDIO,), weights=weights, device=device, dtype=dtype)
+    plain = asked if isinstance(asked, Built) else replace(asked, kernel="float32")
+    built = open_for(TASK, plain, kinds=("transcriber",), modalities=(AUDIO,))
     module: Any = built.module
     if not isinstance(module, Transcriber):
         raise PluginError(
             f"{describe(built.found.card.provider)}: {built.name} has no sample_rate_hz, languages and windows"
         )
-    if isinstance(model, Built) or dtype is not None or str(device) != "cpu":
+    if isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu":
         if kernel != "float32":
             raise UsageError(f"kernel {kernel} takes a model on the CPU in float32: leave out dtype and device")
         return built

@@ -13,7 +13,7 @@ import torch
 
 from zoo.errors import PluginError, UsageError
 from zoo.media.audio import AudioReader
-from zoo.models.build import Built
+from zoo.models.build import Built, ModelSpec
 from zoo.models.contracts import VoiceActivity
 from zoo.registry.modality import AUDIO
 from zoo.registry.plugin import describe
@@ -25,7 +25,7 @@ HYSTERESIS = 0.15
 Span = tuple[float, float]
 
 
-def open_detector(model: str | Built | None = None) -> Built:
+def open_detector(model: str | ModelSpec | Built | None = None) -> Built:
     """The named detector of voices, or the installed default. Raises UsageError for a model that is none."""
     built = open_for(TASK, model, kinds=("encoder",), modalities=(AUDIO,))
     if not isinstance(built.module, VoiceActivity):

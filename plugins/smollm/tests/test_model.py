@@ -81,13 +81,13 @@ def test_kernels_foretell_text_nearly_as_well(language: LanguageModel, kernel: s
     text = " ".join(PROMPTS)
     ids = language.tokenizer.encode(text)
     exact = perplexity(language.decoder, ids).nll_nats / len(ids)
-    rounded = open_language_model("smollm/135m-instruct", kernel=kernel)
+    rounded = open_language_model(zoo.ModelSpec(name="smollm/135m-instruct", kernel=kernel))
     assert perplexity(rounded.decoder, ids).nll_nats / len(ids) == pytest.approx(exact, abs=allowed)
 
 
 @pytest.mark.parametrize("kernel", ["float32", "int4"])
 def test_it_knows_the_capital_of_france(language: LanguageModel, kernel: str) -> None:
-    opened = open_language_model("smollm/135m-instruct", kernel=kernel)
+    opened = open_language_model(zoo.ModelSpec(name="smollm/135m-instruct", kernel=kernel))
     (plain,) = zoo.generate("The capital of France is", model=opened, max_tokens=8).results
     assert plain.text.startswith(" Paris.")
     (chat,) = zoo.generate("What is the capital of France?", model=opened, chat=True).results

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from zoo.models.build import ModelSpec
 from zoo.tasks.classify import Answer, Classification, classify
 from zoo.tasks.generation import Generation, generate, score
 from zoo.tasks.language_model import open_language_model
@@ -124,7 +125,7 @@ def contact_sheet(photos: list[dict[str, Any]], outcome: Classification) -> Imag
 
 def _speak() -> tuple[Generation, Generation, Generation]:
     """A completion, an answer and a choice, by the default decoder."""
-    language = open_language_model(kernel="int4")
+    language = open_language_model(ModelSpec(kernel="int4"))
     return (
         generate(SENTENCE, model=language, max_tokens=8, stop=["."]),
         generate(QUESTION, model=language, chat=True, max_tokens=40),
