@@ -76,7 +76,8 @@ def main() -> None:
     if far:
         report("the other labels", far, relevant, len(stamps))
     show(f"first search {first_s:.1f} s, then {1000 * statistics.median(seconds):.0f} ms a search (median)")
-    show(f"{outcome.model} ({outcome.distribution} {outcome.version})")
+    made_by = outcome.provenance
+    show(f"{made_by.model} ({made_by.distribution} {made_by.version})")
     show(machine())
 
 

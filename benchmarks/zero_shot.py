@@ -88,8 +88,9 @@ def main() -> None:
             report("stamps", outcome, [label for _, label, _ in stamps], len(labels))
         else:
             show(STAMPS_LEFT_OUT)
-    show(f"{outcome.model} ({outcome.distribution} {outcome.version}), weights:")
-    for model, files in outcome.weights.items():
+    made_by = outcome.provenance
+    show(f"{made_by.model} ({made_by.distribution} {made_by.version}), weights:")
+    for model, files in made_by.weights.items():
         show(f"  {model}  sha256 {files['model']}")
     show(machine())
 

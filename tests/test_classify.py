@@ -31,8 +31,8 @@ def test_zero_shot_is_right(photos: Path) -> None:
         assert sum(answer.scores.values()) == pytest.approx(1, abs=1e-4)
         assert answer.score == max(answer.scores.values()) == next(iter(answer.scores.values()))
     assert outcome.method == "zero-shot"
-    assert outcome.distribution == "modalzoo-conse"
-    assert outcome.weights["timm/efficientnet_lite0.in1k"]["model"].startswith("579344248a93e230")
+    assert outcome.provenance.distribution == "modalzoo-conse"
+    assert outcome.provenance.weights["timm/efficientnet_lite0.in1k"]["model"].startswith("579344248a93e230")
 
 
 def test_own_classes_equal_timm(photos: Path) -> None:
@@ -247,7 +247,7 @@ def test_random_weights_follow_the_seed(photos: Path) -> None:
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
     outcome = classify(photos / "chelsea.jpg", model=ModelSpec(name=LITE0, weights=None))
-    assert (outcome.model, outcome.weights) == (LITE0, {})
+    assert (outcome.provenance.model, outcome.provenance.weights) == (LITE0, {})
 
 
 TIED = ["photographer", "retina", "mountains", "temple", "beach", "city street", "wooden house", "sky", "book", "rocket",

@@ -368,7 +368,7 @@ def test_the_decoder_of_a_composition_runs_by_a_kernel(kernel, fusion, tmp_path:
     )
     assert other["was"] == pytest.approx(one["was"], rel=0.02)
     answer = library.generate([parts], model=rounded, max_tokens=4)
-    assert (answer.kernel, answer.results[0].tokens) == (kernel, 4)
+    assert (answer.provenance.kernel, answer.results[0].tokens) == (kernel, 4)
 
 
 @pytest.mark.parametrize("fusion", ["gated", "spliced"])

@@ -68,4 +68,4 @@ def test_an_unknown_kernel_is_refused_before_anything_is_built() -> None:
 def test_a_default_takes_the_same_settings(photos: Path) -> None:
     torch.manual_seed(0)
     outcome = library.classify(photos / "chelsea.jpg", ["cat", "dog"], model=ModelSpec(weights=None))
-    assert outcome.random_weights
+    assert outcome.provenance.random_weights

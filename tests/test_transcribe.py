@@ -67,10 +67,10 @@ def test_a_recording_is_written_down(base) -> None:
     assert result.language == "en"
     assert result.duration_s == pytest.approx(7.1, abs=0.1)
     assert result.segments[-1].end_s <= 7.2
-    assert heard.model == "whisper/base.ct2"
-    assert heard.kernel == "float32"
-    assert not heard.random_weights
-    assert len(heard.weights["whisper/base.ct2"]["model"]) == 64
+    assert heard.provenance.model == "whisper/base.ct2"
+    assert heard.provenance.kernel == "float32"
+    assert not heard.provenance.random_weights
+    assert len(heard.provenance.weights["whisper/base.ct2"]["model"]) == 64
 
 
 def test_the_command_writes_every_format(zoo, base, tmp_path) -> None:
@@ -250,7 +250,9 @@ def test_a_journal_of_another_kernel_is_not_gone_on_with(noise, tmp_path) -> Non
     models = [
         open_transcriber(ModelSpec(name="whisper/random", weights=None, kernel=kernel)) for kernel in ("int8", "float32")
     ]
-    assert [transcribe(Sound(np.zeros(100, np.float32), RATE_HZ), model=model, **QUICK).kernel for model in models] == [
+    assert [
+        transcribe(Sound(np.zeros(100, np.float32), RATE_HZ), model=model, **QUICK).provenance.kernel for model in models
+    ] == [
         "int8",
         "float32",
     ]

@@ -165,7 +165,7 @@ def training_document(trained: Any, out: Path) -> dict[str, Any]:
     """The JSON document of a training."""
     adapter, fitted = trained.adapters[trained.name], trained.fitted
     return {
-        "model": trained.adapters.built.name,
+        "model": trained.provenance.model,
         "method": adapter.method,
         "options": adapter.options,
         "file": str(out),

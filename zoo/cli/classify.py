@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, read_stdin, separated, spell_model, warn_of_random_weights
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def run(arguments: argparse.Namespace) -> int:
         allow_urls=arguments.allow_urls,
         progress=True,
     )
-    warn_of_random_weights(outcome)
+    warn_of_random_weights(outcome.provenance)
     if arguments.json:
         print_json(document(outcome))
     else:
@@ -249,7 +249,7 @@ def run_texts(arguments: argparse.Namespace) -> int:
         top=arguments.top,
         model=model_for(arguments),
     )
-    warn_of_random_weights(outcome)
+    warn_of_random_weights(outcome.provenance)
     if arguments.json:
         print_json(document(outcome))
     else:
@@ -277,10 +277,10 @@ def _beginning(text: str) -> str:
 def document(outcome: Any) -> dict[str, Any]:
     """The JSON document of a classification."""
     return {
-        **about_model(outcome),
+        **about_model(outcome.provenance),
         "method": outcome.method,
         "loo_accuracy": outcome.loo_accuracy,
-        "weights": outcome.weights,
+        "weights": outcome.provenance.weights,
         "results": [
             {"input": answer.input, "error": answer.error}
             if answer.error
@@ -307,4 +307,4 @@ def print_answers(outcome: Any, *, shown: int) -> None:
         if outcome.loo_accuracy is None
         else f", leave-one-out {outcome.loo_accuracy:.0%} (of the examples, each asked of a probe fitted without it)"
     )
-    print(f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.method}{loo}", file=sys.stderr)
+    print(f"{spell_model(outcome.provenance)}, {outcome.method}{loo}", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import add_model_arguments, check_weights, model_for
-from zoo.cli.output import about_model, print_json, print_table, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, print_table, spell_model, warn_of_random_weights
 
 
 def add_commands(commands: Any) -> None:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
         model=model_for(arguments),
     )
-    warn_of_random_weights(outcome)
+    warn_of_random_weights(outcome.provenance)
     for note in outcome.notes:
         print(f"zoo: {note}", file=sys.stderr)
     failed = [shard for shard in outcome.shards if shard.error]
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 def document(outcome: Any) -> dict[str, Any]:
     """The JSON document of a filtering; the dropped pairs are in the report."""
     return {
-        **about_model(outcome),
+        **about_model(outcome.provenance),
         "identity": outcome.identity,
         "threshold": outcome.threshold,
         "preset": outcome.preset,
@@ -121,4 +121,4 @@ def _print_counts(outcome: Any) -> None:
         words += ["--threshold X says how many would stay"]
     else:
         words += [f"{counts['kept']} would stay"] + ([f"would be dropped {reasons}"] if reasons else [])
-    print(f"{outcome.model} ({outcome.distribution} {outcome.version}){rule}: {', '.join(words)}", file=sys.stderr)
+    print(f"{spell_model(outcome.provenance)}{rule}: {', '.join(words)}", file=sys.stderr)

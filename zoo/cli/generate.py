@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
-from zoo.cli.output import about_model, print_json, read_stdin, separated, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, read_stdin, separated, spell_model, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.registry.modality import IMAGE, SUFFIXES
 
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             samples=arguments.samples,
             **common,
         )
-    warn_of_random_weights(outcome)
+    warn_of_random_weights(outcome.provenance)
     if arguments.explain:
         from zoo.tasks.explanation import write_explanation
 
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"--- {number}")
         print(result.text if choices is None else _shares(result))
         _say_finish(getattr(result, "finish", None), arguments)
-    _say_model(outcome.model, outcome.distribution, outcome.version, outcome.kernel)
+    _say_model(outcome.provenance)
     return 0
 
 
@@ -254,15 +254,16 @@ def document(outcome: Any, used: dict[str, Any]) -> dict[str, Any]:
             }
         results.append(row)
     return {
-        **about_model(outcome),
-        "kernel": outcome.kernel,
-        "weights": outcome.weights,
+        **about_model(outcome.provenance),
+        "kernel": outcome.provenance.kernel,
+        "weights": outcome.provenance.weights,
         "settings": used,
         "results": results,
     }
 
 
 def _stream(prompt: Any, language: Any, sampling: Any, arguments: argparse.Namespace) -> int:
+    from zoo.models.provenance import provenance_of
     from zoo.tasks.generation import stream_text
 
     pieces = stream_text(
@@ -282,10 +283,9 @@ def _stream(prompt: Any, language: Any, sampling: Any, arguments: argparse.Names
     finally:
         print(flush=True)
     _say_finish(finish, arguments)
-    if language.built.random:
-        print(f"zoo: {language.built.name} has random weights: what it answers means nothing", file=sys.stderr)
-    provider = language.built.found.card.provider
-    _say_model(language.built.name, provider.distribution, provider.version, language.kernel)
+    provenance = provenance_of(language.built, kernel=language.kernel)
+    warn_of_random_weights(provenance)
+    _say_model(provenance)
     return 0
 
 
@@ -303,5 +303,5 @@ def _say_finish(finish: str | None, arguments: argparse.Namespace) -> None:
         print("zoo: the answer was cut where the model's context was full", file=sys.stderr)
 
 
-def _say_model(model: str, distribution: str, version: str, kernel: str) -> None:
-    print(f"{model} ({distribution} {version}), {kernel}", file=sys.stderr)
+def _say_model(provenance: Any) -> None:
+    print(f"{spell_model(provenance)}, {provenance.kernel}", file=sys.stderr)

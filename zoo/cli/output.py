@@ -7,9 +7,12 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from zoo.models.provenance import Provenance
 
 
 def add_output_options(command: argparse.ArgumentParser) -> None:
@@ -31,19 +34,24 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def about_model(outcome: Any) -> dict[str, Any]:
+def about_model(provenance: Provenance) -> dict[str, Any]:
     """The fields by which every document names its model."""
     return {
-        "model": outcome.model,
-        "plugin": {"dist": outcome.distribution, "version": outcome.version},
-        "random_weights": outcome.random_weights,
+        "model": provenance.model,
+        "plugin": {"dist": provenance.distribution, "version": provenance.version},
+        "random_weights": provenance.random_weights,
     }
 
 
-def warn_of_random_weights(outcome: Any) -> None:
+def spell_model(provenance: Provenance) -> str:
+    """`model (distribution version)`, as the line under an answer begins."""
+    return f"{provenance.model} ({provenance.distribution} {provenance.version})"
+
+
+def warn_of_random_weights(provenance: Provenance) -> None:
     """One line on stderr where an answer means nothing, in the text and beside the document."""
-    if outcome.random_weights:
-        print(f"zoo: {outcome.model} has random weights: what it answers means nothing", file=sys.stderr)
+    if provenance.random_weights:
+        print(f"zoo: {provenance.model} has random weights: what it answers means nothing", file=sys.stderr)
 
 
 def separated(text: str) -> list[str]:

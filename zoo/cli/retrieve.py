@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import add_model_arguments, check_weights, model_for
-from zoo.cli.output import about_model, counted, print_json, print_table, warn_of_random_weights
+from zoo.cli.output import about_model, counted, print_json, print_table, spell_model, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
 
@@ -76,14 +76,14 @@ def run_embed(arguments: argparse.Namespace) -> int:
         progress=True,
         model=model_for(arguments),
     )
-    warn_of_random_weights(outcome)
+    warn_of_random_weights(outcome.provenance)
     failed = [result for result in outcome.results if result.error]
     for result in failed:
         print(f"zoo: {result.error}", file=sys.stderr)
     if arguments.json:
         print_json(
             {
-                **about_model(outcome),
+                **about_model(outcome.provenance),
                 "file": str(outcome.file),
                 "shape": list(outcome.shape),
                 "normalised": outcome.normalised,
@@ -102,7 +102,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
         state = "is up to date" if outcome.up_to_date else f"{outcome.computed} computed now"
         vectors = counted(outcome.shape[0], f"{'unit ' if outcome.normalised else ''}vector")
         print(f"{outcome.file}  {vectors} of width {outcome.shape[1]}  {state}")
-        print(f"{outcome.model} ({outcome.distribution} {outcome.version})", file=sys.stderr)
+        print(f"{spell_model(outcome.provenance)}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -124,7 +124,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         progress=True,
         model=model_for(arguments),
     )
-    warn_of_random_weights(outcome)
+    warn_of_random_weights(outcome.provenance)
     for note in outcome.notes:
         print(f"zoo: {note}", file=sys.stderr)
     for path, error in outcome.unreadable:
@@ -133,7 +133,7 @@ def run_search(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(
             {
-                **about_model(outcome),
+                **about_model(outcome.provenance),
                 "query": outcome.query,
                 "query_modality": outcome.query_modality,
                 "index": str(outcome.index),
@@ -146,7 +146,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         return code
     print_table(["SCORE", "IMAGE"], [[f"{hit.score:.3f}", hit.path] for hit in outcome.results])
     print(
-        f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.images} images, {outcome.computed} computed now",
+        f"{spell_model(outcome.provenance)}, {outcome.images} images, {outcome.computed} computed now",
         file=sys.stderr,
     )
     return code

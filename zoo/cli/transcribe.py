@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
-from zoo.cli.output import about_model, print_json, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, spell_model, warn_of_random_weights
 from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
 from zoo.errors import UsageError
 from zoo.models.transcript import MAX_DURATION_S
@@ -144,10 +144,10 @@ def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[
     merged = {**documents[0], "results": [entry for document in documents for entry in document["results"]]}
     if arguments.json or (format_ == "json" and not targets):
         print_json(merged)
-    warn_of_random_weights(outcome)
+    warn_of_random_weights(outcome.provenance)
     note = f"; {outcome.note}" if outcome.note else ""
     language = f", {result.language}" if len(files) == 1 and result.language else ""
-    about = f"{outcome.model} ({outcome.distribution} {outcome.version}), {outcome.kernel}{language}{note}"
+    about = f"{spell_model(outcome.provenance)}, {outcome.provenance.kernel}{language}{note}"
     print(about, file=sys.stderr)
     return 1 if any("error" in entry for entry in merged["results"]) else 0
 
@@ -209,9 +209,9 @@ def _print_result(result: Any, format_: str, count: int) -> None:
 def _document(outcome: Any) -> dict[str, Any]:
     """The JSON document of a transcription."""
     return {
-        **about_model(outcome),
-        "weights": outcome.weights,
-        "kernel": outcome.kernel,
+        **about_model(outcome.provenance),
+        "weights": outcome.provenance.weights,
+        "kernel": outcome.provenance.kernel,
         "settings": outcome.settings,
         "note": outcome.note,
         "results": [

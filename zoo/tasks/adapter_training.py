@@ -14,6 +14,7 @@ from zoo.adapters.adapt import Adapters, adapters_of
 from zoo.data.inputs import load, shot_items, shot_names
 from zoo.errors import MediaError, UsageError
 from zoo.models.build import Built, ModelSpec
+from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for
 from zoo.training.fit import Fitted, fit
@@ -26,8 +27,12 @@ IMAGE_BATCH_SIZE = 32  # each class needs several
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What was trained, how it went, and on how many examples. share: of all parameters that were trained."""
+    """What was trained, how it went, and on how many examples.
 
+    provenance: of the model, with the adapter as it was trained. share: of all parameters that were trained.
+    """
+
+    provenance: Provenance
     adapters: Adapters
     name: str
     fitted: Fitted
@@ -103,6 +108,7 @@ def train_adapter(
     trained = sum(adapters.trainable().values())
     every = trained + sum(one.numel() for one in built.module.parameters())
     return Trained(
+        provenance=provenance_of(built),
         adapters=adapters,
         name=name,
         fitted=fitted,

@@ -13,7 +13,8 @@ import torch
 
 from zoo.data.inputs import Item, distinct_shots, media_items, printable, shot_items, shot_names
 from zoo.errors import MediaError, PluginError, UsageError
-from zoo.models.build import Built, ModelSpec, device_of, spec_of, weight_hashes
+from zoo.models.build import Built, ModelSpec, device_of, spec_of
+from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.activation import warn
 from zoo.registry.lookup import default_registry
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
@@ -51,18 +52,12 @@ class Classification:
     """Answers in the order of the inputs, and what produced them.
 
     method: "zero-shot", "own classes", or the few-shot probe that leave-one-out chose (with its accuracy there).
-    weights: model name with tag -> role -> sha256, for the model and each of its parts.
-    random_weights: parameters were drawn and never trained, so that the answers mean nothing.
     """
 
-    model: str
-    distribution: str
-    version: str
+    provenance: Provenance
     method: str
-    weights: dict[str, dict[str, str]]
     results: tuple[Answer, ...]
     loo_accuracy: float | None = None
-    random_weights: bool = False
 
 
 def classify(
@@ -139,16 +134,11 @@ def classify(
     compute = _checked(compute, built, len(names), modality)
     limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
     results = tuple(_answer(item, row, names, limit) for item, row in zip(items, run(built, items, compute), strict=True))
-    provider = built.found.card.provider
     return Classification(
-        model=built.name,
-        distribution=provider.distribution,
-        version=provider.version,
+        provenance=provenance_of(built),
         method=probe.method if probe else ("own classes" if closed else "zero-shot"),
-        weights=weight_hashes(built),
         results=results,
         loo_accuracy=probe.loo_accuracy if probe else None,
-        random_weights=built.random,
     )
 
 

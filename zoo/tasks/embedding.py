@@ -27,6 +27,7 @@ from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.audio import open_audio
 from zoo.media.image import open_image
 from zoo.models.build import Built, ModelSpec, device_of
+from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import AUDIO, TEXT
 from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for, sample_rate_of, unit_vectors, vectors_or_reasons
@@ -53,19 +54,15 @@ class Embedding:
 
     normalised: the vectors have length 1 (dual encoders); the pooled vectors of plain encoders are as the model gives them.
     computed: how many were computed in this run; the others were there. up_to_date: the file was left as it was.
-    random_weights: parameters of the model were drawn and never trained, so that the vectors mean nothing.
     """
 
-    model: str
-    distribution: str
-    version: str
+    provenance: Provenance
     file: Path
     shape: tuple[int, int]
     normalised: bool
     computed: int
     up_to_date: bool
     results: tuple[Embedded, ...]
-    random_weights: bool = False
 
 
 @dataclass(slots=True)
@@ -225,18 +222,14 @@ def _fill(
         _bring_from_old(out, journal, done)
         _write(out, about, rows, journal, done)
     journal.delete()
-    provider = built.found.card.provider
     width = len(next(tables.read_vectors(out))) // 4 if up_to_date else done.width
     return Embedding(
-        model=built.name,
-        distribution=provider.distribution,
-        version=provider.version,
+        provenance=provenance_of(built),
         file=out,
         shape=(len(rows), width),
         normalised=about.normalised,
         computed=done.computed,
         up_to_date=up_to_date,
-        random_weights=built.random,
         results=tuple(
             Embedded(printable(source.item.label), source.modality, sha256, done.errors.get(position))
             for position, (source, sha256) in enumerate(zip(sources, done.sha256, strict=True))

@@ -43,6 +43,7 @@ from zoo.data.shards import find_shards
 from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.image import open_image
 from zoo.models.build import Built, ModelSpec, device_of
+from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors_or_reasons
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
@@ -93,12 +94,9 @@ class Filtered:
     """What was kept and dropped, by what rule. report: the file that names every dropped sample; None after a dry run.
 
     quantiles: share of the pairs -> the score that so many stay below; of a dry run alone.
-    random_weights: parameters of the model were drawn and never trained, so that the scores mean nothing.
     """
 
-    model: str
-    distribution: str
-    version: str
+    provenance: Provenance
     identity: str
     threshold: float | None
     preset: str | None
@@ -107,7 +105,6 @@ class Filtered:
     notes: tuple[str, ...]
     report: Path | None = None
     quantiles: dict[float, float] | None = None
-    random_weights: bool = False
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -172,11 +169,9 @@ def filter_pairs(
     device = str(device_of(built))
     notes = [note for note in (_preset_note(preset, built), _place_note(shards, target)) if note]
     scorer = _Scorer(built, batch_size or (CPU_BATCH if device == "cpu" else DEVICE_BATCH), device)
-    provider = built.found.card.provider
     about: dict[str, Any] = {
-        "model": built.name, "distribution": provider.distribution, "version": provider.version, "identity": built.state_identity,
+        "provenance": provenance_of(built), "identity": built.state_identity,
         "threshold": limit, "preset": preset, "origin": origin, "notes": tuple(notes),
-        "random_weights": built.random,
     }  # fmt: skip
     if target is None:
         scores = array("f")
@@ -422,8 +417,8 @@ def _write_report(outcome: Filtered, state: Path, shards: Sequence[Shard], sourc
     if outcome.report is None:
         return
     head = {
-        "model": outcome.model,
-        "plugin": {"dist": outcome.distribution, "version": outcome.version},
+        "model": outcome.provenance.model,
+        "plugin": {"dist": outcome.provenance.distribution, "version": outcome.provenance.version},
         "identity": outcome.identity,
         "threshold": outcome.threshold,
         "preset": outcome.preset,

@@ -17,9 +17,10 @@ from zoo.decoding.prompt import Prompt
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import NORMALISATIONS, score_choices
 from zoo.errors import UsageError
-from zoo.models.build import Built, ModelSpec, weight_hashes
+from zoo.models.build import Built, ModelSpec
 from zoo.models.composition import Composition
 from zoo.models.fusion.item import Item
+from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import VIDEO
 from zoo.tasks.encoding import plugin_errors
 from zoo.tasks.language_model import LanguageModel, open_language_model
@@ -57,18 +58,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """Completions or choices, in the order of the prompts, and what produced them; fields as in `zoo.tasks.classify`.
+    """Completions or choices, in the order of the prompts, and what produced them.
 
-    kernel: the number format of the linear layers: a kernel's, or that of a module that runs as it was built.
+    Its kernel is the number format of the linear layers: a kernel's, or that of a module that runs as it was built.
     """
 
-    model: str
-    distribution: str
-    version: str
-    kernel: str
-    weights: dict[str, dict[str, str]]
+    provenance: Provenance
     results: tuple[Any, ...]
-    random_weights: bool = False
 
 
 def generate(
@@ -253,13 +249,4 @@ def _check_choices(choices: Sequence[str]) -> list[str]:
 
 
 def _outcome(language: LanguageModel, results: tuple[Any, ...]) -> Generation:
-    provider = language.built.found.card.provider
-    return Generation(
-        model=language.built.name,
-        distribution=provider.distribution,
-        version=provider.version,
-        kernel=language.kernel,
-        weights=weight_hashes(language.built),
-        results=results,
-        random_weights=language.built.random,
-    )
+    return Generation(provenance=provenance_of(language.built, kernel=language.kernel), results=results)

@@ -13,6 +13,7 @@ from PIL import Image
 from zoo.data.inputs import printable, refuse_empty, require_folder, search_query
 from zoo.errors import MediaError, UsageError
 from zoo.models.build import Built, ModelSpec, device_of
+from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for, refuse_nonfinite, vectors
 from zoo.tasks.photo_index import (
@@ -41,12 +42,9 @@ class Search:
 
     images: how many files were searched. computed: how many images had to be embedded for it. unreadable: (file, why).
     notes: what the user should know: the index lies elsewhere, or had to be built anew.
-    random_weights: parameters of the model were drawn and never trained, so that the order means nothing.
     """
 
-    model: str
-    distribution: str
-    version: str
+    provenance: Provenance
     query: str
     query_modality: str
     index: Path
@@ -55,7 +53,6 @@ class Search:
     unreadable: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     results: tuple[Hit, ...]
-    random_weights: bool = False
 
 
 def search(
@@ -97,17 +94,13 @@ def search(
     if not index.rows and complaints:
         path, why = complaints[0]
         raise MediaError(f"{folder}: none of its {len(index.files)} images can be read; {path}: {why}")
-    provider = built.found.card.provider
     return Search(
-        model=built.name,
-        distribution=provider.distribution,
-        version=provider.version,
+        provenance=provenance_of(built),
         query=label,
         query_modality=modality,
         index=home,
         images=len(index.files) - len(complaints),
         computed=computed,
-        random_weights=built.random,
         unreadable=complaints,
         notes=tuple(text for text in (note, rebuilt) if text),
         results=tuple(_hits(index, folder, query_E, top)),

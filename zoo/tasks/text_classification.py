@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.errors import MediaError, UsageError
-from zoo.models.build import Built, ModelSpec, weight_hashes
+from zoo.models.build import Built, ModelSpec
 from zoo.models.composition import Composition
+from zoo.models.provenance import provenance_of
 from zoo.tasks.classify import MANY_LABELS, Answer, Classification, check_labels
 from zoo.tasks.generation import Choice, joined, ranked, score
 from zoo.tasks.language_model import LanguageModel, open_language_model
@@ -75,15 +76,10 @@ def classify_texts(
             continue
         best = dict(list(choice.scores.items())[:limit])
         results.append(Answer(text, choice.choice, choice.scores[choice.choice], best))
-    provider = language.built.found.card.provider
     return Classification(
-        model=language.built.name,
-        distribution=provider.distribution,
-        version=provider.version,
+        provenance=provenance_of(language.built, kernel=language.kernel),
         method=f"{len(examples)} examples in the prompt" if examples else "zero-shot",
-        weights=weight_hashes(language.built),
         results=tuple(results),
-        random_weights=language.built.random,
     )
 
 

@@ -18,8 +18,9 @@ from zoo.data.journal import Journal, alone, read_about
 from zoo.errors import MediaError, PluginError, UsageError
 from zoo.media.audio import MAX_DECODE_S, AudioReader, AudioSource, Sound, open_reader
 from zoo.media.file import expanded
-from zoo.models.build import Built, ModelSpec, spec_of, weight_hashes
+from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.contracts import Transcriber
+from zoo.models.provenance import Provenance, provenance_of
 from zoo.models.transcript import MAX_DURATION_S, Segment, Window, Word
 from zoo.nn.kernels.apply import LINEARS, apply_kernel
 from zoo.nn.kernels.seam import runs_by_kernel
@@ -54,18 +55,13 @@ class Transcript:
 class Transcription:
     """Transcripts in the order of the inputs, and what produced them.
 
-    kernel: the number format of the linear layers. settings: the options that were given. note: what batches change; None without.
+    settings: the options that were given. note: what batches change; None without.
     """
 
-    model: str
-    distribution: str
-    version: str
-    weights: dict[str, dict[str, str]]
-    kernel: str
+    provenance: Provenance
     settings: dict[str, Any]
     results: tuple[Transcript, ...]
     note: str | None = None
-    random_weights: bool = False
 
 
 def transcribe(
@@ -114,17 +110,11 @@ def transcribe(
     given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad is not False, **options}
     run = _Run(built, detector, given, (max_duration_s, max_decode_s), on_window, progress)
     results = [run.transcript(source, journal=None if journal is None else Path(journal)) for source in sounds]
-    provider = built.found.card.provider
     outcome = Transcription(
-        model=built.name,
-        distribution=provider.distribution,
-        version=provider.version,
-        weights=weight_hashes(built),
-        kernel=built.kernel or device_and_format(built)[1],
+        provenance=provenance_of(built, kernel=built.kernel or device_and_format(built)[1]),
         settings=given,
         results=tuple(results),
         note=BATCHES_IGNORE if batch_size > 1 else None,
-        random_weights=built.random,
     )
     if on_done is not None:
         on_done(outcome)

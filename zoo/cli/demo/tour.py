@@ -83,8 +83,8 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
         "zero_shot": _fields(zero_shot, zero_shot_s),
         "own_classes": _fields(own, own_s),
         "language": {
-            "model": spoken[0].model,
-            "kernel": spoken[0].kernel,
+            "model": spoken[0].provenance.model,
+            "kernel": spoken[0].provenance.kernel,
             "seconds": round(language_s, 3),
             "completion": completed.text,
             "answer": answered.text,
@@ -92,8 +92,8 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
             "scores": chosen.scores,
         },
         "recording": {
-            "model": heard.model,
-            "weights": heard.weights,
+            "model": heard.provenance.model,
+            "weights": heard.provenance.weights,
             "seconds": round(heard_s, 3),
             "text": said.text,
             "language": said.language,
@@ -148,16 +148,17 @@ def _expected(photo: dict[str, Any], answer: Answer) -> str:
 
 
 def _say_origin(outcome: Classification | Generation | Transcription, say: Callable[[str], None]) -> None:
-    say(f"   answered by {outcome.model} from {outcome.distribution} {outcome.version}, weights:")
-    for name, files in outcome.weights.items():
+    made_by = outcome.provenance
+    say(f"   answered by {made_by.model} from {made_by.distribution} {made_by.version}, weights:")
+    for name, files in made_by.weights.items():
         say(f"     {name}  sha256 {files['model'][:16]}")
 
 
 def _fields(outcome: Classification, seconds: float) -> dict[str, Any]:
     return {
-        "model": outcome.model,
-        "plugin": {"dist": outcome.distribution, "version": outcome.version},
-        "weights": outcome.weights,
+        "model": outcome.provenance.model,
+        "plugin": {"dist": outcome.provenance.distribution, "version": outcome.provenance.version},
+        "weights": outcome.provenance.weights,
         "seconds": round(seconds, 3),
         "results": [
             {"input": Path(answer.input).name, "label": answer.label, "score": answer.score, "scores": answer.scores}
