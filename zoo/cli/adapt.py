@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.classify import prepare_torch
+from zoo.cli.options import prepare_torch
 from zoo.cli.output import add_output_options, print_json
 from zoo.errors import UsageError
 

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import DTYPES
+from zoo.cli.options import DTYPES
 from zoo.cli.output import print_json, print_table
 from zoo.cli.scaffold import CHOICES, new_plugin
 from zoo.errors import UsageError

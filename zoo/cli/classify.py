@@ -6,18 +6,14 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zoo.cli.options import KERNELS, add_model_arguments, check_weights, model_for
 from zoo.cli.output import about_model, print_json, read_stdin, separated, spell_model, warn_of_random_weights
 from zoo.errors import UsageError
 
-if TYPE_CHECKING:
-    from zoo.models.build import Built, ModelSpec
-
 LINE = 60  # characters of a text that stand before its answer
 SHOWN = 3  # labels on a line, where nobody says how many
-DTYPES = ("float32", "bfloat16", "float16")
-KERNELS = ("float32", "bf16", "int8", "int4")
 
 
 def add_commands(commands: Any) -> None:
@@ -64,99 +60,6 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-def add_model_arguments(command: argparse.ArgumentParser) -> None:
-    """The arguments that every task takes."""
-    command.add_argument("--model", metavar="NAME", help="model name (zoo list); the installed default if left out")
-    command.add_argument(
-        "--weights",
-        metavar="PATH",
-        default="card",
-        help="a local file for the same architecture, or the folder of one, or none",
-    )
-    command.add_argument(
-        "--adapter",
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="run under an adapter (zoo adapt train), or a folder of HF PEFT's; with --model",
-    )
-    command.add_argument("--other-base", action="store_true", help="take an adapter that was made for other weights")
-    command.add_argument("--device", default="cpu")
-    command.add_argument("--dtype", choices=DTYPES, default="float32")
-    command.add_argument("--threads", type=int, help="threads for computing")
-    command.add_argument(
-        "--seed", type=int, default=0, help="seed of what is drawn: answers with --temperature, weights none (0)"
-    )
-
-
-def prepare_torch(arguments: argparse.Namespace) -> None:
-    """Apply --threads and --seed to this process."""
-    import torch
-
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise UsageError(f"--threads is at least 1, got {arguments.threads}")
-        torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
-
-
-def model_spec(arguments: argparse.Namespace) -> ModelSpec:
-    """What `add_model_arguments` added, and --kernel where a command has it, as every task takes it; torch is prepared."""
-    import torch
-
-    from zoo.models.build import ModelSpec
-
-    prepare_torch(arguments)
-    if arguments.adapter is not None and len(arguments.adapter) > 1:
-        raise UsageError(
-            f"--adapter names one adapter, got {len(arguments.adapter)}: in Python several can be used together"
-        )
-    if arguments.adapter is not None and arguments.model is None:
-        raise UsageError("an adapter is for one model: name it, --model NAME (zoo adapt list FILE may say which)")
-    if arguments.other_base and arguments.adapter is None:
-        raise UsageError("--other-base is about an adapter: add --adapter FILE")
-    return ModelSpec(
-        name=arguments.model,
-        weights=None if arguments.weights == "none" else arguments.weights,
-        device=arguments.device,
-        dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
-        kernel=getattr(arguments, "kernel", None) or "float32",
-    )
-
-
-def model_for(arguments: argparse.Namespace) -> ModelSpec | Built:
-    """As `model_spec`, opened here where an adapter belongs on it, for a command that does not open its model by itself."""
-    spec = model_spec(arguments)
-    if arguments.adapter is None:
-        return spec
-    from zoo.models.build import open_model
-
-    if spec.kernel != "float32":
-        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
-    built = open_model(spec)
-    load_adapter(built, arguments)
-    return built
-
-
-def load_adapter(model: Any, arguments: argparse.Namespace) -> None:
-    """Put --adapter on an opened model."""
-    if arguments.adapter is not None:
-        from zoo.adapters.adapt import adapters_of
-
-        (path,) = arguments.adapter
-        adapters = adapters_of(model)
-        adapter = adapters.load(path, name=path.stem, other_base=arguments.other_base)
-        provider = adapters.registry.find(adapter.method).card.provider
-        print(
-            f"zoo: under {path} ({adapter.method}, {provider.distribution} {provider.version}, {adapter.key[:12]})",
-            file=sys.stderr,
-        )
-
-
 def read_labels(arguments: argparse.Namespace) -> list[str] | None:
     """Labels from --labels or --labels-file; None when neither was given."""
     if arguments.labels is not None and arguments.labels_file is not None:
@@ -181,14 +84,6 @@ def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
 
         return template_set(arguments.templates)
     return tuple(arguments.template or ("{}",))
-
-
-def check_weights(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for --weights with a file that is not there."""
-    if arguments.weights not in ("card", "none"):
-        from zoo.weights.delivery import local_file
-
-        local_file(Path(arguments.weights))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -292,8 +187,6 @@ def document(outcome: Any) -> dict[str, Any]:
 
 def print_answers(outcome: Any, *, shown: int) -> None:
     """One line an image: the best label, its probability, and those that follow, `shown` in all."""
-    import sys
-
     width = max(len(answer.input) for answer in outcome.results)
     for answer in outcome.results:
         if answer.error:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments, check_weights, model_for
+from zoo.cli.options import add_model_arguments, check_weights, model_for
 from zoo.cli.output import about_model, print_json, print_table, spell_model, warn_of_random_weights
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
+from zoo.cli.options import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
 from zoo.cli.output import about_model, print_json, read_stdin, separated, spell_model, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.registry.modality import IMAGE, SUFFIXES

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import add_model_arguments, check_weights, model_for
+from zoo.cli.options import add_model_arguments, check_weights, model_for
 from zoo.cli.output import about_model, counted, print_json, print_table, spell_model, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.registry.modality import AUDIO, IMAGE, TEXT

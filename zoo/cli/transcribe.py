@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.classify import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
+from zoo.cli.options import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
 from zoo.cli.output import about_model, print_json, spell_model, warn_of_random_weights
 from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
 from zoo.errors import UsageError
