@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from zoo.adapters.target_modules import places_of
 from zoo.errors import UsageError, WeightsError
 from zoo.models.build import Built
 from zoo.nn.kernels.seam import runs_by_kernel
+from zoo.registry.atomic_write import write_bytes
 from zoo.weights.delivery import load_strict, refuse_nonfinite
 
 KEY = "zoo_adapter"
@@ -54,18 +54,7 @@ def write(path: Path, adapter: Adapter, base: Mapping[str, str]) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
     # The library's own save_file would keep the file to its owner.
     whole = save(state, metadata={KEY: json.dumps(content, sort_keys=True)})
-    written_whole(path, lambda partial: partial.write_bytes(whole))
-
-
-def written_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let a function write a file, which takes its place only when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_bytes(path, whole)
 
 
 def read(path: Path) -> Record:

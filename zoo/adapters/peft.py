@@ -22,6 +22,7 @@ from zoo.adapters.adapter import Adapter
 from zoo.adapters.target_modules import Base, base_of
 from zoo.errors import UsageError, WeightsError
 from zoo.registry.activation import resolve
+from zoo.registry.atomic_write import write_bytes, write_text
 from zoo.weights.delivery import read_state_dict, refuse_nonfinite
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -79,9 +80,8 @@ def write_folder(folder: Path, adapters: Any, name: str) -> None:
         for key, tensor in tensors.items()
     }
     whole = save(state, metadata={"format": "pt"})
-    files.written_whole(folder / TENSORS, lambda path: path.write_bytes(whole))
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    files.written_whole(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    write_bytes(folder / TENSORS, whole)
+    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _exchanges(adapters: Any) -> list[tuple[Any, Any]]:

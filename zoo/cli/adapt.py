@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli.options import prepare_torch
 from zoo.cli.output import add_output_options, print_json
 from zoo.errors import UsageError
+from zoo.registry.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from zoo.models.build import ModelSpec
@@ -263,12 +264,11 @@ def _opened(arguments: argparse.Namespace) -> Any:
 def _merge(arguments: argparse.Namespace) -> int:
     from safetensors.torch import save_model
 
-    from zoo.adapters.files import written_whole
-
     adapters = _opened(arguments)
     adapters.merge()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    written_whole(arguments.out, lambda partial: save_model(adapters.model, str(partial)))
+    with atomic_write(arguments.out) as temporary:
+        save_model(adapters.model, str(temporary))
     arguments.out.chmod(0o644)  # the library keeps it to its owner
     if arguments.json:
         print_json({"model": arguments.model, "file": str(arguments.out)})

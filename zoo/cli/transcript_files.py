@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UsageError, ZooError
+from zoo.registry.atomic_write import write_text
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 
@@ -66,14 +67,9 @@ def transcript_files(out: str, sounds: Sequence[Path], format_: str) -> dict[Pat
 
 def write_transcript(target: Path, text: str) -> None:
     """Under its final name, when it is whole. Raises ZooError where the disk refuses."""
-    from zoo.data.journal import replace_durably
-
-    temporary = target.with_name(f"{target.name}.new")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        replace_durably(temporary, target)
+        write_text(target, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ZooError(
             f"--out {target}: cannot be written ({error}); what was done is kept in {journal_of(target)}"
         ) from error

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.inputs import printable
-from zoo.data.journal import replace_durably
 from zoo.data.pairs import Shard
 from zoo.data.tar_pairs import TarShard
 from zoo.errors import UsageError, ZooError
+from zoo.registry.atomic_write import atomic_write, write_text
 
 
 def open_records(state: Path, shards: Sequence[Shard], rule: dict[str, Any], model: str, *, overwrite: bool) -> None:
@@ -38,7 +38,7 @@ def open_records(state: Path, shards: Sequence[Shard], rule: dict[str, Any], mod
             )
     try:
         state.mkdir(exist_ok=True)
-        for rubble in state.glob("*.new"):  # of a run that was killed: this one is alone here
+        for rubble in (*state.glob("*.new"), *state.glob(".*.part")):  # of a run that was killed: this one is alone here
             discard(rubble)
         for shard in shards:
             if isinstance(shard, TarShard) and shard.out is not None:
@@ -75,9 +75,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    replace_durably(temporary, path)
+    write_text(path, json.dumps(content))
 
 
 def written(result: Path) -> list[str]:
@@ -94,11 +92,8 @@ def read_written(state: Path, shard: Shard) -> set[str]:
 
 
 def write_written(state: Path, shard: Shard, stamps: Iterable[str]) -> None:
-    record = written_of(state, shard)
-    temporary = record.with_name(f"{record.name}.new")
-    with temporary.open("w", encoding="ascii") as stream:
+    with atomic_write(written_of(state, shard)) as temporary, temporary.open("w", encoding="ascii") as stream:
         stream.writelines(f"{stamp}\n" for stamp in stamps)
-    replace_durably(temporary, record)
 
 
 def describe_result(result: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from zoo.errors import UsageError, ZooError
+from zoo.registry.atomic_write import sync_folder
 from zoo.registry.settings import cache_dir
 
 MAGIC = b"zoo-j1"
@@ -136,28 +137,6 @@ class Journal:
         if end != size_bytes:
             self._file.truncate(end)
         return end
-
-
-def replace_durably(temporary: Path, final: Path) -> None:
-    """Give a finished, closed file its name: afterwards `final` is the old file or the new one, whatever happens."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(final)
-    sync_folder(final.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the folder's names on the disk, where the system offers that."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def _read_record(file: BinaryIO, size_bytes: int) -> tuple[dict[str, Any], int, int] | None:

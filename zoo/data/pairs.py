@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zoo.data.inputs import printable
-from zoo.data.journal import replace_durably
 from zoo.media.image import SUFFIXES
+from zoo.registry.atomic_write import replace_durably
 
 MAX_TEXT_BYTES = 1_000_000
 MAX_LINE_BYTES = 16_000_000

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.data.inputs import printable
-from zoo.data.journal import replace_durably
 from zoo.data.pairs import MAX_TEXT_BYTES, Pair, Write, read_text, stamp
 from zoo.errors import UsageError, ZooError
 from zoo.media.image import MAX_BYTES, SUFFIXES
+from zoo.registry.atomic_write import replace_durably
 
 CHUNK_BYTES = 1 << 20
 RECORD_BYTES = 20 * tarfile.BLOCKSIZE

@@ -17,6 +17,7 @@ from zoo.models.composition_parts import every_argument, frozen, look_up, make_s
 from zoo.models.fusion.fused import Fused
 from zoo.models.recipe import FILE, Recipe, read_recipe, write_recipe
 from zoo.nn.kernels.apply import apply_kernel
+from zoo.registry.atomic_write import atomic_write
 from zoo.weights.delivery import load_strict, read_state_dict, refuse_nonfinite, sha256_of
 
 TRAINED = "trained.safetensors"
@@ -166,7 +167,8 @@ def save(composition: Composition, folder: str | Path) -> Recipe:
         place = tensor.untyped_storage().data_ptr()
         state[name] = tensor.detach().clone() if place in places else tensor.detach().contiguous()
         places.add(place)
-    save_file(state, folder / TRAINED)
+    with atomic_write(folder / TRAINED) as temporary:
+        save_file(state, temporary)
     providers = {part.found.card.provider for part in composition.parts.values()}
     recipe = replace(
         composition.recipe,

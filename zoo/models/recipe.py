@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UsageError
+from zoo.registry.atomic_write import write_text
 from zoo.registry.modality import MODALITIES, TEXT
 
 FORMAT = 1
@@ -153,7 +154,7 @@ def write_recipe(recipe: Recipe, file: Path) -> None:
         if getattr(recipe, name):
             document[name] = {key: dict(value) if isinstance(value, Mapping) else value
                               for key, value in getattr(recipe, name).items()}  # fmt: skip
-    file.write_text(tomlkit.dumps(document), encoding="utf-8")
+    write_text(file, tomlkit.dumps(document))
 
 
 def _texts(document: Mapping[str, Any], name: str, origin: str) -> dict[str, str]:

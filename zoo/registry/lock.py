@@ -11,6 +11,7 @@ from typing import Any
 
 from zoo import __version__
 from zoo.errors import ManifestError
+from zoo.registry.atomic_write import write_text
 from zoo.registry.lookup import Registry
 from zoo.registry.plugin import Plugin, code_sha256
 
@@ -35,9 +36,7 @@ def write_lock(registry: Registry, path: Path) -> None:
     """Write the lock file, whole or not at all."""
     import tomlkit
 
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(f"{HEADER}\n{tomlkit.dumps(locked(registry))}", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, f"{HEADER}\n{tomlkit.dumps(locked(registry))}")
 
 
 def read_lock(path: Path) -> dict[str, Any]:

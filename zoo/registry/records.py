@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from zoo.registry.atomic_write import write_text
 from zoo.registry.plugin import Plugin, code_sha256, package_files
 from zoo.registry.settings import state_dir
 
@@ -26,15 +27,10 @@ from zoo.registry.settings import state_dir
 def write_record(kind: str, plugin: Plugin, fields: Mapping[str, Any]) -> None:
     """Keep `fields` for this plugin as it is now. A home that cannot be written loses the record, never the answer."""
     path = _path(kind, plugin)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"version": plugin.version, "fingerprint": fingerprint(plugin), **fields}, indent=1)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+        write_text(path, text, durable=False)
 
 
 def read_record(kind: str, plugin: Plugin) -> Mapping[str, Any] | None:
@@ -83,7 +79,7 @@ def remember_default(task: str, name: str) -> None:
     if remembered_default(task) != name:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(name, encoding="utf-8")
+            write_text(path, name, durable=False)
 
 
 def remembered_default(task: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import platformdirs
 
 from zoo.errors import ManifestError
+from zoo.registry.atomic_write import write_text
 
 APPLICATION = "modalzoo"
 KEYS = ("disabled", "only", "pins", "defaults")
@@ -116,9 +117,7 @@ def _change(path: Path, tomlkit: Any, key: str, name: str, value: str | bool | N
         else:
             table[name] = value
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, tomlkit.dumps(document))
     return path
 
 

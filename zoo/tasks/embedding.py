@@ -21,13 +21,14 @@ import torch
 
 from zoo.data import tables
 from zoo.data.inputs import Source, mixed_sources, printable, read_source, sha256_of_source
-from zoo.data.journal import Journal, alone, read_about, replace_durably
+from zoo.data.journal import Journal, alone, read_about
 from zoo.data.lost_rows import expected_rows, refuse_to_lose
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.audio import open_audio
 from zoo.media.image import open_image
 from zoo.models.build import Built, ModelSpec, device_of
 from zoo.models.provenance import Provenance, provenance_of
+from zoo.registry.atomic_write import atomic_write
 from zoo.registry.modality import AUDIO, TEXT
 from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for, sample_rate_of, unit_vectors, vectors_or_reasons
@@ -398,13 +399,11 @@ def _bring_from_old(out: Path, journal: Journal, done: _Done) -> None:
 def _write(out: Path, about: tables.About, rows: Sequence[tables.Row], journal: Journal, done: _Done) -> None:
     width = done.width or _journal_width(journal)
     done.width = width
-    temporary = out.with_name(f"{out.name}.new")
     places = (int(place) for position, place in enumerate(done.places) if position not in done.errors)
     try:
-        tables.write_table(
-            temporary, out.suffix.lower(), about, width, rows, (journal.read(place, 4 * width) for place in places)
-        )
-        replace_durably(temporary, out)
+        with atomic_write(out, temporary=out.with_name(f"{out.name}.new")) as temporary:
+            vectors = (journal.read(place, 4 * width) for place in places)
+            tables.write_table(temporary, out.suffix.lower(), about, width, rows, vectors)
     except OSError as error:
         raise ZooError(
             f"{out}: cannot be written ({error.strerror or error}); what was done is kept in {journal.path}, "

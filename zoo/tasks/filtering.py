@@ -37,13 +37,14 @@ from zoo.data.filter_records import (
     written,
 )
 from zoo.data.inputs import printable
-from zoo.data.journal import alone, replace_durably
+from zoo.data.journal import alone
 from zoo.data.pairs import JsonlShard, Pair, Shard
 from zoo.data.shards import find_shards
 from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.image import open_image
 from zoo.models.build import Built, ModelSpec, device_of
 from zoo.models.provenance import Provenance, provenance_of
+from zoo.registry.atomic_write import atomic_write, replace_durably
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import not_finite, open_for, plugin_errors, vectors_or_reasons
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
@@ -429,8 +430,7 @@ def _write_report(outcome: Filtered, state: Path, shards: Sequence[Shard], sourc
         "failed": [{"shard": shard.source, "error": shard.error} for shard in outcome.shards if shard.error],
     }
     try:
-        temporary = outcome.report.with_name(f"{outcome.report.name}.new")
-        with temporary.open("w", encoding="utf-8") as stream:
+        with atomic_write(outcome.report) as temporary, temporary.open("w", encoding="utf-8") as stream:
             stream.write(json.dumps(head, ensure_ascii=False, indent=1)[:-2] + ',\n "dropped": [')
             comma = ""
             for shard, result in zip(shards, outcome.shards, strict=True):
@@ -443,6 +443,5 @@ def _write_report(outcome: Filtered, state: Path, shards: Sequence[Shard], sourc
                         )
                         comma = ","
             stream.write("\n ]\n}\n")
-        replace_durably(temporary, outcome.report)
     except OSError as error:
         raise ZooError(f"--report {outcome.report}: cannot be written ({error.strerror or error})") from error

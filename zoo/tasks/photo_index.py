@@ -26,10 +26,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from zoo.data.inputs import printable
-from zoo.data.journal import replace_durably
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.image import SUFFIXES, open_image, read_file
 from zoo.models.build import Built
+from zoo.registry.atomic_write import atomic_write
 from zoo.registry.modality import IMAGE
 from zoo.registry.plugin import describe
 from zoo.registry.settings import cache_dir
@@ -210,10 +210,8 @@ def save_index(index: Index, home: Path) -> None:
     text = json.dumps(content).encode()
     try:
         for file, written in ((name, data), ("index.json", hashlib.sha256(text).hexdigest().encode() + b"\n" + text)):
-            temporary = home / f"{file}.new"
-            temporary.unlink(missing_ok=True)  # it may be a link, which is not to be written through
-            temporary.write_bytes(written)
-            replace_durably(temporary, home / file)
+            with atomic_write(home / file, temporary=home / f"{file}.new") as temporary:
+                temporary.write_bytes(written)
         _remove_ours(home, but=(name, "index.json", "lock"))
     except OSError as error:
         raise ZooError(f"{home}: the index cannot be written ({error.strerror or error})") from error

