@@ -8,7 +8,6 @@ holds for a block of code in one thread (`Adapted.using`), for as long as a cach
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from zoo.errors import UsageError
 from zoo.nn.cache import Cache
 from zoo.nn.extension import ATTRIBUTE, extension_of
 from zoo.nn.stamp import stamp_of
+from zoo.registry.suggest import did_you_mean, nearest
 
 # By the id of what is adapted.
 _choices: ContextVar[Mapping[int, Choice]] = ContextVar("zoo_adapters", default=MappingProxyType({}))
@@ -300,6 +300,5 @@ def room_for(context: int, prompt: int, choice: Choice | None, row: int = 0) -> 
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known) or 'none'}"
-    return f"this model has no adapter {name!r}{hint}"
+    hint = did_you_mean(nearest(str(name), known), f"it has {', '.join(known) or 'none'}")
+    return f"this model has no adapter {name!r}; {hint}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -22,6 +21,7 @@ from zoo.errors import UsageError, WeightsError
 from zoo.models.build import Built
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.atomic_write import write_bytes
+from zoo.registry.suggest import did_you_mean, nearest
 from zoo.weights.delivery import load_strict, refuse_nonfinite
 
 KEY = "zoo_adapter"
@@ -150,6 +150,5 @@ def refuse_unknown_options(builder: Callable[..., Any], options: Mapping[str, An
     known = list(parameters)[1:]
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ";"
-            raise UsageError(f"{method} has no option {option!r}{hint} it has {', '.join(known)}")
+            hint = f"{did_you_mean(nearest(option, known, most=2), '')} it has {', '.join(known)}"
+            raise UsageError(f"{method} has no option {option!r}; {hint.lstrip()}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from zoo.nn.attention import Attention
 from zoo.nn.feed_forward import Gated
 from zoo.nn.kernels.seam import is_kernel_embedding, is_kernel_linear
 from zoo.nn.mixture import Mixture
+from zoo.registry.suggest import did_you_mean, nearest
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PART = re.compile(r"(.+)\[(\d+)/(\d+)\]")
@@ -286,8 +286,8 @@ def _is_head(name: str) -> bool:
 
 def _suggested(target: str, places: Mapping[str, Place]) -> str:
     tails = {name.rpartition(".")[2] for name in places}
-    near = difflib.get_close_matches(target.rpartition(".")[2], sorted(tails), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else f": this model has {_shown(places)}"
+    near = nearest(target.rpartition(".")[2], sorted(tails), cutoff=0.5)
+    return f"; {did_you_mean(near, '')}" if near else f": this model has {_shown(places)}"
 
 
 def _shown(places: Mapping[str, Place]) -> str:

@@ -17,6 +17,7 @@ from zoo.registry.lookup import USABLE, Registry, default_registry
 from zoo.registry.plugin import Plugin
 from zoo.registry.records import read_record
 from zoo.registry.settings import change_config, config_file, load_settings
+from zoo.registry.suggest import did_you_mean, nearest
 
 
 def add_commands(commands: Any) -> None:
@@ -327,7 +328,4 @@ def _warn_unknown_names(plugins: list[Plugin]) -> None:
 
 
 def _near(name: str, known: set[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, sorted(known), n=2)
-    return f"did you mean {' or '.join(near)}?" if near else "zoo plugins shows what is installed"
+    return did_you_mean(nearest(name, sorted(known), most=2), "zoo plugins shows what is installed")

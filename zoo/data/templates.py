@@ -10,9 +10,8 @@ plain      the label alone, which is what `zoo.classify` does when it is given n
 
 from __future__ import annotations
 
-import difflib
-
 from zoo.errors import UsageError
+from zoo.registry.suggest import did_you_mean, nearest
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "openai-80": (
@@ -129,6 +128,5 @@ def template_set(name: str) -> tuple[str, ...]:
     try:
         return TEMPLATE_SETS[name]
     except KeyError:
-        near = difflib.get_close_matches(name, TEMPLATE_SETS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(TEMPLATE_SETS)}"
+        hint = did_you_mean(nearest(name, TEMPLATE_SETS, cutoff=0.5), f"there are {', '.join(TEMPLATE_SETS)}")
         raise UsageError(f"there is no template set {name!r}; {hint}") from None

@@ -5,7 +5,6 @@ A name is `[distribution:]<plugin>/<model>[.<weights tag>]`; `<model>[.<tag>]` a
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from zoo.registry.needs import complaint
 from zoo.registry.plugin import Plugin, describe
 from zoo.registry.records import remember_default, remembered_default
 from zoo.registry.settings import Settings, config_file, load_settings
+from zoo.registry.suggest import did_you_mean, nearest
 
 if TYPE_CHECKING:
     import pluggy
@@ -252,7 +252,7 @@ class Registry:
                     f"no installed plugin provides {name!r}; {distribution} would: zoo install {distribution}"
                 )
         near = self._near(name, owner if slash else "")
-        hint = f"did you mean {' or '.join(near)}?" if near else "zoo list shows what is installed"
+        hint = did_you_mean(near, "zoo list shows what is installed")
         return UnknownNameError(f"no installed plugin provides {name!r}; {hint}")
 
     def _near(self, name: str, owner: str) -> list[str]:
@@ -272,7 +272,7 @@ class Registry:
             for full in (card.name, *(f"{card.name}.{row.tag}" for row in card.weights)):
                 for spelling in (full, full.partition("/")[2]):
                     meant.setdefault(spelling, []).append(full)
-        spellings = [name] if name in meant else difflib.get_close_matches(name, meant, n=NEAR, cutoff=0.6)
+        spellings = [name] if name in meant else nearest(name, meant, most=NEAR)
         return list(dict.fromkeys(full for spelling in spellings for full in meant[spelling]))
 
 

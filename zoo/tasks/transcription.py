@@ -26,6 +26,7 @@ from zoo.nn.kernels.apply import LINEARS, apply_kernel
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.modality import AUDIO
 from zoo.registry.plugin import describe
+from zoo.registry.suggest import did_you_mean, nearest
 from zoo.tasks.encoding import open_for, plugin_errors
 from zoo.tasks.voice_activity import open_detector, speech_spans
 
@@ -292,7 +293,6 @@ def _sources(audio: Any) -> list[Any]:
 
 def _check_options(built: Built, asked: Sequence[str]) -> None:
     """Raise UsageError for an option that the model does not name, before any sound is read."""
-    import difflib
     import inspect
 
     module: Any = built.module
@@ -305,9 +305,8 @@ def _check_options(built: Built, asked: Sequence[str]) -> None:
     own = names - {"reader", "state", "speech"}  # which are not the caller's to give
     unknown = [name for name in asked if name not in {*own, "speech"} and (name in names or not open_ended)]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], own, 1, 0.6)
-        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(own))}"
-        raise UsageError(f"{built.name} has no option {unknown[0]}{hint}")
+        hint = did_you_mean(nearest(unknown[0], own, most=1), f"it has {', '.join(sorted(own))}")
+        raise UsageError(f"{built.name} has no option {unknown[0]}; {hint}")
 
 
 def _window_to(window: Window) -> dict[str, Any]:
