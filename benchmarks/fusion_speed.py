@@ -60,7 +60,7 @@ from zoo.models.fusion.fused import Fused
 from zoo.models.fusion.item import Item, Placed
 from zoo.models.fusion.sense import Sense
 from zoo.nn.kernels.apply import apply_kernel
-from zoo.weights.delivery import load_strict
+from zoo.weights.strict_load import load_strict
 
 SHAPE = Shape()
 FEATURES = 257  # tokens of an image

@@ -23,7 +23,8 @@ from zero_shot import unpack_photos
 
 import zoo
 from zoo.registry.lookup import default_registry
-from zoo.weights.delivery import locate_files, read_state_dict
+from zoo.weights.delivery import locate_files
+from zoo.weights.formats.read import read_state_dict
 
 MODEL = "timm/efficientnet_lite0.in1k"
 IMAGES, BATCH = 256, 32

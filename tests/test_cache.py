@@ -17,7 +17,8 @@ from zoo.errors import WeightsError, WeightsMissingError
 from zoo.registry.card import Card, File, Provider, Weights
 from zoo.registry.lookup import Found, Registry
 from zoo.registry.settings import Settings
-from zoo.weights.delivery import blobs_dir, locate, prune
+from zoo.weights.cache import blobs_dir, prune
+from zoo.weights.delivery import locate
 
 PAYLOAD = b"the bytes of some weights"
 SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
@@ -318,7 +319,7 @@ def test_a_cache_folder_that_cannot_be_is_one_clear_line(zoo, photos, command) -
 def test_what_takes_long_is_announced_once(cache, monkeypatch, capsys) -> None:
     import torch
 
-    from zoo.weights.delivery import derived
+    from zoo.weights import derived
 
     class Bell:
         """A timer whose time comes at once, or never."""

@@ -18,8 +18,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from zoo.errors import UsageError, WeightsError
-from zoo.weights.delivery import read_state_dict
-from zoo.weights.formats.gguf import BLOCKS, TYPES, dequantise, quantised_type, read_gguf
+from zoo.weights.formats.gguf import read_gguf
+from zoo.weights.formats.gguf_blocks import BLOCKS, TYPES, dequantise, quantised_type
+from zoo.weights.formats.read import read_state_dict
 
 HAVE_CODE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 HEADER = struct.Struct("<4sIQQ")  # magic, version, tensors, keys

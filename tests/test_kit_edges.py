@@ -24,15 +24,15 @@ from torch.nn.utils.rnn import pad_sequence
 from zoo import Encoded
 from zoo.errors import ManifestError, PluginError, WeightsError, WeightsMissingError
 from zoo.models.precision import cast
-from zoo.registry import child
+from zoo.registry import child, surroundings
 from zoo.registry.card import Card, Provider
 from zoo.registry.lock import differences, read_lock, write_lock
-from zoo.registry.lookup import Found, Registry, surroundings
+from zoo.registry.lookup import Found, Registry
 from zoo.registry.settings import load_settings
 from zoo.testing import CHECKS, compatibility, process
 from zoo.testing.check import Result, run_check
 from zoo.testing.runner import SINGLE_TIMEOUT_S, TIMEOUT_S, _model_results
-from zoo.weights.delivery import delivery as weights
+from zoo.weights.formats.read import read_state_dict
 
 
 class Good(nn.Module):
@@ -333,10 +333,10 @@ def test_a_replaced_torch_load_reads_no_weights(tmp_path, monkeypatch) -> None:
     path = tmp_path / "a.pt"
     torch.save({"a": torch.ones(2)}, path)
     monkeypatch.setattr(torch, "load", lambda *arguments, **more: pytest.fail("it was called"))
-    assert torch.equal(weights.read_state_dict(path)["a"], torch.ones(2))
+    assert torch.equal(read_state_dict(path)["a"], torch.ones(2))
     monkeypatch.setattr(torch.serialization, "load", lambda *arguments, **more: pytest.fail("it was called"))
     with pytest.raises(WeightsError, match=r"torch\.load was replaced by .*test_kit_edges.*use the weights as safetensors"):
-        weights.read_state_dict(path)
+        read_state_dict(path)
 
 
 class LazyLambda(Good):

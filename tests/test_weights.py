@@ -22,19 +22,13 @@ from zoo.models.build import _NoRandomParameters
 from zoo.registry.card import Card, File, Provider, Weights
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.settings import Settings
-from zoo.weights.delivery import (
-    blobs_dir,
-    fetch,
-    load_strict,
-    local_file,
-    locate,
-    locate_files,
-    prune,
-    read_state_dict,
-    refuse_nonfinite,
-)
-from zoo.weights.delivery import delivery as weights
+from zoo.weights import delivery as weights
+from zoo.weights.cache import blobs_dir, prune
+from zoo.weights.delivery import fetch, locate, locate_files
+from zoo.weights.formats.read import read_state_dict
+from zoo.weights.local_file import local_file
 from zoo.weights.stores import fetch_wheel
+from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
 LITE0_WHEEL = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 PAYLOAD = bytes(range(256)) * 4096

@@ -51,10 +51,12 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.registry.modality import AUDIO, IMAGE, SERIES, TEXT, VIDEO
     from zoo.registry.settings import offline
     from zoo.training.losses import Completion, centroid_loss, completion_loss, encode_completions
-    from zoo.weights.delivery import load_strict, read_state_dict, refuse_nonfinite
     from zoo.weights.derived import derived
-    from zoo.weights.formats.gguf import dequantise, quantised_type, read_gguf
+    from zoo.weights.formats.gguf import read_gguf
+    from zoo.weights.formats.gguf_blocks import dequantise, quantised_type
+    from zoo.weights.formats.read import read_state_dict
     from zoo.weights.stores import hub_file
+    from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
 _EXPORTS = {
     "API_VERSION": "zoo.registry.discovery",
@@ -106,21 +108,21 @@ _EXPORTS = {
     "apply_kernel": "zoo.nn.kernels.apply",
     "centroid_loss": "zoo.training.losses",
     "completion_loss": "zoo.training.losses",
-    "dequantise": "zoo.weights.formats.gguf",
+    "dequantise": "zoo.weights.formats.gguf_blocks",
     "derived": "zoo.weights.derived",
     "encode_completions": "zoo.training.losses",
     "generate_tokens": "zoo.decoding.generation:generate",
     "hookimpl": "zoo.registry.hooks",
     "hub_file": "zoo.weights.stores",
-    "load_strict": "zoo.weights.delivery",
+    "load_strict": "zoo.weights.strict_load",
     "multiplies_in_bfloat16": "zoo.nn.kernels.linear",
     "offline": "zoo.registry.settings",
     "part_key": "zoo.adapters.adapter",
     "perplexity": "zoo.decoding.scoring",
-    "quantised_type": "zoo.weights.formats.gguf",
+    "quantised_type": "zoo.weights.formats.gguf_blocks",
     "read_gguf": "zoo.weights.formats.gguf",
-    "read_state_dict": "zoo.weights.delivery",
-    "refuse_nonfinite": "zoo.weights.delivery",
+    "read_state_dict": "zoo.weights.formats.read",
+    "refuse_nonfinite": "zoo.weights.strict_load",
     "score_choices": "zoo.decoding.scoring",
     "stream_tokens": "zoo.decoding.generation:stream",
     "to_pixels": "zoo.media.image",

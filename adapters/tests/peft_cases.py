@@ -13,7 +13,7 @@ from zoo_lm import llama
 
 import zoo
 from zoo.adapters.adapt import Adapters, adapters_of
-from zoo.weights.delivery import load_strict
+from zoo.weights.strict_load import load_strict
 
 VOCABULARY = 61
 NAMES = dict(zoo.find("lm/llama-tiny").card.module_names)

@@ -22,7 +22,7 @@ from zoo.models.build import Built
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.atomic_write import write_bytes
 from zoo.registry.suggest import did_you_mean, nearest
-from zoo.weights.delivery import load_strict, refuse_nonfinite
+from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
 KEY = "zoo_adapter"
 VERSION = 1

@@ -23,7 +23,8 @@ from zoo.adapters.target_modules import Base, base_of
 from zoo.errors import UsageError, WeightsError
 from zoo.registry.activation import resolve
 from zoo.registry.atomic_write import write_bytes, write_text
-from zoo.weights.delivery import read_state_dict, refuse_nonfinite
+from zoo.weights.formats.read import read_state_dict
+from zoo.weights.strict_load import refuse_nonfinite
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

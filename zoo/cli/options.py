@@ -112,6 +112,6 @@ def load_adapter(model: Any, arguments: argparse.Namespace) -> None:
 def check_weights(arguments: argparse.Namespace) -> None:
     """Raise UsageError for --weights with a file that is not there."""
     if arguments.weights not in ("card", "none"):
-        from zoo.weights.delivery import local_file
+        from zoo.weights.local_file import local_file
 
         local_file(Path(arguments.weights))

@@ -101,8 +101,8 @@ def _print_files(files: list[Fetched], *, json: bool) -> None:
 
 
 def run_cache(arguments: argparse.Namespace) -> int:
-    from zoo.weights.cache import cached_derived, cached_wheels
-    from zoo.weights.delivery import blobs_dir, cached_blobs, prune, unpin
+    from zoo.weights.cache import blobs_dir, cached_blobs, cached_derived, cached_wheels, prune
+    from zoo.weights.delivery import unpin
     from zoo.weights.pins import read_pins
 
     if arguments.force and not arguments.prune:

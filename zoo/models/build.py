@@ -20,15 +20,10 @@ from zoo.nn.extension import content_key, extension_of
 from zoo.registry.activation import call_hook, resolve
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import Plugin, code_sha256, describe
-from zoo.weights.delivery import (
-    Located,
-    load_strict,
-    local_file,
-    locate_files,
-    read_state_dict,
-    refuse_nonfinite,
-    sha256_of,
-)
+from zoo.weights.delivery import Located, locate_files, sha256_of
+from zoo.weights.formats.read import read_state_dict
+from zoo.weights.local_file import local_file
+from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 

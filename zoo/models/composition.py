@@ -18,7 +18,9 @@ from zoo.models.fusion.fused import Fused
 from zoo.models.recipe import FILE, Recipe, read_recipe, write_recipe
 from zoo.nn.kernels.apply import apply_kernel
 from zoo.registry.atomic_write import atomic_write
-from zoo.weights.delivery import load_strict, read_state_dict, refuse_nonfinite, sha256_of
+from zoo.weights.delivery import sha256_of
+from zoo.weights.formats.read import read_state_dict
+from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
 TRAINED = "trained.safetensors"
 DOT = "\x1f"  # for the dots of a tensor's name, where none may be

@@ -1,50 +1,23 @@
-"""Weights: found in the cache or at a source, verified by their full sha256, read without running code, loaded strictly."""
+"""Weights, as files: found in the cache or at a source, and verified by their full sha256."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-import zipfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from zoo.errors import HashMismatchError, StateMismatchError, UsageError, WeightsError, WeightsMissingError, ZooError
+from zoo.errors import HashMismatchError, WeightsMissingError, ZooError
 from zoo.registry.activation import call_hook
 from zoo.registry.atomic_write import replace_durably
 from zoo.registry.card import File, Weights
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import describe
-from zoo.weights.cache import blobs_dir, cache_errors, cached_blobs, locked, prune
-from zoo.weights.formats.ctranslate2 import is_ctranslate2
+from zoo.weights.cache import blobs_dir, cache_errors, locked
 from zoo.weights.pins import drop_pin, expected_sha256, file_key, write_pin
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = [
-    "Fetched",
-    "Located",
-    "blobs_dir",
-    "cached_blobs",
-    "fetch",
-    "load_strict",
-    "locate",
-    "locate_files",
-    "prune",
-    "read_state_dict",
-    "refuse_nonfinite",
-    "sha256_of",
-    "unpin",
-]
-
 CHUNK_BYTES = 1 << 22
-# Of Hugging Face, newer and older, and of CTranslate2.
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
-STATE_KEYS = ("model_state_dict", "state_dict")  # under which checkpoints keep their tensors beside other numbers
-MAX_INFLATION = 1.05  # a checkpoint stores its tensors uncompressed; more is a decompression bomb
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,160 +114,6 @@ def unpin(name: str, *, registry: Registry | None = None) -> list[str]:
     files = found.weights.files if found.weights is not None else ()
     with cache_errors():
         return [file.role for file in files if drop_pin(file)]
-
-
-def local_file(path: Path) -> Path:
-    """The weight file that a person names by its path, or by the folder that holds it as hubs lay it out. Raises UsageError."""
-    path = path.expanduser()
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UsageError(
-            f"--weights {path}: there is no such file (give the path of one, or none for a random initialisation)"
-        )
-    found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
-    if found is None:
-        raise UsageError(f"--weights {path}: the folder holds none of {', '.join(FOLDER_FILES)}: name the file")
-    return found
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file, a torch checkpoint (unpickled with `weights_only=True`), GGUF or CTranslate2's model.bin,
-    told apart by content. Of a checkpoint that holds its tensors as `state_dict` or `model_state_dict`, those are meant.
-
-    A quantised tensor of a GGUF file stands as its blocks, uint8[rows, row_bytes], under `<name>:<TYPE>`
-    (`zoo.weights.formats.gguf.dequantise` takes them); a view of the mapped file, like all of that file's tensors.
-    Raises WeightsError for anything else, for a checkpoint that inflates, and for one that holds more than tensors.
-    """
-    import torch
-
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head[8:9] == b"{":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise WeightsError(f"{path} is not a valid safetensors file: {error}") from error
-    if head[:4] == b"GGUF":
-        from zoo.weights.formats.gguf import read_tensors
-
-        return read_tensors(path)
-    if is_ctranslate2(head):
-        from zoo.weights.formats import ctranslate2
-
-        return ctranslate2.read_tensors(path)
-    if head[:4] == b"PK\x03\x04":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                declared = sum(entry.file_size for entry in archive.infolist())
-        except zipfile.BadZipFile as error:
-            raise WeightsError(f"{path} is a damaged torch checkpoint: {error}") from error
-        if declared > MAX_INFLATION * path.stat().st_size:
-            raise WeightsError(f"{path} would inflate from {path.stat().st_size:,} to {declared:,} bytes: refused")
-    elif head[:1] != b"\x80":
-        raise WeightsError(
-            f"{path} is neither a safetensors file, a torch checkpoint, a GGUF file nor a model.bin of CTranslate2 (it begins with {head[:4]!r})"
-        )
-    load = _torch_load()
-    try:
-        state = load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} cannot be read as tensors alone ({reason})") from error
-    if isinstance(state, Mapping):
-        state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} must hold a flat mapping of names to tensors, got {type(state).__name__}")
-    stored_bytes = _stored_bytes(path, state)
-    if stored_bytes > MAX_INFLATION * path.stat().st_size:
-        raise WeightsError(f"{path} declares {stored_bytes:,} bytes of tensors in {path.stat().st_size:,}: refused")
-    return dict(state)
-
-
-def _torch_load() -> Callable[..., Any]:
-    """The function of torch itself: what a plugin put in the place of `torch.load` may unpickle more than tensors.
-
-    Raises WeightsError when even the original is out of reach.
-    """
-    from torch import serialization
-
-    load: Callable[..., Any] = serialization.load
-    if getattr(load, "__globals__", None) is not vars(serialization):  # what a wrapper cannot imitate
-        owner = getattr(load, "__globals__", {}).get("__name__", type(load).__name__)
-        raise WeightsError(
-            f"torch.load was replaced by {owner}, so no checkpoint can be read safely: use the weights as safetensors, "
-            "or leave out the plugin that did it (zoo disable)"
-        )
-    return load
-
-
-def _stored_bytes(path: Path, state: Mapping[str, torch.Tensor]) -> int:
-    """Bytes that the tensors declare. Tied weights share a storage and count once; a stride that repeats elements counts."""
-    import torch
-
-    sizes: dict[int, int] = {}
-    repeated = 0
-    for key, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise WeightsError(
-                f"{path} must hold dense tensors on the CPU, got {key} as {tensor.layout} on {tensor.device}"
-            )
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        spanned = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        if tensor.numel() > spanned:
-            repeated += (tensor.numel() - spanned) * tensor.element_size()
-    return sum(sizes.values()) + repeated
-
-
-def _kind(dtype: torch.dtype) -> str:
-    """What a number is, whatever its width: weights may be stored in fewer bits, never as another kind of number."""
-    if dtype.is_floating_point:
-        return "floating point"
-    if dtype.is_complex:
-        return "complex"
-    return "bool" if str(dtype) == "torch.bool" else "integer"
-
-
-def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str, *, release: bool = False) -> None:
-    """Load a state dict whose keys, shapes and kinds of numbers match the module's exactly; floating point may differ in width.
-
-    release: take each tensor out of `state`, a dict, once it is loaded, so that the weights never stand in memory twice.
-    Raises StateMismatchError with the difference.
-    """
-    own = module.state_dict()
-    lines = [f"  missing     {key} {list(own[key].shape)}" for key in own if key not in state]
-    lines += [f"  unexpected  {key} {list(state[key].shape)}" for key in state if key not in own]
-    lines += [
-        f"  shape       {key} {list(state[key].shape)}, the model has {list(own[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    lines += [
-        f"  dtype       {key} {state[key].dtype}, the model has {own[key].dtype}"
-        for key in own
-        if key in state and own[key].shape == state[key].shape and _kind(own[key].dtype) != _kind(state[key].dtype)
-    ]
-    if lines:
-        shown = lines[:12]
-        rest = [f"  ... and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
-        summary = f"{origin} does not fit the model: {len(lines)} of {len(own)} tensors differ"
-        raise StateMismatchError("\n".join([summary, *shown, *rest]))
-    if not release or not isinstance(state, dict):
-        module.load_state_dict(state, strict=True)
-        return
-    for key in list(own):
-        own[key].copy_(state.pop(key))
-
-
-def refuse_nonfinite(state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Raise WeightsError when a tensor holds NaN or infinity. For bytes that no hash vouches for."""
-    for key, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise WeightsError(f"{origin} holds NaN or infinity in {key}: refused")
 
 
 def _first_delivery(file: File, found: Found, registry: Registry) -> Located:

@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from zoo_lm import bert, bloom, gpt2, llama, mixtral, switch, t5
 
-from zoo.weights.delivery import load_strict
+from zoo.weights.strict_load import load_strict
 
 VOCABULARY, CONTEXT = 61, 64
 LENGTHS = (9, 6, 4)  # real tokens of the rows

@@ -9,7 +9,8 @@ from lm_reference import Case, batch, cases, our_logits, same_weights
 from zoo_lm import bert, bloom, gpt2, llama, renaming, t5
 
 from zoo.errors import StateMismatchError
-from zoo.weights.delivery import load_strict, read_state_dict
+from zoo.weights.formats.read import read_state_dict
+from zoo.weights.strict_load import load_strict
 
 CASES = cases()
 BY_NAME = {case.name: case for case in CASES}

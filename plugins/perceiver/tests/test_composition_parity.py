@@ -31,8 +31,8 @@ from zoo.nn.attention import Attention
 from zoo.nn.feed_forward import Gated
 from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.norm import RMSNorm
-from zoo.weights.delivery import load_strict
 from zoo.weights.stores import fetch_wheel
+from zoo.weights.strict_load import load_strict
 
 transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
 llama = pytest.importorskip("zoo_lm.llama", reason="the decoder is that of the plugin lm: pip install ./plugins/lm")

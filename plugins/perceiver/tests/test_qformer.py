@@ -14,7 +14,7 @@ from zoo_perceiver.video_qformer import video_qformer
 
 import zoo
 from zoo.errors import StateMismatchError
-from zoo.weights.delivery import load_strict
+from zoo.weights.strict_load import load_strict
 
 D, L, W, V = 20, 7, 24, 11  # features, queries, their width, the language model's
 

@@ -13,7 +13,7 @@ from zoo_perceiver.resampler import from_open_flamingo, resampler, to_open_flami
 
 import zoo
 from zoo.errors import StateMismatchError
-from zoo.weights.delivery import load_strict
+from zoo.weights.strict_load import load_strict
 
 SIZES = [
     (1, 1, 1, 4),

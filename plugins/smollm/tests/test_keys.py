@@ -10,8 +10,8 @@ from zoo_smollm.keys import dequantised, permuted_back
 
 from zoo.errors import WeightsError
 from zoo.weights.cache import blobs_dir
-from zoo.weights.delivery import read_state_dict
-from zoo.weights.formats.gguf import dequantise, quantised_type
+from zoo.weights.formats.gguf_blocks import dequantise, quantised_type
+from zoo.weights.formats.read import read_state_dict
 
 PUBLISHED = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WIDTH, HEADS, KV_HEADS, HIDDEN, VOCABULARY = 576, 9, 3, 1536, 49152

@@ -14,7 +14,8 @@ from zoo_timm.keys import from_efficientnet_lite
 import zoo
 from zoo.media.image import to_pixels
 from zoo.models.contracts import Classifier, Encoder
-from zoo.weights.delivery import fetch, read_state_dict
+from zoo.weights.delivery import fetch
+from zoo.weights.formats.read import read_state_dict
 
 PREPROCESS = {"size": 64, "crop": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
 ARCHITECTURES = ["test_vit", "test_efficientnet", "test_convnext", "test_resnet", "test_vit3", "test_byobnet", "test_nfnet"]

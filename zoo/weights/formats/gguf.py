@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from zoo.errors import UsageError, WeightsError
+from zoo.errors import WeightsError
+from zoo.weights.formats.gguf_blocks import PLAIN, TYPES, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -34,35 +35,6 @@ MAX_KEYS = MAX_TENSORS = 1 << 16
 MAX_ALIGNMENT = 1 << 16
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
-SHOWN_CHARACTERS = 80
-# Dequantised at a time: what one step writes is still in the processor's cache for the next, and it is too little for torch
-# to share out to threads, which on a busy machine wait for each other twenty times as long as the work takes.
-CHUNK_WEIGHTS = 1 << 15
-
-# number in the file -> name, weights in a block, bytes of a block. From ggml.h; the tests compare it with the library's.
-# fmt: off
-TYPES = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
-}
-# fmt: on
-BLOCKS = {name: (weights, size_bytes) for name, weights, size_bytes in TYPES.values()}
-PLAIN = {  # one number after another, as torch has them too
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F64": torch.float64,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
 _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|b1", 10: "<u8", 11: "<i8", 12: "<f8"}
 _UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
 _LEAST_KEY_BYTES = 8 + 4 + 1  # an empty key, a type, a value of one byte
@@ -73,7 +45,7 @@ _LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8  # an empty name, no dimensions, a type, an 
 class GgufTensor:
     """One tensor as it lies in the file.
 
-    shape: as torch has it, outermost dimension first. type: such as "Q4_1" or "F32", a key of `BLOCKS`.
+    shape: as torch has it, outermost dimension first. type: such as "Q4_1" or "F32", a key of `gguf_blocks.BLOCKS`.
     data: uint8[rows, row_bytes], a view of the mapped file; a row runs along the last dimension.
     """
 
@@ -93,6 +65,11 @@ class Gguf:
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+
+
+def is_gguf(head: bytes) -> bool:
+    """Whether a file begins as GGUF does."""
+    return head.startswith(MAGIC)
 
 
 def read_gguf(path: Path) -> Gguf:
@@ -127,7 +104,7 @@ def read_gguf(path: Path) -> Gguf:
     for number in range(key_count):
         key = header.string(f"metadata key {number}")
         if key in metadata:
-            header.fail(f"metadata key {_shown(key)}", "occurs twice")
+            header.fail(f"metadata key {shown(key)}", "occurs twice")
         metadata[key] = _value(header, key)
     tensors = _tensors(header, tensor_count, _alignment(header, metadata))
     return Gguf(MappingProxyType(metadata), MappingProxyType(tensors))
@@ -136,7 +113,7 @@ def read_gguf(path: Path) -> Gguf:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """A GGUF file as a state dict; nothing is dequantised or copied.
 
-    Plain numbers (`PLAIN`) stand under their name, with their shape and width; a quantised tensor stands as its blocks
+    Plain numbers (`gguf_blocks.PLAIN`) stand under their name, with their shape and width; a quantised tensor stands as its blocks
     uint8[rows, row_bytes] under `<name>:<TYPE>`, such as `blk.0.attn_q.weight:Q4_1`. Raises WeightsError as `read_gguf`.
     """
     state: dict[str, torch.Tensor] = {}
@@ -144,116 +121,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         plain = PLAIN.get(tensor.type)
         key = f"{tensor.name}:{tensor.type}" if plain is None else tensor.name
         if key in state:
-            raise WeightsError(f"{path} is not a valid GGUF file: tensor {_shown(key)}: stands for two tensors")
+            raise WeightsError(f"{path} is not a valid GGUF file: tensor {shown(key)}: stands for two tensors")
         state[key] = tensor.data if plain is None else tensor.data.view(plain).reshape(tensor.shape)
     return state
-
-
-def quantised_type(key: str) -> tuple[str, str | None]:
-    """`<name>:<TYPE>` as `read_tensors` has it -> (name, TYPE); (key, None) for the key of plain numbers."""
-    name, _, kind = key.rpartition(":")
-    return (name, kind) if kind in BLOCKS and kind not in PLAIN else (key, None)
-
-
-def dequantise(blocks: torch.Tensor, type: str) -> torch.Tensor:  # noqa: A002 - what GGUF calls it
-    """Blocks uint8[rows, row_bytes] of one type -> the numbers they stand for, float32[rows, columns].
-
-    Exactly those of the library gguf, which computes them for the types that have no code here (the K and IQ families).
-    Raises UsageError for a tensor of another shape, and WeightsError for a type that cannot be dequantised.
-    """
-    if type not in BLOCKS:
-        raise WeightsError(f"no GGUF type is called {_shown(type)}, the types are {', '.join(BLOCKS)}")
-    block_weights, block_bytes = BLOCKS[type]
-    if blocks.dtype != torch.uint8 or blocks.ndim != 2 or blocks.shape[1] % block_bytes:
-        raise UsageError(
-            f"blocks of {type} must be uint8[rows, a multiple of {block_bytes}], got {blocks.dtype}{list(blocks.shape)}"
-        )
-    rows, columns = blocks.shape[0], blocks.shape[1] // block_bytes * block_weights
-    blocks = blocks.contiguous()
-    if blocks.storage_offset() % 8:  # wider numbers are read in place, from their own multiples only
-        blocks = blocks.clone()
-    if type in PLAIN:
-        return blocks.view(PLAIN[type]).to(torch.float32)
-    if type not in _UNPACK:
-        return _dequantise_by_library(blocks, type)
-    weights_RK = torch.empty(rows, columns, dtype=torch.float32)
-    if blocks.numel():
-        blocks_NS, weights_NK = blocks.view(-1, block_bytes), weights_RK.view(-1, block_weights)
-        chunk = CHUNK_WEIGHTS // block_weights
-        for first in range(0, len(blocks_NS), chunk):
-            _UNPACK[type](blocks_NS[first : first + chunk], weights_NK[first : first + chunk])
-    return weights_RK
-
-
-def _unpack_q4_0(blocks_NS: torch.Tensor, into_NK: torch.Tensor) -> None:
-    """Scale, 16 bytes: (nibble - 8) * scale. The low nibbles are the first 16 weights; so they are below."""
-    _nibbles(blocks_NS[:, 2:], into_NK)
-    into_NK.sub_(8).mul_(_half(blocks_NS, 0))
-
-
-def _unpack_q4_1(blocks_NS: torch.Tensor, into_NK: torch.Tensor) -> None:
-    """Scale, minimum, 16 bytes: nibble * scale + minimum, in two steps: a fused one would round differently."""
-    _nibbles(blocks_NS[:, 4:], into_NK)
-    into_NK.mul_(_half(blocks_NS, 0)).add_(_half(blocks_NS, 2))
-
-
-def _unpack_q5_0(blocks_NS: torch.Tensor, into_NK: torch.Tensor) -> None:
-    """Scale, 32 fifth bits, 16 bytes: (number - 16) * scale."""
-    _nibbles(blocks_NS[:, 6:], into_NK)
-    into_NK.add_(_fifth_bits(blocks_NS[:, 2:6])).sub_(16).mul_(_half(blocks_NS, 0))
-
-
-def _unpack_q5_1(blocks_NS: torch.Tensor, into_NK: torch.Tensor) -> None:
-    """Scale, minimum, 32 fifth bits, 16 bytes: number * scale + minimum."""
-    _nibbles(blocks_NS[:, 8:], into_NK)
-    into_NK.add_(_fifth_bits(blocks_NS[:, 4:8])).mul_(_half(blocks_NS, 0)).add_(_half(blocks_NS, 2))
-
-
-def _unpack_q8_0(blocks_NS: torch.Tensor, into_NK: torch.Tensor) -> None:
-    """Scale, 32 signed bytes: byte * scale."""
-    into_NK.copy_(blocks_NS[:, 2:].view(torch.int8)).mul_(_half(blocks_NS, 0))
-
-
-_UNPACK = {
-    "Q4_0": _unpack_q4_0,
-    "Q4_1": _unpack_q4_1,
-    "Q5_0": _unpack_q5_0,
-    "Q5_1": _unpack_q5_1,
-    "Q8_0": _unpack_q8_0,
-}
-
-
-def _half(blocks_NS: torch.Tensor, at: int) -> torch.Tensor:
-    """The float16 at a byte of each block, float32[N, 1]."""
-    return blocks_NS[:, at : at + 2].view(torch.float16).to(torch.float32)
-
-
-def _nibbles(bytes_NS: torch.Tensor, into_NK: torch.Tensor) -> None:
-    half = bytes_NS.shape[1]
-    into_NK[:, :half] = bytes_NS & 15
-    into_NK[:, half:] = bytes_NS >> 4
-
-
-def _fifth_bits(bytes_NS: torch.Tensor) -> torch.Tensor:
-    """uint8[N, 4] -> 16 where the weight's bit is set, 0 elsewhere: uint8[N, 32]."""
-    shifts_K = torch.arange(8, dtype=torch.uint8)
-    return ((bytes_NS[:, :, None] >> shifts_K) & 1).flatten(1) << 4
-
-
-def _dequantise_by_library(blocks: torch.Tensor, type: str) -> torch.Tensor:  # noqa: A002 - as above
-    try:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-    except ImportError as error:
-        raise WeightsError(
-            f"weights of type {type} are dequantised by the library gguf, which is not installed: pip install 'modalzoo[gguf]'"
-        ) from error
-    try:
-        return torch.from_numpy(dequantize(blocks.numpy(), GGMLQuantizationType[type]))
-    except (NotImplementedError, KeyError) as error:
-        raise WeightsError(
-            f"the library gguf cannot dequantise {type}: take a file with weights of another type"
-        ) from error
 
 
 class _Header:
@@ -328,7 +198,7 @@ class _Header:
 
 def _value(header: _Header, key: str) -> Any:
     """The type and value of one key of the metadata."""
-    field = f"metadata {_shown(key)}"
+    field = f"metadata {shown(key)}"
     kind = header.integer("<I", f"type of {field}")
     if kind == _STRING:
         return header.string(field)
@@ -366,7 +236,7 @@ def _alignment(header: _Header, metadata: Mapping[str, Any]) -> int:
     if not valid:
         header.fail(
             "metadata 'general.alignment'",
-            f"is {_shown(alignment)}, expected a power of two from 8 to {MAX_ALIGNMENT}",
+            f"is {shown(alignment)}, expected a power of two from 8 to {MAX_ALIGNMENT}",
         )
     return int(alignment)
 
@@ -377,8 +247,8 @@ def _tensors(header: _Header, count: int, alignment: int) -> dict[str, GgufTenso
     for number in range(count):
         name = header.string(f"name of tensor {number}")
         if name in rows:
-            header.fail(f"tensor {_shown(name)}", "occurs twice")
-        rows[name] = _description(header, f"tensor {_shown(name)}", alignment)
+            header.fail(f"tensor {shown(name)}", "occurs twice")
+        rows[name] = _description(header, f"tensor {shown(name)}", alignment)
     data_start = -(-header.offset // alignment) * alignment
     total_bytes = len(header.buffer)
     tensors: dict[str, GgufTensor] = {}
@@ -386,7 +256,7 @@ def _tensors(header: _Header, count: int, alignment: int) -> dict[str, GgufTenso
         start = data_start + offset
         if start + size_bytes > total_bytes:
             header.fail(
-                f"tensor {_shown(name)}",
+                f"tensor {shown(name)}",
                 f"{kind}{list(shape)} ends at byte {start + size_bytes:,}, the file at {total_bytes:,}: it is cut short",
             )
         data = torch.frombuffer(header.buffer, dtype=torch.uint8, count=size_bytes, offset=start)
@@ -394,7 +264,7 @@ def _tensors(header: _Header, count: int, alignment: int) -> dict[str, GgufTenso
     end, previous = 0, ""
     for offset, size_bytes, name in sorted((offset, size_bytes, name) for name, (_, _, offset, size_bytes) in rows.items()):
         if offset < end:
-            header.fail(f"tensor {_shown(name)}", f"overlaps the tensor {_shown(previous)} in the file")
+            header.fail(f"tensor {shown(name)}", f"overlaps the tensor {shown(previous)} in the file")
         end, previous = offset + size_bytes, name
     return tensors
 
@@ -423,11 +293,3 @@ def _description(header: _Header, field: str, alignment: int) -> tuple[tuple[int
 
 def _known_types() -> str:
     return ", ".join(f"{number} {name}" for number, (name, _, _) in TYPES.items())
-
-
-def _shown(value: Any) -> str:
-    """A name or value from the file, short enough for one line."""
-    if not isinstance(value, (str, int, float)):
-        return f"a {type(value).__name__}"
-    text = repr(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

@@ -1,0 +1,58 @@
+"""Loading a state dict into a module, strictly, and refusing numbers that no model has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from zoo.errors import StateMismatchError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str, *, release: bool = False) -> None:
+    """Load a state dict whose keys, shapes and kinds of numbers match the module's exactly; floating point may differ in width.
+
+    release: take each tensor out of `state`, a dict, once it is loaded, so that the weights never stand in memory twice.
+    Raises StateMismatchError with the difference.
+    """
+    own = module.state_dict()
+    lines = [f"  missing     {key} {list(own[key].shape)}" for key in own if key not in state]
+    lines += [f"  unexpected  {key} {list(state[key].shape)}" for key in state if key not in own]
+    lines += [
+        f"  shape       {key} {list(state[key].shape)}, the model has {list(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    lines += [
+        f"  dtype       {key} {state[key].dtype}, the model has {own[key].dtype}"
+        for key in own
+        if key in state and own[key].shape == state[key].shape and _kind(own[key].dtype) != _kind(state[key].dtype)
+    ]
+    if lines:
+        shown = lines[:12]
+        rest = [f"  ... and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
+        summary = f"{origin} does not fit the model: {len(lines)} of {len(own)} tensors differ"
+        raise StateMismatchError("\n".join([summary, *shown, *rest]))
+    if not release or not isinstance(state, dict):
+        module.load_state_dict(state, strict=True)
+        return
+    for key in list(own):
+        own[key].copy_(state.pop(key))
+
+
+def refuse_nonfinite(state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Raise WeightsError when a tensor holds NaN or infinity. For bytes that no hash vouches for."""
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise WeightsError(f"{origin} holds NaN or infinity in {key}: refused")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """What a number is, whatever its width: weights may be stored in fewer bits, never as another kind of number."""
+    if dtype.is_floating_point:
+        return "floating point"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if str(dtype) == "torch.bool" else "integer"
