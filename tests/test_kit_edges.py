@@ -466,7 +466,7 @@ def test_memory_is_measured_from_a_large_process_too(tmp_path) -> None:
     )
     code = (
         f"import sys\nsys.path.append({str(tmp_path)!r})\nballast = b'x' * (300 << 20)\n"
-        "from zoo import child\nprint(child.call('measure:grown_mb', 100, timeout_s=60).value)"
+        "from zoo.registry import child\nprint(child.call('measure:grown_mb', 100, timeout_s=60).value)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 90 < float(run.stdout) < 120
