@@ -19,7 +19,6 @@ from zoo.adapters.target_modules import base_of, places_of
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.models.build import Built
 from zoo.nn.kernels.seam import runs_by_kernel
-from zoo.registry.activation import resolve
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import describe
 
@@ -136,13 +135,13 @@ class Adapters:
     def _build(self, found: Found, options: Mapping[str, Any]) -> Adapter:
         """A new adapter by its card."""
         card = found.card
-        if card.kind != "adapter" or card.build is None:
+        builder = self.registry.builder(card) if card.kind == "adapter" else None
+        if builder is None:
             known = ", ".join(one.name for one in self.registry.cards(kind="adapter"))
             raise UsageError(
                 f"{card.name} is of kind {card.kind}, and models are adapted by adapters: {known or 'none is installed'}"
             )
         owner = self.registry.owner(card)
-        builder = resolve(owner, card.build, self.registry.manager)
         arguments = {**card.variant, **options}
         files.refuse_unknown_options(builder, arguments, card.name)
         try:

@@ -27,6 +27,7 @@ from zoo.cli import (
     weights,
 )
 from zoo.cli.output import add_output_options
+from zoo.cli.plugin_commands import add_plugin_commands
 from zoo.errors import UsageError, ZooError
 
 DESCRIPTION = "A multimodal model zoo made of plugins."
@@ -40,8 +41,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see: {self.prog} --help)\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line; arguments: what it is for, so that commands of plugins are looked for only where they can be meant."""
     root = _Parser(prog="zoo", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     root.set_defaults(json=False, debug=False)
     root.add_argument("--version", action="version", version=f"zoo {__version__}")
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
         author,
     ):
         group.add_commands(commands)
+    add_plugin_commands(commands, arguments)
     for command in commands.choices.values():
         add_output_options(command)
     return root
@@ -68,12 +70,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parsed = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
     try:
+        parsed = parser(arguments).parse_args(arguments)
         code: int = parsed.run(parsed)
         sys.stdout.flush()
     except ZooError as error:
-        if parsed.debug:
+        if debug:
             raise
         print(f"zoo: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -84,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if parsed.debug:
+        if debug:
             raise
         print(f"zoo: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr)
         return 1

@@ -21,8 +21,8 @@ from zoo.registry.activation import call_hook, resolve
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import Plugin, code_sha256, describe
 from zoo.weights.delivery import Located, locate_files, sha256_of
-from zoo.weights.formats.read import read_state_dict
 from zoo.weights.local_file import local_file
+from zoo.weights.plugin_formats import read_weights
 from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
@@ -230,9 +230,10 @@ def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[s
         **extra,
     }
     try:
-        if card.build is not None:
+        builder = registry.builder(card)
+        if builder is not None:
             with contextlib.redirect_stdout(sys.stderr):  # stdout carries the answer and nothing else
-                module = resolve(owner, card.build, registry.manager)(**arguments)
+                module = builder(**arguments)
         else:
             module = call_hook(owner, "zoo_build", registry.manager, card=card, arguments=arguments)
     except ZooError:
@@ -255,7 +256,7 @@ def _load(
     *,
     trusted: bool,
 ) -> None:
-    state = read_state_dict(path)
+    state = read_weights(path, registry)
     origin = f"{found.name}" if trusted else str(path)
     keys = found.weights.keys if found.weights else found.card.keys
     own = module.state_dict().keys()

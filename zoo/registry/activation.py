@@ -145,7 +145,8 @@ def try_in_child(plugin: Plugin, *, timeout_s: float) -> Plugin:
 def targets(plugin: Plugin) -> list[str]:
     """Every function that the plugin's cards name."""
     rows = [row.keys for card in plugin.cards for row in card.weights]
-    return list(dict.fromkeys(target for target in (*(card.build for card in plugin.cards), *rows) if target))
+    named = (*(card.build for card in plugin.cards), *rows, *plugin.offers.targets())
+    return list(dict.fromkeys(target for target in named if target))
 
 
 def list_in_child(plugin: Plugin) -> Mapping[str, Any] | Plugin:

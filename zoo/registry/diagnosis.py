@@ -72,7 +72,9 @@ def _could_not_be_listed(plugin: Plugin) -> bool:
 
 def _can_be_tried(plugin: Plugin) -> bool:
     """Not one that is disabled or incomplete, nor one whose manifest or listing already failed."""
-    return plugin.state in ("ok", "shadowed", "broken") and bool(plugin.cards or plugin.families or plugin.schemes)
+    return plugin.state in ("ok", "shadowed", "broken") and bool(
+        plugin.cards or plugin.families or plugin.schemes or plugin.offers
+    )
 
 
 def _wrong_versions(plugin: Plugin) -> Iterator[str]:

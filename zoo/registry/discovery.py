@@ -242,6 +242,7 @@ def _with_manifest(plugin: Plugin, distribution: metadata.Distribution, manifest
         cards=manifest.cards,
         families=manifest.families,
         schemes=manifest.schemes,
+        offers=manifest.offers,
         manifest_sha256=manifest.sha256,
     )
     if not api_matches(manifest.api, API_VERSION):

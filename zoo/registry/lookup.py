@@ -6,14 +6,14 @@ A name is `[distribution:]<plugin>/<model>[.<weights tag>]`; `<model>[.<tag>]` a
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from zoo.errors import AmbiguousNameError, ManifestError, PluginError, ResolutionError, UnknownNameError, UsageError
-from zoo.registry.activation import call_hook, new_manager, warn
+from zoo.registry.activation import call_hook, new_manager, resolve, warn
 from zoo.registry.card import Card, Provider, Weights
 from zoo.registry.discovery import manifest_tasks, scan
 from zoo.registry.manifest import Family, card_from_hook
@@ -60,6 +60,7 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.plugins = _mark_shadowed(scan(settings), settings)
+        self.own_builders: dict[str, Callable[..., Any]] = {}  # of cards of this process (`zoo.registry.own_cards`)
         self._manager: pluggy.PluginManager | None = None
 
     @property
@@ -194,6 +195,14 @@ class Registry:
         """The plugin that a card came from."""
         key = (card.provider.plugin, card.provider.distribution)
         return next(plugin for plugin in self.plugins if (plugin.name, plugin.distribution) == key)
+
+    def builder(self, card: Card) -> Callable[..., Any] | None:
+        """The function that builds a card; None where its plugin's hook `zoo_build` does. Imports the plugin."""
+        if card.name in self.own_builders:
+            return self.own_builders[card.name]
+        return (
+            None if card.build is None else cast("Callable[..., Any]", resolve(self.owner(card), card.build, self.manager))
+        )
 
     def expand(self, plugin: Plugin, pattern: str) -> list[Card]:
         """The members of a plugin's families that match a model-name pattern. Imports the plugin."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
 from zoo.registry.card import Card, Provider
 from zoo.registry.manifest import Family
+from zoo.registry.offers import Offers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Plugin:
     cards: tuple[Card, ...] = ()
     families: tuple[Family, ...] = ()
     schemes: tuple[str, ...] = ()
+    offers: Offers = field(default_factory=Offers)
     manifest_sha256: str | None = None
     import_ms: float | None = None
     listing_imports_torch: bool = False

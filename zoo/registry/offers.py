@@ -1,0 +1,180 @@
+"""What a plugin offers beside models, as rows of its manifest: commands, readers of media, formats of weights, checks of the kit.
+
+Like a card, a row is data: it is known without importing anything, and the function that it names is imported at its first use.
+
+[[command]]                               # `zoo speech`, and a line of `zoo --help`
+name = "speech"
+summary = "where somebody speaks in audio files"
+build = "zoo_audio.commands:speech"       # (parser) -> what runs the parsed arguments, and returns the exit code
+
+[[reader]]                                # of media files that the core cannot read
+modality = "image"
+suffixes = [".tif", ".tiff"]
+read = "zoo_timm.tiff:read"               # (path) -> RGB image, or sound
+
+[[format]]                                # of weight files that the core cannot read
+name = "ggml"
+magic = "6c6d6767"                        # how such a file begins, in hex
+read = "zoo_whisper.ggml:read"            # (path) -> names to tensors
+
+[[check]]                                 # what `zoo check` asks of this plugin's own models, beside the core's checks
+name = "rank-is-kept"
+promise = "the rank of the change is at most r"
+models = ["lora", "dora"]                 # patterns of their names; all if left out
+run = "zoo_adapters.checks:rank_is_kept"  # (zoo.testing.Subject) -> None; raises zoo.testing.CheckFailed
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.registry.fields import (
+    FieldError,
+    choice_of,
+    each,
+    refuse_unknown,
+    target_of,
+    text_of,
+    texts_of,
+)
+from zoo.registry.modality import AUDIO, IMAGE
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+SUFFIX = re.compile(r"\.[a-z0-9]{1,15}")
+MAGIC = re.compile(r"([0-9a-f]{2}){2,16}")
+READABLE = (IMAGE, AUDIO)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command of the command line. build: see `zoo.api.BuildCommand`."""
+
+    name: str
+    summary: str
+    build: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """A reader of media files, by their suffix. modality: "image" or "audio". read: see `zoo.api.MediaReader`."""
+
+    modality: str
+    suffixes: tuple[str, ...]
+    read: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A format of weight files. name: what messages call such a file. magic: how it begins, in hex. read: see `zoo.api.WeightFormat`."""
+
+    name: str
+    magic: str
+    read: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnCheck:
+    """A check of the conformance kit for this plugin's own models. models: patterns of their names; all where there are none."""
+
+    name: str
+    promise: str
+    run: str
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offers:
+    """All rows of one plugin."""
+
+    commands: tuple[Command, ...] = ()
+    readers: tuple[Reader, ...] = ()
+    formats: tuple[Format, ...] = ()
+    checks: tuple[OwnCheck, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.commands or self.readers or self.formats or self.checks)
+
+    def targets(self) -> Iterator[str]:
+        """Every function that the rows name."""
+        yield from (row.build for row in self.commands)
+        yield from (row.read for row in self.readers)
+        yield from (row.read for row in self.formats)
+        yield from (row.run for row in self.checks)
+
+
+TABLES = ("command", "reader", "format", "check")
+
+
+def parse_offers(document: Mapping[str, Any], package: str) -> Offers:
+    """The rows of a manifest; raises FieldError.
+
+    package: the plugin's own, the only one that a row may point into.
+    """
+    offers = Offers(
+        commands=tuple(each(document, "command", lambda row: _command(row, package))),
+        readers=tuple(each(document, "reader", lambda row: _reader(row, package))),
+        formats=tuple(each(document, "format", lambda row: _format(row, package))),
+        checks=tuple(each(document, "check", lambda row: _check(row, package))),
+    )
+    for table, names in (
+        ("command", [row.name for row in offers.commands]),
+        ("reader", [f"{row.modality} {suffix}" for row in offers.readers for suffix in row.suffixes]),
+        ("format", [row.magic for row in offers.formats]),
+        ("check", [row.name for row in offers.checks]),
+    ):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise FieldError(table, f"two [[{table}]] rows are for {twice}")
+    return offers
+
+
+def _command(row: Mapping[str, Any], package: str) -> Command:
+    refuse_unknown(row, {"name", "summary", "build"})
+    summary = text_of(row, "summary", required=True)
+    return Command(name=_name(row), summary=summary, build=_own_target(row, "build", package))
+
+
+def _reader(row: Mapping[str, Any], package: str) -> Reader:
+    refuse_unknown(row, {"modality", "suffixes", "read"})
+    suffixes = texts_of(row, "suffixes")
+    wrong = next((suffix for suffix in suffixes if not SUFFIX.fullmatch(suffix)), None)
+    if not suffixes or wrong is not None:
+        raise FieldError(
+            "suffixes", f'suffixes are lower-case file endings such as [".tif"], got {wrong or list(suffixes)!r}'
+        )
+    modality = choice_of(row, "modality", READABLE)
+    return Reader(modality=modality, suffixes=suffixes, read=_own_target(row, "read", package))
+
+
+def _format(row: Mapping[str, Any], package: str) -> Format:
+    refuse_unknown(row, {"name", "magic", "read"})
+    magic = text_of(row, "magic", required=True)
+    if not MAGIC.fullmatch(magic):
+        raise FieldError("magic", f"magic is how such a file begins, 2 to 16 bytes in lower-case hex, got {magic!r}")
+    return Format(name=text_of(row, "name", required=True), magic=magic, read=_own_target(row, "read", package))
+
+
+def _check(row: Mapping[str, Any], package: str) -> OwnCheck:
+    refuse_unknown(row, {"name", "promise", "models", "run"})
+    promise = text_of(row, "promise", required=True)
+    models = texts_of(row, "models")
+    return OwnCheck(name=_name(row), promise=promise, models=models, run=_own_target(row, "run", package))
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    name = text_of(row, "name", required=True)
+    if not NAME.fullmatch(name):
+        raise FieldError("name", f"name {name!r} must match {NAME.pattern}")
+    return name
+
+
+def _own_target(row: Mapping[str, Any], key: str, package: str) -> str:
+    target = target_of(row, key)
+    if target is None:
+        raise FieldError(key, f'{key} must be "package.module:function", it is left out')
+    if target.partition(":")[0].partition(".")[0] != package:
+        raise FieldError(key, f"{key} may only point inside the plugin's own package {package!r}, got {target!r}")
+    return target
