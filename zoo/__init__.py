@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.registry.card import Card
     from zoo.registry.hooks import hookimpl
     from zoo.registry.lookup import cards, find, installed_plugins
+    from zoo.registry.own_cards import register
     from zoo.tasks.adapter_training import train_adapter
     from zoo.tasks.classify import classify
     from zoo.tasks.embedding import embed
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.search import search
     from zoo.tasks.text_classification import classify_texts
     from zoo.tasks.transcription import transcribe
+    from zoo.tasks.voice_activity import open_detector, speech_spans
     from zoo.training.fit import fit
     from zoo.weights.delivery import fetch
 
@@ -55,13 +57,16 @@ _EXPORTS = {
     "hookimpl": "zoo.registry.hooks",
     "installed_plugins": "zoo.registry.lookup",
     "open_audio": "zoo.media.audio",
+    "open_detector": "zoo.tasks.voice_activity",
     "open_image": "zoo.media.image",
     "open_language_model": "zoo.tasks.language_model",
     "open_model": "zoo.models.build",
     "read_media": "zoo.tasks.media_prompt",
+    "register": "zoo.registry.own_cards",
     "save": "zoo.models.composition",
     "score": "zoo.tasks.generation",
     "search": "zoo.tasks.search",
+    "speech_spans": "zoo.tasks.voice_activity",
     "template_set": "zoo.data.templates",
     "train_adapter": "zoo.tasks.adapter_training",
     "trained_parameters": "zoo.models.composition",
@@ -93,13 +98,16 @@ __all__ = [
     "hookimpl",
     "installed_plugins",
     "open_audio",
+    "open_detector",
     "open_image",
     "open_language_model",
     "open_model",
     "read_media",
+    "register",
     "save",
     "score",
     "search",
+    "speech_spans",
     "template_set",
     "train_adapter",
     "trained_parameters",

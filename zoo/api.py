@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
         WeightsMissingError,
         ZooError,
     )
-    from zoo.media.audio import AudioReader, Sound, to_waveforms
+    from zoo.media.audio import AudioReader, Sound, open_reader, to_waveforms
     from zoo.media.image import to_pixels
     from zoo.models.build import Built
     from zoo.models.contracts import (
@@ -54,7 +54,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.weights.derived import derived
     from zoo.weights.formats.gguf import read_gguf
     from zoo.weights.formats.gguf_blocks import dequantise, quantised_type
-    from zoo.weights.formats.read import read_state_dict
+    from zoo.weights.formats.read import WeightFormat
+    from zoo.weights.plugin_formats import read_weights as read_state_dict
     from zoo.weights.stores import hub_file
     from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
@@ -100,6 +101,7 @@ _EXPORTS = {
     "VIDEO": "zoo.registry.modality",
     "Virtual": "zoo.adapters.adapter",
     "VoiceActivity": "zoo.models.contracts",
+    "WeightFormat": "zoo.weights.formats.read",
     "WeightsError": "zoo.errors",
     "WeightsMissingError": "zoo.errors",
     "Window": "zoo.models.transcript",
@@ -117,11 +119,12 @@ _EXPORTS = {
     "load_strict": "zoo.weights.strict_load",
     "multiplies_in_bfloat16": "zoo.nn.kernels.linear",
     "offline": "zoo.registry.settings",
+    "open_reader": "zoo.media.audio",
     "part_key": "zoo.adapters.adapter",
     "perplexity": "zoo.decoding.scoring",
     "quantised_type": "zoo.weights.formats.gguf_blocks",
     "read_gguf": "zoo.weights.formats.gguf",
-    "read_state_dict": "zoo.weights.formats.read",
+    "read_state_dict": "zoo.weights.plugin_formats:read_weights",
     "refuse_nonfinite": "zoo.weights.strict_load",
     "score_choices": "zoo.decoding.scoring",
     "stream_tokens": "zoo.decoding.generation:stream",
@@ -171,6 +174,7 @@ __all__ = [
     "UsageError",
     "Virtual",
     "VoiceActivity",
+    "WeightFormat",
     "WeightsError",
     "WeightsMissingError",
     "Window",
@@ -188,6 +192,7 @@ __all__ = [
     "load_strict",
     "multiplies_in_bfloat16",
     "offline",
+    "open_reader",
     "part_key",
     "perplexity",
     "quantised_type",

@@ -1,0 +1,52 @@
+"""`zoo speech`: where somebody speaks in audio files, by the installed detector of voices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zoo import open_detector, speech_spans
+from zoo.api import MediaError, UsageError, open_reader
+
+
+def speech(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the arguments of `zoo speech`; returns what runs it."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="AUDIO", help="audio files")
+    parser.add_argument("--model", metavar="NAME", help="a detector of voices; the installed default if left out")
+    parser.add_argument("--threshold", type=float, default=0.5, help="probability at which speech begins (.5)")
+    return run
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the spans of each file; 1 where one cannot be read."""
+    missing = next((path for path in arguments.files if not path.is_file()), None)
+    if missing is not None:
+        raise UsageError(f"{missing}: there is no such file")
+    detector = open_detector(arguments.model)
+    module: Any = detector.module
+    results: list[dict[str, Any]] = []
+    for path in arguments.files:
+        try:
+            with open_reader(path, sample_rate_hz=module.sample_rate_hz) as reader:
+                spans = speech_spans(reader, detector, threshold=arguments.threshold)
+        except MediaError as error:
+            results.append({"input": str(path), "error": str(error)})
+            continue
+        rounded = [{"start_s": round(start, 3), "end_s": round(end, 3)} for start, end in spans]
+        results.append({"input": str(path), "spans": rounded})
+    provider = detector.found.card.provider
+    plugin = {"dist": provider.distribution, "version": provider.version}
+    if arguments.json:
+        print(json.dumps({"model": detector.name, "plugin": plugin, "results": results}, ensure_ascii=False, indent=2))
+        return int(any("error" in result for result in results))
+    for result in results:
+        if "error" in result:
+            print(f"zoo: {result['error']}", file=sys.stderr)
+        for span in result.get("spans", ()):
+            print(f"{result['input']}  {span['start_s']:.2f} - {span['end_s']:.2f} s")
+    print(f"{detector.name} ({provider.distribution} {provider.version})", file=sys.stderr)
+    return int(any("error" in result for result in results))
