@@ -64,7 +64,7 @@ def zoo_classify(built: Built) -> Callable[[list[str]], list[int]]:
     """`zoo.classify` as it is, with a model that is built."""
 
     def run(files: list[str]) -> list[int]:
-        with mock.patch("zoo.tasks.classify.derived", lambda _kind, _inputs, compute: compute()):
+        with mock.patch("zoo.tasks.label_scores.derived", lambda _kind, _inputs, compute, **_: compute()):
             results = zoo.classify(files, LABELS, model=built, templates=[TEMPLATE], top=1, exact_close_calls=False).results
         return [LABELS.index(answer.label) for answer in results]
 

@@ -8,7 +8,8 @@ import torch
 from zoo.data.templates import TEMPLATE_SETS, template_set
 from zoo.errors import UsageError
 from zoo.models.build import ModelSpec
-from zoo.tasks.classify import _label_embeddings, classify
+from zoo.tasks.classify import classify
+from zoo.tasks.label_scores import label_embeddings
 
 
 def test_every_sentence_has_one_place_for_the_label() -> None:
@@ -60,14 +61,14 @@ def test_templates_are_averaged_as_unit_vectors() -> None:
         0
     )
     expected = expected / expected.norm(dim=-1, keepdim=True)
-    assert torch.allclose(_label_embeddings(Made(), labels, templates), expected, atol=1e-6)
+    assert torch.allclose(label_embeddings(Made(), labels, templates), expected, atol=1e-6)
 
 
 def test_close_calls_can_be_left_as_they_are(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from zoo.tasks import classify as module
 
     calls = []
-    monkeypatch.setattr(module, "_with_close_calls", lambda compute, *_: calls.append(compute) or compute)
+    monkeypatch.setattr(module, "with_close_calls", lambda compute, *_: calls.append(compute) or compute)
     for exact in (True, False):
         classify(photos / "chelsea.jpg", ["cat", "dog"], model=ModelSpec(dtype=torch.bfloat16), exact_close_calls=exact)
         assert len(calls) == 1

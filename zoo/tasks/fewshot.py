@@ -18,6 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import normalize, one_hot
 
+from zoo.errors import MediaError
+from zoo.registry.activation import warn
+
 RIDGE_STRENGTHS = (0.03, 0.3, 3.0)
 USUAL_STRENGTH = 0.3
 TEMPERATURES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
@@ -43,6 +46,27 @@ class Probe:
         """float[B, D] -> float[B, C], rows summing to 1."""
         logits_BC = normalize(features_BD.float(), dim=-1) @ self.weight_DC + self.bias_C
         return (self.temperature * logits_BC).softmax(dim=-1)
+
+    def to(self, device: torch.device) -> Probe:
+        """The same rule on a device."""
+        return replace(self, weight_DC=self.weight_DC.to(device), bias_C=self.bias_C.to(device))
+
+
+def probe_of_examples(rows: Sequence[torch.Tensor | str], targets: Sequence[int], names: Sequence[str]) -> Probe:
+    """The probe on the examples that can be read: features float[D] of each, or why it has none.
+
+    Raises MediaError for classes that none is left of, with all their files.
+    """
+    fitted = [(row, target) for row, target in zip(rows, targets, strict=True) if isinstance(row, torch.Tensor)]
+    problems = [(row, target) for row, target in zip(rows, targets, strict=True) if isinstance(row, str)]
+    left = {target for _, target in fitted}
+    lost = [target for target in range(len(names)) if target not in left]
+    if lost:
+        whys = "; ".join(problem for problem, target in problems if target in lost)
+        raise MediaError(f"no example of {', '.join(names[target] for target in lost)} can be read: {whys}")
+    for problem, target in problems:
+        warn(f"an example of {names[target]} is left out: {problem}")
+    return fit_probe(torch.stack([row for row, _ in fitted]), [target for _, target in fitted], len(names))
 
 
 def fit_probe(features_ND: torch.Tensor, targets_N: Sequence[int], classes: int) -> Probe:

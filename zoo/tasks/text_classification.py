@@ -11,7 +11,8 @@ from zoo.errors import MediaError, UsageError
 from zoo.models.build import Built, ModelSpec
 from zoo.models.composition import Composition
 from zoo.models.provenance import provenance_of
-from zoo.tasks.classify import MANY_LABELS, Answer, Classification, check_labels
+from zoo.tasks.classify import Answer, Classification, shown_labels
+from zoo.tasks.classify_request import check_labels
 from zoo.tasks.generation import Choice, joined, ranked, score
 from zoo.tasks.language_model import LanguageModel, open_language_model
 
@@ -68,7 +69,7 @@ def classify_texts(
     if normalise == "calibrated":
         base = score(before + template.replace("{text}", NOTHING), names, model=language).results[0]
     choices = [_choice(language, prompt, names, normalise, base) for prompt in prompts]
-    limit = top or (len(names) if len(names) <= MANY_LABELS else 5)
+    limit = shown_labels(top, len(names))
     results = []
     for text, choice in zip(items, choices, strict=True):
         if isinstance(choice, str):

@@ -207,7 +207,7 @@ def test_templates_are_the_published_ones(name: str, rows: list[Callable[[str], 
 def test_label_embeddings_are_open_clips_classifier(pictures) -> None:
     """open_clip's own zero-shot classifier, over the seven templates: the mean of unit vectors, with length one again."""
     from zoo.data.templates import template_set
-    from zoo.tasks.classify import _label_embeddings
+    from zoo.tasks.label_scores import label_embeddings
 
     built = zoo.open_model("clip/tiny", weights=None)
     labels = ["cat", "dog", "rocket"]
@@ -218,4 +218,4 @@ def test_label_embeddings_are_open_clips_classifier(pictures) -> None:
 
     templates = open_clip.zero_shot_metadata.SIMPLE_IMAGENET_TEMPLATES
     weight_EC = open_clip.build_zero_shot_classifier(Peer(), open_clip.tokenize, labels, templates)
-    assert (_label_embeddings(built, labels, template_set("openai-7")) - weight_EC.T).abs().max() < CLOSE
+    assert (label_embeddings(built, labels, template_set("openai-7")) - weight_EC.T).abs().max() < CLOSE
