@@ -34,7 +34,7 @@ from spam_data import draw, spam_mails
 import zoo
 from zoo.adapters.adapt import adapters_of
 from zoo.decoding.scoring import score_choices
-from zoo.tasks.adapter_training import train_adapter
+from zoo.tasks.adapter_training import TrainingOptions, train_adapter
 from zoo.tasks.fewshot import fit_probe
 from zoo.training.fit import fit
 from zoo.training.losses import centroid_loss
@@ -97,9 +97,8 @@ def mails(options: argparse.Namespace) -> None:
             progress(f"draw {seed + 1}: {name} {statistics.mean(values):.3f}")
         pairs = [(QUESTION.format(body), f" {label}") for body, label in drawn.support]
         for method, own in METHODS.items():
-            trained = train_adapter(
-                pairs, model=built, method=method, name=method, steps=options.steps, patience=0, seed=seed, **own
-            )
+            training = TrainingOptions(steps=options.steps, patience=0, seed=seed)
+            trained = train_adapter(pairs, model=built, method=method, name=method, training=training, **own)
             seconds.setdefault(method, []).append(trained.fitted.seconds)
             values = answers(label_scores(built.module, bodies), labels)
             right.setdefault(method, []).extend(values)

@@ -16,7 +16,7 @@ from zoo.errors import UsageError, WeightsMissingError
 from zoo.media.audio import Sound, open_audio, open_reader
 from zoo.models.build import ModelSpec, open_model
 from zoo.models.transcript import Segment
-from zoo.tasks.transcription import BATCHES_IGNORE, open_transcriber, transcribe
+from zoo.tasks.transcription import BATCHES_IGNORE, RunOptions, open_transcriber, transcribe
 from zoo.tasks.voice_activity import _cut, _hysteresis, _widened, speech_spans
 
 RATE_HZ = 16_000
@@ -102,13 +102,13 @@ def test_long_work_goes_on_where_it_stopped(random, noise, tmp_path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match="what was done is kept in .*said.json.part; the same command goes on"):
-        transcribe(noise, model=random, journal=journal, on_window=stop_after_two, **QUICK)
+        transcribe(noise, model=random, run=RunOptions(journal=journal, on_window=stop_after_two), **QUICK)
     assert journal.exists()
     with pytest.raises(UsageError, match="what was begun there is of another sound, model or other options"):
-        transcribe(noise, model=random, journal=journal, **{**QUICK, "temperature": 0.2})
+        transcribe(noise, model=random, run=RunOptions(journal=journal), **{**QUICK, "temperature": 0.2})
     fresh = []
     again = transcribe(
-        noise, model=random, journal=journal, on_window=lambda _, window: fresh.append(window), **QUICK
+        noise, model=random, run=RunOptions(journal=journal, on_window=lambda _, window: fresh.append(window)), **QUICK
     ).results[0]
     assert again == whole
     assert fresh[:2] == seen
@@ -257,9 +257,9 @@ def test_a_journal_of_another_kernel_is_not_gone_on_with(noise, tmp_path) -> Non
         "float32",
     ]
     with pytest.raises(KeyboardInterrupt):
-        transcribe(noise, model=models[0], journal=journal, on_window=stop, **QUICK)
+        transcribe(noise, model=models[0], run=RunOptions(journal=journal, on_window=stop), **QUICK)
     with pytest.raises(UsageError, match="what was begun there is of another sound, model or other options"):
-        transcribe(noise, model=models[1], journal=journal, **QUICK)
+        transcribe(noise, model=models[1], run=RunOptions(journal=journal), **QUICK)
 
 
 def test_the_journal_stays_until_the_transcript_is_safe(random, noise, tmp_path) -> None:
@@ -269,9 +269,9 @@ def test_the_journal_stays_until_the_transcript_is_safe(random, noise, tmp_path)
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        transcribe(noise, model=random, journal=journal, on_done=full_disk, **QUICK)
+        transcribe(noise, model=random, run=RunOptions(journal=journal, on_done=full_disk), **QUICK)
     windows = []
-    transcribe(noise, model=random, journal=journal, on_window=lambda *_: windows.append(1), **QUICK)
+    transcribe(noise, model=random, run=RunOptions(journal=journal, on_window=lambda *_: windows.append(1)), **QUICK)
     assert windows
     assert not journal.exists()
 

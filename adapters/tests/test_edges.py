@@ -28,7 +28,7 @@ from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.scoring import perplexity
 from zoo.errors import UsageError
 from zoo.nn.kernels.apply import apply_kernel
-from zoo.tasks.adapter_training import split, train_adapter
+from zoo.tasks.adapter_training import TrainingOptions, split, train_adapter
 from zoo.training.fit import fit
 
 
@@ -402,7 +402,7 @@ def test_training_that_cannot_begin_leaves_the_model_as_it_was() -> None:
     built = zoo.open_model("lm/llama-tiny", weights=None)
     adapters = shaken(zoo.adapt(built, "ia3", name="kept"), "kept")
     pairs = [("a", "b")] * 4
-    for wrong in ({"steps": 0}, {"method": "prefix", "count": 254}):
+    for wrong in ({"training": TrainingOptions(steps=0)}, {"method": "prefix", "count": 254}):
         with pytest.raises(UsageError):
             train_adapter(pairs, model=built, **wrong)
         assert adapters.names == ["kept"]

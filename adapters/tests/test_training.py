@@ -17,7 +17,7 @@ from zoo.adapters.adapt import adapters_of
 from zoo.decoding.generation import generate
 from zoo.decoding.scoring import score_choices
 from zoo.errors import MediaError, UsageError
-from zoo.tasks.adapter_training import read_pairs, train_adapter
+from zoo.tasks.adapter_training import TrainingOptions, read_pairs, train_adapter
 from zoo.training.fit import fit
 from zoo.training.losses import centroid_loss, completion_loss, encode_completions
 
@@ -144,7 +144,10 @@ def test_pairs_are_learned_by_every_method(method: str, tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in PAIRS * 2))
     built = zoo.open_model("lm/llama-tiny", weights=None)
     trained = train_adapter(
-        path, model=built, method=method, steps=60, batch_size=6, held_out=0.2, patience=0, learning_rate=0.1
+        path,
+        model=built,
+        method=method,
+        training=TrainingOptions(steps=60, batch_size=6, held_out=0.2, patience=0, learning_rate=0.1),
     )
     before, best = trained.fitted.held_out[0][1], trained.fitted.best
     assert best < 0.9 * before, (before, best)
@@ -241,8 +244,7 @@ def test_a_folder_of_images_trains_an_encoder(tmp_path: Path) -> None:
     trained = train_adapter(
         tmp_path,
         model=zoo.ModelSpec(name="timm/test_vit", weights=None),
-        steps=10,
-        held_out=0.0,
+        training=TrainingOptions(steps=10, held_out=0.0),
         targets=["qkv[0/3]", "fc1"],
         r=2,
     )
@@ -294,10 +296,7 @@ def test_a_trained_adapter_answers_for_its_row_alone() -> None:
         PAIRS,
         model=built,
         name="french",
-        steps=250,
-        held_out=0.0,
-        batch_size=6,
-        learning_rate=0.02,
+        training=TrainingOptions(steps=250, held_out=0.0, batch_size=6, learning_rate=0.02),
         targets=everywhere,
         r=16,
     )

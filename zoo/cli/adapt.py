@@ -121,7 +121,7 @@ def _value(text: str) -> Any:
 def _train(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from zoo.tasks.adapter_training import train_adapter
+    from zoo.tasks.adapter_training import TrainingOptions, train_adapter
 
     _prepare(arguments)
     with tqdm(total=arguments.steps, unit="step", file=sys.stderr, disable=None) as bar:
@@ -134,11 +134,13 @@ def _train(arguments: argparse.Namespace) -> int:
             arguments.path,
             model=_spec(arguments),
             method=arguments.method,
-            steps=arguments.steps,
-            batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            held_out=arguments.held_out,
-            seed=arguments.seed,
+            training=TrainingOptions(
+                steps=arguments.steps,
+                batch_size=arguments.batch_size,
+                learning_rate=arguments.learning_rate,
+                held_out=arguments.held_out,
+                seed=arguments.seed,
+            ),
             report=report,
             **read_options(arguments.option),
         )

@@ -81,29 +81,32 @@ def run_embed(arguments: argparse.Namespace) -> int:
     for result in failed:
         print(f"zoo: {result.error}", file=sys.stderr)
     if arguments.json:
-        print_json(
-            {
-                **about_model(outcome.provenance),
-                "file": str(outcome.file),
-                "shape": list(outcome.shape),
-                "normalised": outcome.normalised,
-                "computed": outcome.computed,
-                "up_to_date": outcome.up_to_date,
-                "results": [
-                    {"input": result.input, "modality": result.modality}
-                    | ({"error": result.error} if result.error else {"sha256": result.sha256})
-                    for result in outcome.results
-                ],
-            }
-        )
+        print_json(embedding_document(outcome))
     elif not outcome.shape[0]:
         print(f"zoo: none of {len(outcome.results)} items can be read: nothing was written", file=sys.stderr)
     else:
         state = "is up to date" if outcome.up_to_date else f"{outcome.computed} computed now"
         vectors = counted(outcome.shape[0], f"{'unit ' if outcome.normalised else ''}vector")
         print(f"{outcome.file}  {vectors} of width {outcome.shape[1]}  {state}")
-        print(f"{spell_model(outcome.provenance)}", file=sys.stderr)
+        print(spell_model(outcome.provenance), file=sys.stderr)
     return 1 if failed else 0
+
+
+def embedding_document(outcome: Any) -> dict[str, Any]:
+    """The JSON document of an embedding."""
+    return {
+        **about_model(outcome.provenance),
+        "file": str(outcome.file),
+        "shape": list(outcome.shape),
+        "normalised": outcome.normalised,
+        "computed": outcome.computed,
+        "up_to_date": outcome.up_to_date,
+        "results": [
+            {"input": result.input, "modality": result.modality}
+            | ({"error": result.error} if result.error else {"sha256": result.sha256})
+            for result in outcome.results
+        ],
+    }
 
 
 def run_search(arguments: argparse.Namespace) -> int:

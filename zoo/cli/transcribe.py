@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[Path, Path], format_: str) -> int:
     options = _options(arguments)
-    from zoo.tasks.transcription import open_transcriber, transcribe
+    from zoo.tasks.transcription import RunOptions, open_transcriber, transcribe
     from zoo.tasks.voice_activity import open_detector
 
     built = open_transcriber(model_spec(arguments))
@@ -128,10 +128,12 @@ def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[
             task=arguments.task,
             vad=detector,
             batch_size=arguments.batch_size,
-            max_duration_s=arguments.max_duration,
-            journal=None if target is None else journal_of(target),
-            on_window=_print_window if streamed else None,
-            on_done=None if target is None else partial(_write, target, format_),
+            run=RunOptions(
+                max_duration_s=arguments.max_duration,
+                journal=None if target is None else journal_of(target),
+                on_window=_print_window if streamed else None,
+                on_done=None if target is None else partial(_write, target, format_),
+            ),
             progress=not streamed or not sys.stdout.isatty(),
             **options,
         )

@@ -42,18 +42,34 @@ class Trained:
     share: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """How long, on how much at once, and what only measures.
+
+    batch_size: 8 texts or 32 images when None. learning_rate: what suits the method when None.
+    held_out: share of the examples that only measures; the best adapter by it is kept, and `patience` measurements without a better one
+        end the training. 0: none.
+    seed: of all that is random; the same gives the same adapter.
+    """
+
+    steps: int = 200
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    held_out: float = 0.1
+    patience: int = 3
+    seed: int = 0
+
+
+AS_USUAL = TrainingOptions()
+
+
 def train_adapter(
     data: str | Path | Sequence[tuple[str, str]],
     *,
     model: str | ModelSpec | Built,
     method: str = "lora",
     name: str = "default",
-    steps: int = 200,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    held_out: float = 0.1,
-    patience: int = 3,
-    seed: int = 0,
+    training: TrainingOptions = AS_USUAL,
     report: Callable[[int, float], None] | None = None,
     **options: Any,
 ) -> Trained:
@@ -61,14 +77,12 @@ def train_adapter(
 
     data: pairs of (prompt, completion), or a `.jsonl` file of objects with these fields (or `text` and `label`), for a decoder; a folder with
         one folder of images for each class, for an encoder.
-    held_out: share of the examples that only measures; the best adapter by it is kept, and `patience` measurements without a better one
-        end the training. 0: none.
-    learning_rate: what suits the method when None. options: those of the method.
+    report: called with each step's number and loss. options: those of the method.
     Raises UsageError for data that do not fit the model, MediaError for what cannot be read, and what `zoo.adapt` and `fit` raise.
     """
-    torch.manual_seed(seed)
-    if not 0 <= held_out < 1:
-        raise UsageError(f"held_out is a share of the examples, from 0 to below 1, got {held_out}")
+    torch.manual_seed(training.seed)
+    if not 0 <= training.held_out < 1:
+        raise UsageError(f"held_out is a share of the examples, from 0 to below 1, got {training.held_out}")
     folder = Path(data) if isinstance(data, (str, Path)) and Path(data).is_dir() else None
     kinds = ("encoder", "dual_encoder") if folder is not None else ("decoder",)
     built = open_for("adapt", model, kinds=kinds, modalities=(IMAGE if folder is not None else TEXT,))
@@ -76,28 +90,18 @@ def train_adapter(
     active = adapters.active
     adapter = adapters.add(method, name=name, **options)
     try:
-        if folder is not None:
-            names = shot_names(folder, None)
-            examples, loss = _images(built, folder, names)
-            train, test = split(examples, held_out, seed, [label for _, label in examples])
-            batch_size = IMAGE_BATCH_SIZE if batch_size is None else batch_size
-        else:
-            pairs = read_pairs(Path(data)) if isinstance(data, (str, Path)) else list(data)
-            examples, loss = _texts(built, pairs, adapter.virtual_count)
-            train, test = split(examples, held_out, seed)
-            batch_size = BATCH_SIZE if batch_size is None else batch_size
-        if learning_rate is None:
-            learning_rate = adapter.learning_rate
+        lesson = _of_images(built, folder) if folder is not None else _of_texts(built, data, adapter.virtual_count)
+        train, test = split(lesson.examples, training.held_out, training.seed, lesson.labels)
         fitted = fit(
             adapters.parameters(),
-            loss,
+            lesson.loss,
             train,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
+            steps=training.steps,
+            batch_size=lesson.batch_size if training.batch_size is None else training.batch_size,
+            learning_rate=adapter.learning_rate if training.learning_rate is None else training.learning_rate,
+            seed=training.seed,
             held_out=test,
-            patience=patience,
+            patience=training.patience,
             report=report,
             train=adapters.train_adapters,
         )
@@ -108,15 +112,9 @@ def train_adapter(
     trained = sum(adapters.trainable().values())
     every = trained + sum(one.numel() for one in built.module.parameters())
     return Trained(
-        provenance=provenance_of(built),
-        adapters=adapters,
-        name=name,
-        fitted=fitted,
-        examples=len(train),
-        held_out=len(test),
-        parameters=trained,
-        share=trained / every,
-    )
+        provenance=provenance_of(built), adapters=adapters, name=name, fitted=fitted, examples=len(train),
+        held_out=len(test), parameters=trained, share=trained / every,
+    )  # fmt: skip
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -149,14 +147,27 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _texts(built: Built, pairs: Sequence[tuple[str, str]], virtual: int) -> tuple[list[Any], Any]:
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """Examples, the loss over a batch of them, the usual size of one, and the class of each where they have classes."""
+
+    examples: list[Any]
+    loss: Any
+    batch_size: int
+    labels: list[int] | None = None
+
+
+def _of_texts(built: Built, data: str | Path | Sequence[tuple[str, str]], virtual: int) -> _Lesson:
+    pairs = read_pairs(Path(data)) if isinstance(data, (str, Path)) else list(data)
     decoder: Any = built.module
     if decoder.tokenizer is None:
         raise UsageError(f"{built.name} has no tokenizer, so it reads no text")
-    return list(encode_completions(decoder.tokenizer, pairs, longest=decoder.context - virtual)), completion_loss(decoder)
+    examples = list(encode_completions(decoder.tokenizer, pairs, longest=decoder.context - virtual))
+    return _Lesson(examples, completion_loss(decoder), BATCH_SIZE)
 
 
-def _images(built: Built, folder: Path, names: Sequence[str]) -> tuple[list[Any], Any]:
+def _of_images(built: Built, folder: Path) -> _Lesson:
+    names = shot_names(folder, None)
     encoder: Any = built.module
     if built.found.card.kind == "dual_encoder":
         raise UsageError(
@@ -164,7 +175,8 @@ def _images(built: Built, folder: Path, names: Sequence[str]) -> tuple[list[Any]
         )
     items = shot_items(folder, names, IMAGE)
     examples = [(encoder.preprocess([load(one, allow_urls=False)]), label) for one, label in items]
-    return examples, centroid_loss(encoder, classes=len(names))
+    loss = centroid_loss(encoder, classes=len(names))
+    return _Lesson(examples, loss, IMAGE_BATCH_SIZE, [label for _, label in items])
 
 
 def split(

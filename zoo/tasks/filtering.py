@@ -157,10 +157,7 @@ def filter_pairs(
     limit, origin = _rule(threshold, preset, dry_run=dry_run)
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size is at least 1, got {batch_size}")
-    if out is None and not dry_run:
-        raise UsageError("--out says where the pairs go that stay (or --dry-run shows the scores alone)")
-    if report is not None and not Path(report).absolute().parent.is_dir():
-        raise UsageError(f"--report {report}: there is no folder {Path(report).parent} (mkdir -p {Path(report).parent})")
+    _check_places(out, report, dry_run=dry_run)
     target = None if out is None or dry_run else Path(out).expanduser()
     shards = find_shards(str(source), target)
     if report is not None and target is not None:
@@ -211,6 +208,14 @@ def _rule(threshold: float | None, preset: str | None, *, dry_run: bool) -> tupl
             f"--dry-run shows the scores of your pairs"
         )
     return None, ""
+
+
+def _check_places(out: str | Path | None, report: str | Path | None, *, dry_run: bool) -> None:
+    """Raise UsageError where nobody says where the result goes, and for a report in a folder that is not there."""
+    if out is None and not dry_run:
+        raise UsageError("--out says where the pairs go that stay (or --dry-run shows the scores alone)")
+    if report is not None and not Path(report).absolute().parent.is_dir():
+        raise UsageError(f"--report {report}: there is no folder {Path(report).parent} (mkdir -p {Path(report).parent})")
 
 
 def _refuse_report(report: Path, out: Path, shards: Sequence[Shard]) -> None:

@@ -42,24 +42,12 @@ def classify_texts(
     A text that is too long for the model has an error in place of an answer. Raises UsageError for arguments that make no sense
     and examples that the model's context does not hold, MediaError for a file of shots that cannot be read.
     """
-    items = [texts] if isinstance(texts, str) else list(texts)
-    wrong = next((item for item in items if not isinstance(item, str)), None)
-    if wrong is not None:
-        raise UsageError(f"a text is a string, got {wrong!r:.80}")
+    items = _texts(texts)
     if top is not None and top < 1:
         raise UsageError(f"top is at least 1, got {top}")
     if template.count("{text}") != 1:
         raise UsageError(f"a template has one {{text}} where the text goes, got {template!r}")
-    examples = read_shots(Path(shots)) if isinstance(shots, (str, Path)) else list(shots or ())
-    for example in examples:
-        if len(example) != 2 or not all(isinstance(part, str) for part in example):
-            raise UsageError(f"an example is a pair of two strings, text and label, got {example!r:.80}")
-    names = check_labels(labels) if labels is not None else sorted({label for _, label in examples})
-    if len(names) < 2:
-        raise UsageError("texts need labels: name at least two, or give examples of two (--labels a,b or --shots FILE)")
-    unknown = sorted({label for _, label in examples} - set(names))
-    if unknown:
-        raise UsageError(f"examples have labels that are not among {', '.join(names)}: {', '.join(unknown)}")
+    examples, names = _examples(shots, labels)
     language = model if isinstance(model, LanguageModel) else open_language_model(model)
     asked = [(template.replace("{text}", text), label) for text, label in examples]
     before = "".join(f"{prompt}{joined(prompt, label)}{BETWEEN}" for prompt, label in asked)
@@ -82,6 +70,31 @@ def classify_texts(
         method=f"{len(examples)} examples in the prompt" if examples else "zero-shot",
         results=tuple(results),
     )
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+    items = [texts] if isinstance(texts, str) else list(texts)
+    wrong = next((item for item in items if not isinstance(item, str)), None)
+    if wrong is not None:
+        raise UsageError(f"a text is a string, got {wrong!r:.80}")
+    return items
+
+
+def _examples(
+    shots: str | Path | Sequence[tuple[str, str]] | None, labels: Sequence[str] | None
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """The examples, and the labels: those that are named, or those of the examples. Raises UsageError where they do not fit."""
+    examples = read_shots(Path(shots)) if isinstance(shots, (str, Path)) else list(shots or ())
+    for example in examples:
+        if len(example) != 2 or not all(isinstance(part, str) for part in example):
+            raise UsageError(f"an example is a pair of two strings, text and label, got {example!r:.80}")
+    names = check_labels(labels) if labels is not None else sorted({label for _, label in examples})
+    if len(names) < 2:
+        raise UsageError("texts need labels: name at least two, or give examples of two (--labels a,b or --shots FILE)")
+    unknown = sorted({label for _, label in examples} - set(names))
+    if unknown:
+        raise UsageError(f"examples have labels that are not among {', '.join(names)}: {', '.join(unknown)}")
+    return examples, names
 
 
 def _choice(

@@ -65,6 +65,26 @@ class Transcription:
     note: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a transcription is done and told of: nothing of it changes a word.
+
+    max_duration_s, max_decode_s: longer sounds are refused, and those that take longer to decode.
+    journal: a file in which a sound that takes long is safe: if the work is interrupted, the same call goes on from there; it is
+        removed when the work is done, and `on_done` has returned. For one sound.
+    on_window: called with the sound's name and each window as soon as it is there. on_done: called with what is returned.
+    """
+
+    max_duration_s: float = MAX_DURATION_S
+    max_decode_s: float = MAX_DECODE_S
+    journal: str | Path | None = None
+    on_window: OnWindow | None = None
+    on_done: Callable[[Transcription], None] | None = None
+
+
+AS_USUAL = RunOptions()
+
+
 def transcribe(
     audio: AudioSource | Sequence[AudioSource],
     *,
@@ -73,11 +93,7 @@ def transcribe(
     task: str = "transcribe",
     vad: bool | Built = False,
     batch_size: int = 1,
-    max_duration_s: float = MAX_DURATION_S,
-    max_decode_s: float = MAX_DECODE_S,
-    journal: str | Path | None = None,
-    on_window: OnWindow | None = None,
-    on_done: Callable[[Transcription], None] | None = None,
+    run: RunOptions = AS_USUAL,
     progress: bool = False,
     **options: Any,
 ) -> Transcription:
@@ -89,16 +105,13 @@ def transcribe(
     language: a code or a name; None: as it sounds. task: "translate" writes English.
     vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
-    max_duration_s, max_decode_s: longer sounds are refused, and those that take longer to decode.
-    journal: a file in which a sound that takes long is safe: if the work is interrupted, the same call goes on from there; it is
-        removed when the work is done, and `on_done` has returned. For one sound.
-    on_window: called with the sound's name and each window as soon as it is there. on_done: called with what is returned.
+    run: limits, a journal for a sound that takes long, and what is called meanwhile.
     options: of the model itself, as word_timestamps, beam_size, temperature, initial_prompt (`zoo_whisper.transcription.windows`).
     Raises UsageError for arguments that make no sense, and what building the model raises. A sound that cannot be read becomes a result
     with `error`; it never costs the others theirs.
     """
     sounds = _sources(audio)
-    if journal is not None and len(sounds) != 1:
+    if run.journal is not None and len(sounds) != 1:
         raise UsageError(f"a journal is of one sound, got {len(sounds)}")
     if "speech" in options:
         raise UsageError("speech is found by vad=True")
@@ -109,18 +122,19 @@ def transcribe(
     _check_options(built, [*options, *(["batch_size"] if batch_size != 1 else []), *(["speech"] if wanted else [])])
     detector = vad if isinstance(vad, Built) else open_detector() if wanted else None
     given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad is not False, **options}
-    run = _Run(built, detector, given, (max_duration_s, max_decode_s), on_window, progress)
-    results = [run.transcript(source, journal=None if journal is None else Path(journal)) for source in sounds]
+    journal = None if run.journal is None else Path(run.journal)
+    work = _Run(built, detector, given, run, progress=progress)
+    results = [work.transcript(source, journal=journal) for source in sounds]
     outcome = Transcription(
         provenance=provenance_of(built, kernel=built.kernel or device_and_format(built)[1]),
         settings=given,
         results=tuple(results),
         note=BATCHES_IGNORE if batch_size > 1 else None,
     )
-    if on_done is not None:
-        on_done(outcome)
+    if run.on_done is not None:
+        run.on_done(outcome)
     if journal is not None and results[0].error is None:
-        Path(journal).unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
     return outcome
 
 
@@ -167,13 +181,12 @@ class _Run:
         built: Built,
         detector: Built | None,
         given: Mapping[str, Any],
-        limits_s: tuple[float, float],
-        on_window: OnWindow | None,
+        run: RunOptions,
+        *,
         progress: bool,
     ) -> None:
         self.built, self.detector, self.given = built, detector, dict(given)
-        self.limits_s, self.progress = limits_s, progress
-        self.on_window = on_window
+        self.run, self.progress = run, progress
 
     def transcript(self, source: AudioSource, *, journal: Path | None) -> Transcript:
         label = printable(str(source)) if isinstance(source, (str, Path)) else "the sound"
@@ -183,8 +196,8 @@ class _Run:
                 open_reader(
                     source,
                     sample_rate_hz=module.sample_rate_hz,
-                    max_duration_s=self.limits_s[0],
-                    max_decode_s=self.limits_s[1],
+                    max_duration_s=self.run.max_duration_s,
+                    max_decode_s=self.run.max_decode_s,
                 ) as reader,
                 closing(self._windows(reader, source, journal)) as windows,
             ):
@@ -206,8 +219,8 @@ class _Run:
                 segments += window.segments
                 language = window.language or language
                 bar.update(max(0, round(window.reached_s) - bar.n))
-                if self.on_window is not None:
-                    self.on_window(label, window)
+                if self.run.on_window is not None:
+                    self.run.on_window(label, window)
         if not reader.duration_s:
             raise MediaError(f"{label}: it holds no sample")
         text = "".join(segment.text for segment in segments).strip()

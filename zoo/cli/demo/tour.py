@@ -43,11 +43,7 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"1. Free labels: which of these {len(labels)} words fits each of {len(photos)} photos?")
     say(textwrap.fill(", ".join(labels), 100, initial_indent="   ", subsequent_indent="   "))
     zero_shot, zero_shot_s = _timed(lambda: classify(files, labels, top=3))
-    right = 0
-    for photo, answer in zip(photos, zero_shot.results, strict=True):
-        correct = answer.label == photo["label"]
-        right += correct
-        say(f"   {'right' if correct else 'WRONG'}  {photo['file']:<14} {_spell(answer)}{_expected(photo, answer)}")
+    right = _say_photos(photos, zero_shot, say)
     say(f"   {right} of {len(photos)} right (chance: {len(photos) / len(labels):.1f}) in {zero_shot_s:.1f} s")
     _say_origin(zero_shot, say)
     say("\n2. No labels: the 1,000 ImageNet classes that the image model was trained on.")
@@ -55,20 +51,7 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     for photo, answer in zip(photos, own.results, strict=False):
         say(f"          {photo['file']:<14} {_spell(answer)}")
     _say_origin(own, say)
-    say("\n3. A language model: what comes next, an answer, and which of three words fits.")
-    spoken, language_s = _timed(_speak)
-    completed, answered, chosen = (outcome.results[0] for outcome in spoken)
-    say(f"          {SENTENCE} ...  {completed.text.strip()}")
-    say(f"          {QUESTION}  {answered.text.strip()}")
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in chosen.scores.items())
-    say(f"          {RIDDLE} ...  {shares}   ({language_s:.1f} s in all)")
-    _say_origin(spoken[0], say)
-    say("\n4. A recording: what does she read?")
-    heard, heard_s = _timed(lambda: transcribe(RECORDING))
-    (said,) = heard.results
-    say(textwrap.fill(said.text, 100, initial_indent=" " * 10, subsequent_indent=" " * 10))
-    say(f"          ({said.language}, {said.duration_s:.1f} s of sound in {heard_s:.1f} s, the weights read and checked)")
-    _say_origin(heard, say)
+    language, recording = _ask_language_model(say), _hear(say)
     sheet = out / "contact-sheet.png"
     out.mkdir(parents=True, exist_ok=True)
     contact_sheet(photos, zero_shot).save(sheet)
@@ -82,24 +65,46 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
         "labels": labels,
         "zero_shot": _fields(zero_shot, zero_shot_s),
         "own_classes": _fields(own, own_s),
-        "language": {
-            "model": spoken[0].provenance.model,
-            "kernel": spoken[0].provenance.kernel,
-            "seconds": round(language_s, 3),
-            "completion": completed.text,
-            "answer": answered.text,
-            "choice": chosen.choice,
-            "scores": chosen.scores,
-        },
-        "recording": {
-            "model": heard.provenance.model,
-            "weights": heard.provenance.weights,
-            "seconds": round(heard_s, 3),
-            "text": said.text,
-            "language": said.language,
-            "duration_s": said.duration_s,
-        },
+        "language": language,
+        "recording": recording,
         "contact_sheet": str(sheet),
+    }
+
+
+def _ask_language_model(say: Callable[[str], None]) -> dict[str, Any]:
+    say("\n3. A language model: what comes next, an answer, and which of three words fits.")
+    spoken, seconds = _timed(_speak)
+    completed, answered, chosen = (outcome.results[0] for outcome in spoken)
+    say(f"          {SENTENCE} ...  {completed.text.strip()}")
+    say(f"          {QUESTION}  {answered.text.strip()}")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in chosen.scores.items())
+    say(f"          {RIDDLE} ...  {shares}   ({seconds:.1f} s in all)")
+    _say_origin(spoken[0], say)
+    return {
+        "model": spoken[0].provenance.model,
+        "kernel": spoken[0].provenance.kernel,
+        "seconds": round(seconds, 3),
+        "completion": completed.text,
+        "answer": answered.text,
+        "choice": chosen.choice,
+        "scores": chosen.scores,
+    }
+
+
+def _hear(say: Callable[[str], None]) -> dict[str, Any]:
+    say("\n4. A recording: what does she read?")
+    heard, seconds = _timed(lambda: transcribe(RECORDING))
+    (said,) = heard.results
+    say(textwrap.fill(said.text, 100, initial_indent=" " * 10, subsequent_indent=" " * 10))
+    say(f"          ({said.language}, {said.duration_s:.1f} s of sound in {seconds:.1f} s, the weights read and checked)")
+    _say_origin(heard, say)
+    return {
+        "model": heard.provenance.model,
+        "weights": heard.provenance.weights,
+        "seconds": round(seconds, 3),
+        "text": said.text,
+        "language": said.language,
+        "duration_s": said.duration_s,
     }
 
 
@@ -141,6 +146,16 @@ def _timed(work: Callable[[], _Outcome]) -> tuple[_Outcome, float]:
 
 def _spell(answer: Answer) -> str:
     return ", ".join(f"{label} {score:.0%}" for label, score in answer.scores.items())
+
+
+def _say_photos(photos: list[dict[str, Any]], outcome: Classification, say: Callable[[str], None]) -> int:
+    """One line a photo; returns how many are right."""
+    right = 0
+    for photo, answer in zip(photos, outcome.results, strict=True):
+        correct = answer.label == photo["label"]
+        right += correct
+        say(f"   {'right' if correct else 'WRONG'}  {photo['file']:<14} {_spell(answer)}{_expected(photo, answer)}")
+    return right
 
 
 def _expected(photo: dict[str, Any], answer: Answer) -> str:
