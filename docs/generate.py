@@ -33,7 +33,7 @@ PAGES = (
     "docs/speech.md",
 )
 REFUSED = ("zoo show efficientnet_lite3",)  # commands whose error is what is shown
-KNOWN = ROOT / "zoo" / "known_distributions.json"
+KNOWN = ROOT / "zoo" / "registry" / "known_distributions.json"
 PHOTOS = "zoo/cli/demo/photos"
 RECORDING = "zoo/cli/demo/sounds/sense_and_sensibility.flac"
 ZOO = Path(sys.executable).with_name("zoo")

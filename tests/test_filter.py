@@ -482,7 +482,7 @@ def test_presets_warn_with_another_model(main, folder: Path, tmp_path: Path, mod
     assert document["report"] == str(tmp_path / "r.json")
     for content in (document, report):
         assert (content["threshold"], content["preset"]) == (0.3, "laion400m")
-        assert content["threshold_from"] == "LAION-400M, scores of OpenAI's CLIP ViT-B/32 (arXiv:2111.02114)"
+        assert content["threshold_from"] == "LAION-400M, by the scores of its authors' encoder (arXiv:2111.02114)"
 
 
 def test_a_preset_fits_the_weights_whose_row_says_so(folder: Path, model: object, tmp_path: Path) -> None:
@@ -494,12 +494,12 @@ def test_a_preset_fits_the_weights_whose_row_says_so(folder: Path, model: object
         built = replace(model, found=found, name=name if local else found.name)
         return library.filter_pairs(folder, preset=preset, dry_run=True, model=built).notes
 
-    assert notes("", "openai-clip-vit-b-32") == ()
-    assert notes("", "openai-clip-vit-b-32", "laion400m") == ()
-    assert "was chosen for other scores" in notes("", "openai-clip-vit-b-32", "laion5b-multilingual")[0]
+    assert notes("", "laion-english") == ()
+    assert notes("", "laion-english", "laion400m") == ()
+    assert "was chosen for other scores" in notes("", "laion-english", "laion5b-multilingual")[0]
     assert "was chosen for other scores" in notes("", None)[0]
     for name in ("conse/lite0-minilm", "clip/ViT-B-32.openai"):  # a local file in the place of the card's own weights
-        assert "was chosen for other scores" in notes(name, "openai-clip-vit-b-32", local=True)[0]
+        assert "was chosen for other scores" in notes(name, "laion-english", local=True)[0]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ MAX_DEPTH = 8  # parts of parts; a card that is a part of itself is refused when
 
 def add_commands(commands: Any) -> None:
     listing = commands.add_parser("list", help="list models")
-    listing.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, e.g. 'timm/vit_small*'")
+    listing.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, e.g. '*tiny*' or 'PLUGIN/*'")
     listing.add_argument("--kind", choices=KINDS)
     listing.add_argument("--modality", choices=MODALITIES)
     listing.set_defaults(run=run_list)

@@ -1,6 +1,6 @@
 """Sentences to put labels into, as named sets: a label is read in each of them, and the mean of the unit embeddings counts.
 
-openai-80  the templates of CLIP's ImageNet results (Radford et al. 2021, arXiv:2103.00020, section 3.1.4), published with its
+openai-80  the templates of the ImageNet results of Radford et al. 2021 (arXiv:2103.00020, section 3.1.4), published with their
            code: for encoders that were trained on captions.
 openai-7   the seven of them that were chosen one after the other, each the one that helped most; near the eighty in accuracy.
 zoo-9      ours, for everyday photos: what a person would write under one, near and far, sharp and not, one and many. It has no

@@ -88,7 +88,7 @@ def crop_and_resize(
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """RGB image -> uint8[size, size, 3]: the short side resized to `size / crop`, then the centre cut out.
 
-    Equal to timm's and torchvision's resize and crop, pixel for pixel. An image more than `LONG_SIDES` times as long as wide is
+    Equal to torchvision's resize and crop, pixel for pixel. An image more than `LONG_SIDES` times as long as wide is
     resized only where the crop will be, so that no aspect ratio costs memory; that is within two grey levels.
     """
     width, height = image.size

@@ -184,7 +184,7 @@ class LearnedPositions(nn.Module):
 
 class SinusoidalPositions(nn.Module):
     """Sines in the first half of the width and cosines in the second, of wavelengths from 2 pi to 20,000 pi (Vaswani et al.
-    2017, arXiv:1706.03762, in the order that Whisper uses).
+    2017, arXiv:1706.03762, all sines before all cosines).
     """
 
     table_PW: torch.Tensor

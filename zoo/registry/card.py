@@ -55,7 +55,7 @@ class Weights:
         a file whose keys are not the module's own.
     classes: number of outputs of the trained classifier, where it differs from the card's.
     score_scale: name of the scale of the cosines, where thresholds were published for these very weights, as
-        `openai-clip-vit-b-32` (see `zoo.tasks.filtering.PRESETS`).
+        `laion-english` (see `zoo.tasks.filtering.PRESETS`).
     """
 
     tag: str

@@ -4,13 +4,13 @@ api = ">=1,<2"                            # plugin API versions the plugin works
 schemes = ["s3"]                          # optional: weight sources it can open (hook zoo_open_weights)
 
 [[card]]                                  # fields: see zoo.registry.card.Card
-name = "efficientnet_lite0"
+name = "vit_nano"
 kind = "encoder"
 modalities = ["image"]
-build = "zoo_timm.encoders:encoder"       # only inside the plugin's own package
+build = "zoo_leaves.encoders:encoder"     # only inside the plugin's own package
 ...
 [[card.weights]]                          # the first row is the default
-tag = "in1k"
+tag = "herbarium"
 [[card.weights.file]]
 role = "model"
 sha256 = "5793..."

@@ -60,7 +60,7 @@ class Plugin:
 
 
 def describe(plugin: Plugin | Provider) -> str:
-    """`plugin 'timm' (modalzoo-timm 0.1.0)`, as every message names a plugin."""
+    """`plugin 'leaves' (zoo-leaves 0.1.0)`, as every message names a plugin."""
     name = plugin.name if isinstance(plugin, Plugin) else plugin.plugin
     return f"plugin '{name}' ({plugin.distribution} {plugin.version})"
 

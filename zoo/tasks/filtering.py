@@ -63,14 +63,14 @@ class Preset:
 
 PRESETS = {
     "laion5b-english": Preset(
-        0.28, "LAION-5B, English pairs, scores of OpenAI's CLIP ViT-B/32 (arXiv:2210.08402)", "openai-clip-vit-b-32"
+        0.28, "LAION-5B, English pairs, by the scores of its authors' encoder (arXiv:2210.08402)", "laion-english"
     ),
     "laion5b-multilingual": Preset(
         0.26,
-        "LAION-5B, pairs in other languages, scores of multilingual CLIP ViT-B/32 (arXiv:2210.08402)",
-        "multilingual-clip-vit-b-32",
+        "LAION-5B, pairs in other languages, by the scores of its authors' encoder (arXiv:2210.08402)",
+        "laion-multilingual",
     ),
-    "laion400m": Preset(0.3, "LAION-400M, scores of OpenAI's CLIP ViT-B/32 (arXiv:2111.02114)", "openai-clip-vit-b-32"),
+    "laion400m": Preset(0.3, "LAION-400M, by the scores of its authors' encoder (arXiv:2111.02114)", "laion-english"),
 }
 
 

@@ -106,7 +106,7 @@ def transcribe(
     vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
     run: limits, a journal for a sound that takes long, and what is called meanwhile.
-    options: of the model itself, as word_timestamps, beam_size, temperature, initial_prompt (`zoo_whisper.transcription.windows`).
+    options: of the model itself, as word_timestamps, beam_size, temperature, initial_prompt: the keyword arguments of its `windows`.
     Raises UsageError for arguments that make no sense, and what building the model raises. A sound that cannot be read becomes a result
     with `error`; it never costs the others theirs.
     """

@@ -168,7 +168,7 @@ def test_rows_say_where_from_and_how() -> None:
         name: zoo.find(f"clip/{name}").weights.score_scale
         for name in ("ViT-B-32.openai", "ViT-B-32-quickgelu.openai", "ViT-B-32.laion2b_s34b_b79k", "ViT-B-16.openai")
     }
-    assert list(scales.values()) == ["openai-clip-vit-b-32", "openai-clip-vit-b-32", None, None]
+    assert list(scales.values()) == ["laion-english", "laion-english", None, None]
     assert zoo.find("clip/ViT-B-32").weights.variant == {"trained_quick_gelu": False}
     assert zoo.find("clip/ViT-B-32-quickgelu").weights.tag == "openai"
     assert zoo.find("clip/roberta-ViT-B-32").weights.variant == {"trained_quick_gelu": True}

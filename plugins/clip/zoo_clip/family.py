@@ -21,7 +21,7 @@ _LICENCES = (
 )
 
 # The weights whose cosines LAION's thresholds are about.
-_SCORE_SCALES = {("ViT-B-32", "openai"): "openai-clip-vit-b-32"}
+_SCORE_SCALES = {("ViT-B-32", "openai"): "laion-english"}
 
 
 def family(pattern: str) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Reading `model.bin` of CTranslate2, the format in which faster-whisper publishes: names and dense tensors, one after another.
+"""Reading `model.bin` of CTranslate2: names and dense tensors, one after another.
 
 Little endian: u32 version, text name of the specification, u32 its revision, u32 number of variables; each variable a text name, u8 rank,
 u32 for each dimension, u8 type, u32 bytes, and the bytes; then u32 number of aliases, each two texts (alias, name). A text is u16 length and so many
