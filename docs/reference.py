@@ -15,7 +15,7 @@ from zoo.cli.scaffold import CHOICES, new_plugin
 from zoo.media.audio import AudioReader
 from zoo.models import contracts
 from zoo.models.encoded import Encoded
-from zoo.models.transcript import Segment, Window, Word
+from zoo.models.transcript import Segment, TranscriptionOptions, Window, Word
 from zoo.registry import hooks as hookspecs
 from zoo.registry.card import KINDS, Card, File, Weights
 from zoo.registry.manifest import Family
@@ -31,7 +31,7 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "dual_encoder": (contracts.DualEncoder,),
     "decoder": (contracts.Decoder, contracts.Tokenizer),
     "bridge": (contracts.Bridge, Encoded),
-    "transcriber": (contracts.Transcriber, Window, Segment, Word, AudioReader),
+    "transcriber": (contracts.Transcriber, TranscriptionOptions, Window, Segment, Word, AudioReader),
     "adapter": (Part, Virtual, Base, Place),
 }
 RETURNS = {

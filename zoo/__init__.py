@@ -14,11 +14,12 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.models.build import ModelSpec, build, open_model
     from zoo.models.composition import compose, save, trained_parameters
     from zoo.models.encoded import Encoded
+    from zoo.models.provenance import Provenance
     from zoo.registry.card import Card
     from zoo.registry.hooks import hookimpl
     from zoo.registry.lookup import cards, find, installed_plugins
     from zoo.registry.own_cards import register
-    from zoo.tasks.adapter_training import train_adapter
+    from zoo.tasks.adapter_training import TrainingOptions, train_adapter
     from zoo.tasks.classify import classify
     from zoo.tasks.embedding import embed
     from zoo.tasks.filtering import filter_pairs
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.media_prompt import read_media, written
     from zoo.tasks.search import search
     from zoo.tasks.text_classification import classify_texts
-    from zoo.tasks.transcription import transcribe
+    from zoo.tasks.transcription import RunOptions, transcribe
     from zoo.tasks.voice_activity import open_detector, speech_spans
     from zoo.training.fit import fit
     from zoo.weights.delivery import fetch
@@ -38,8 +39,11 @@ _EXPORTS = {
     "Card": "zoo.registry.card",
     "Encoded": "zoo.models.encoded",
     "ModelSpec": "zoo.models.build",
+    "Provenance": "zoo.models.provenance",
+    "RunOptions": "zoo.tasks.transcription",
     "Sampling": "zoo.decoding.sampling",
     "Sound": "zoo.media.audio",
+    "TrainingOptions": "zoo.tasks.adapter_training",
     "ZooError": "zoo.errors",
     "adapt": "zoo.adapters.adapt",
     "adapters_of": "zoo.adapters.adapt",
@@ -78,8 +82,11 @@ __all__ = [
     "Card",
     "Encoded",
     "ModelSpec",
+    "Provenance",
+    "RunOptions",
     "Sampling",
     "Sound",
+    "TrainingOptions",
     "ZooError",
     "__version__",
     "adapt",

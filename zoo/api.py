@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     )
     from zoo.models.encoded import Encoded
     from zoo.models.fusion.fused import Fused
-    from zoo.models.transcript import Segment, Window, Word
+    from zoo.models.transcript import Segment, Span, TranscriptionOptions, Window, Word
     from zoo.nn.kernels.apply import apply_kernel
     from zoo.nn.kernels.linear import Int8Linear, multiplies_in_bfloat16
     from zoo.nn.kernels.seam import KernelEmbedding, KernelLinear
@@ -93,10 +93,12 @@ _EXPORTS = {
     "Sampling": "zoo.decoding.sampling",
     "Segment": "zoo.models.transcript",
     "Sound": "zoo.media.audio",
+    "Span": "zoo.models.transcript",
     "StateMismatchError": "zoo.errors",
     "TEXT": "zoo.registry.modality",
     "Tokenizer": "zoo.models.contracts",
     "Transcriber": "zoo.models.contracts",
+    "TranscriptionOptions": "zoo.models.transcript",
     "UsageError": "zoo.errors",
     "VIDEO": "zoo.registry.modality",
     "Virtual": "zoo.adapters.adapter",
@@ -168,9 +170,11 @@ __all__ = [
     "Sampling",
     "Segment",
     "Sound",
+    "Span",
     "StateMismatchError",
     "Tokenizer",
     "Transcriber",
+    "TranscriptionOptions",
     "UsageError",
     "Virtual",
     "VoiceActivity",

@@ -4,14 +4,14 @@ nothing from here. Shapes follow the legend in `zoo.registry.modality`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from zoo.media.audio import AudioReader
 from zoo.models.encoded import Encoded
-from zoo.models.transcript import Window
+from zoo.models.transcript import TranscriptionOptions, Window
 from zoo.nn.cache import Cache
 
 
@@ -155,10 +155,9 @@ class Transcriber(Protocol):
 
     `languages` maps the codes that it tells apart to their names; empty where it knows but one. `windows` reads a sound from its
     start, at the transcriber's rate, and gives what is said in order; each Window carries the state from which another call goes
-    on after it. It takes `language` (a code or a name; None: as it sounds), `task` ("transcribe" or "translate"),
-    `word_timestamps` and `state`, and whatever other options the model has by name; an option that it cannot keep is a UsageError,
-    never left out in silence. A transcriber that can decode windows together takes `batch_size` and `speech`, spans in seconds in
-    which somebody speaks. One that chooses its own number formats has `use_kernel(kernel)`.
+    on after it. `options` names what it can be asked beside the language and the task: `word_timestamps`, `batch_size` and `speech`,
+    where it can keep them, and its own. Nothing else is asked of it; a value that it cannot keep is a UsageError, never left out in
+    silence. One that chooses its own number formats has `use_kernel(kernel)`.
     """
 
     sample_rate_hz: int
@@ -166,7 +165,12 @@ class Transcriber(Protocol):
     @property
     def languages(self) -> Mapping[str, str]: ...
 
-    def windows(self, reader: AudioReader, /, **options: Any) -> Iterator[Window]: ...
+    @property
+    def options(self) -> Collection[str]: ...
+
+    def windows(
+        self, reader: AudioReader, asked: TranscriptionOptions, /, *, state: Mapping[str, Any] | None = None
+    ) -> Iterator[Window]: ...
 
 
 @runtime_checkable

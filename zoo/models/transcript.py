@@ -1,12 +1,31 @@
-"""What was said, and when: the pieces that a transcriber gives and every format of the command line is written from."""
+"""What a transcriber is asked, and what it gives: the pieces that every format of the command line is written from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_DURATION_S = 4 * 3600.0  # of a sound that is transcribed, where nobody says otherwise
+Span = tuple[float, float]  # begin and end in seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscriptionOptions:
+    """What a transcriber is asked to do.
+
+    language: a code or a name; None: as it sounds. task: "transcribe" or "translate" (into English).
+    word_timestamps: whether segments have words. batch_size: windows decoded together.
+    speech: where somebody speaks, in order; the rest is passed over. None: nobody looked.
+    own: options that this model alone has, by name.
+    """
+
+    language: str | None = None
+    task: str = "transcribe"
+    word_timestamps: bool = False
+    batch_size: int = 1
+    speech: Sequence[Span] | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from zoo.media.file import expanded
 from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.contracts import Transcriber
 from zoo.models.provenance import Provenance, provenance_of
-from zoo.models.transcript import MAX_DURATION_S, Segment, Window, Word
+from zoo.models.transcript import MAX_DURATION_S, Segment, Span, TranscriptionOptions, Window, Word
 from zoo.nn.kernels.apply import LINEARS, apply_kernel
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.modality import AUDIO
@@ -106,7 +106,7 @@ def transcribe(
     vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
     run: limits, a journal for a sound that takes long, and what is called meanwhile.
-    options: of the model itself, as word_timestamps, beam_size, temperature, initial_prompt: the keyword arguments of its `windows`.
+    options: of the model itself, as word_timestamps, beam_size, temperature, initial_prompt: those that it names in `options`.
     Raises UsageError for arguments that make no sense, and what building the model raises. A sound that cannot be read becomes a result
     with `error`; it never costs the others theirs.
     """
@@ -152,7 +152,7 @@ def open_transcriber(model: str | ModelSpec | Built | None = None) -> Built:
     module: Any = built.module
     if not isinstance(module, Transcriber):
         raise PluginError(
-            f"{describe(built.found.card.provider)}: {built.name} has no sample_rate_hz, languages and windows"
+            f"{describe(built.found.card.provider)}: {built.name} has no sample_rate_hz, languages, options and windows"
         )
     if isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu":
         if kernel != "float32":
@@ -249,16 +249,13 @@ class _Run:
                 kept.close()
 
     def _fresh(self, reader: AudioReader, state: Mapping[str, Any] | None) -> Generator[Window]:
-        options = {name: value for name, value in self.given.items() if name not in ("vad", "batch_size")}
         module: Any = self.built.module
-        if self.given["batch_size"] != 1:
-            options["batch_size"] = self.given["batch_size"]
+        speech = None
         if self.detector is not None:
-            options["speech"] = speech_spans(reader, self.detector)
+            speech = speech_spans(reader, self.detector)
             reader.rewind()
         with plugin_errors(self.built):
-            windows = module.windows(reader, state=state, **options)
-            for window in windows:
+            for window in module.windows(reader, _asked(self.given, speech), state=state):
                 if not isinstance(window, Window):
                     raise TypeError(f"windows must give zoo.models.transcript.Window, got {type(window).__name__}")
                 yield window
@@ -306,20 +303,22 @@ def _sources(audio: Any) -> list[Any]:
 
 def _check_options(built: Built, asked: Sequence[str]) -> None:
     """Raise UsageError for an option that the model does not name, before any sound is read."""
-    import inspect
-
     module: Any = built.module
-    parameters = inspect.signature(module.windows).parameters.values()
-    declared = getattr(module, "options", None)
-    names = set(declared) if declared is not None else {parameter.name for parameter in parameters}
-    open_ended = declared is None and any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    if "speech" in asked and "speech" not in names and not open_ended:
+    names = {"language", "task", *module.options}
+    if "speech" in asked and "speech" not in names:
         raise UsageError(f"{built.name} cannot be told where somebody speaks: leave out vad and batch_size")
-    own = names - {"reader", "state", "speech"}  # which are not the caller's to give
-    unknown = [name for name in asked if name not in {*own, "speech"} and (name in names or not open_ended)]
+    unknown = [name for name in asked if name not in names]
     if unknown:
+        own = names - {"speech"}  # which is not the caller's to give
         hint = did_you_mean(nearest(unknown[0], own, most=1), f"it has {', '.join(sorted(own))}")
         raise UsageError(f"{built.name} has no option {unknown[0]}; {hint}")
+
+
+def _asked(given: Mapping[str, Any], speech: Sequence[Span] | None) -> TranscriptionOptions:
+    """Settings of a call as the model is asked: those that any transcriber knows, and its own."""
+    shared = {name: value for name, value in given.items() if name in ("language", "task", "word_timestamps", "batch_size")}
+    own = {name: value for name, value in given.items() if name not in shared and name != "vad"}
+    return TranscriptionOptions(**shared, speech=speech, own=own)
 
 
 def _window_to(window: Window) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from zoo.errors import PluginError, UsageError
 from zoo.media.audio import AudioReader
 from zoo.models.build import Built, ModelSpec
 from zoo.models.contracts import VoiceActivity
+from zoo.models.transcript import Span
 from zoo.registry.modality import AUDIO
 from zoo.registry.plugin import describe
 from zoo.tasks.encoding import open_for, plugin_errors
@@ -22,7 +23,6 @@ from zoo.tasks.encoding import open_for, plugin_errors
 TASK = "voice-activity"
 BLOCK_S = 30
 HYSTERESIS = 0.15
-Span = tuple[float, float]
 
 
 def open_detector(model: str | ModelSpec | Built | None = None) -> Built:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice, pairwise
 from math import isfinite
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.errors import UsageError
 from zoo.media.audio import Sound, open_reader
-from zoo.models.transcript import Segment, Window
+from zoo.models.transcript import Segment, TranscriptionOptions, Window
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.samples import extreme, ordinary
 
@@ -77,24 +77,31 @@ def extreme_sounds_are_heard(subject: Subject) -> None:
 
 @check("speech", "A language or a task that it does not know is refused.", kinds=TRANSCRIBERS)
 def unknown_languages_are_refused(subject: Subject) -> None:
-    for options in ({"language": "klingon"}, {"task": "sing"}):
+    for name, value in (("language", "klingon"), ("task", "sing")):
+        asked = {name: value}
         try:
-            list(_windows(subject, ordinary("audio")[0], **options))
+            list(_windows(subject, ordinary("audio")[0], TranscriptionOptions(**{name: value})))  # type: ignore[arg-type]  # texts
         except UsageError as error:
-            if next(iter(options.values())) in str(error):
+            if value in str(error):
                 continue
-            raise CheckFailed(f"{options} is refused without being named: {error}") from None
+            raise CheckFailed(f"{asked} is refused without being named: {error}") from None
         except ValueError as error:
             raise CheckFailed(
-                f"{options} raises {type(error).__name__}, expected zoo.errors.UsageError with what there is"
+                f"{asked} raises {type(error).__name__}, expected zoo.errors.UsageError with what there is"
             ) from None
-        raise CheckFailed(f"{options} was accepted, expected zoo.errors.UsageError with what there is")
+        raise CheckFailed(f"{asked} was accepted, expected zoo.errors.UsageError with what there is")
 
 
-def _windows(subject: Subject, sound: Sound, **options: Any) -> Iterator[Window]:
+def _windows(
+    subject: Subject,
+    sound: Sound,
+    options: TranscriptionOptions = TranscriptionOptions(),  # noqa: B008 - it is frozen
+    *,
+    state: Mapping[str, Any] | None = None,
+) -> Iterator[Window]:
     module: Any = subject.module
     with open_reader(sound, sample_rate_hz=module.sample_rate_hz) as reader:
-        for window in module.windows(reader, **options):
+        for window in module.windows(reader, options, state=state):
             if not isinstance(window, Window):
                 raise CheckFailed(f"windows gives {type(window).__name__}, expected zoo.models.transcript.Window")
             yield window

@@ -15,10 +15,23 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from zoo.api import AudioReader, Encoded, Int8Linear, Sound, UsageError, apply_kernel, multiplies_in_bfloat16, to_waveforms
+from zoo.api import (
+    AudioReader,
+    Encoded,
+    Int8Linear,
+    Sound,
+    TranscriptionOptions,
+    UsageError,
+    Window,
+    apply_kernel,
+    multiplies_in_bfloat16,
+    to_waveforms,
+)
 from zoo.nn import Attention, Block, Decoder, Dense, Stack
 from zoo_whisper.log_mel import HOP, SAMPLE_RATE_HZ, WINDOW_FRAMES, log_mel
+from zoo_whisper.options import OPTIONS
 from zoo_whisper.tokens import LANGUAGES, controls
+from zoo_whisper.transcription import windows
 from zoo_whisper.vocabulary import open_vocabulary
 
 POSITIONS = WINDOW_FRAMES // 2  # the second convolution halves the time
@@ -129,6 +142,7 @@ class Whisper(nn.Module):
     """The whole model. `forward` is for training and for one's own decoding; `windows` transcribes."""
 
     sample_rate_hz = SAMPLE_RATE_HZ
+    options = OPTIONS
 
     def __init__(
         self, *, encoder: AudioEncoder, decoder: Decoder, vocabulary: Any, alignment_heads: Sequence[tuple[int, int]]
@@ -149,15 +163,6 @@ class Whisper(nn.Module):
         logits_BTV: torch.Tensor = self.decoder(tokens_BT, source_BSD=self.encoder.features(mel_BCT))
         return logits_BTV
 
-    @property
-    def options(self) -> frozenset[str]:
-        """Names that `windows` takes."""
-        import inspect
-
-        from zoo_whisper.transcription import windows
-
-        return frozenset(inspect.signature(windows).parameters) - {"model", "reader"}
-
     def use_kernel(self, kernel: str) -> None:
         """Run by a kernel, in place.
 
@@ -171,11 +176,11 @@ class Whisper(nn.Module):
         if kernel == "int8":
             self.decoder.head = Int8Linear(weight_VD)
 
-    def windows(self, reader: AudioReader, /, **options: Any) -> Iterator[Any]:
+    def windows(
+        self, reader: AudioReader, asked: TranscriptionOptions, /, *, state: Mapping[str, Any] | None = None
+    ) -> Iterator[Window]:
         """What is said, window by window: see `zoo_whisper.transcription.windows`."""
-        from zoo_whisper.transcription import windows
-
-        return windows(self, reader, **options)
+        return windows(self, reader, asked, state=state)
 
 
 def sinusoids(length: int, channels: int, longest: float = 10_000.0) -> torch.Tensor:
