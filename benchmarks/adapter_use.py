@@ -36,7 +36,7 @@ from zoo.adapters.adapt import adapters_of
 from zoo.decoding.scoring import score_choices
 from zoo.tasks.adapter_training import TrainingOptions, train_adapter
 from zoo.tasks.fewshot import fit_probe
-from zoo.training.fit import fit
+from zoo.training.fit import FitOptions, fit
 from zoo.training.losses import centroid_loss
 
 CHARACTERS = 300
@@ -163,10 +163,12 @@ def pictures(
             adapters.parameters(),
             centroid_loss(encoder, classes=len(classes)),
             support,
-            steps=options.image_steps,
-            batch_size=min(len(support), 4 * len(classes)),
-            learning_rate=adapters["own"].learning_rate,
-            seed=seed,
+            FitOptions(
+                steps=options.image_steps,
+                batch_size=min(len(support), 4 * len(classes)),
+                learning_rate=adapters["own"].learning_rate,
+                seed=seed,
+            ),
         )
         seconds.append(fitted.seconds)
         trained = fitted.parameters

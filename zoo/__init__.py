@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.text_classification import classify_texts
     from zoo.tasks.transcription import RunOptions, transcribe
     from zoo.tasks.voice_activity import open_detector, speech_spans
-    from zoo.training.fit import fit
+    from zoo.training.fit import FitOptions, fit
     from zoo.weights.delivery import fetch
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Card": "zoo.registry.card",
     "Encoded": "zoo.models.encoded",
+    "FitOptions": "zoo.training.fit",
     "ModelSpec": "zoo.models.build",
     "Provenance": "zoo.models.provenance",
     "RunOptions": "zoo.tasks.transcription",
@@ -81,6 +82,7 @@ _EXPORTS = {
 __all__ = [
     "Card",
     "Encoded",
+    "FitOptions",
     "ModelSpec",
     "Provenance",
     "RunOptions",

@@ -300,7 +300,7 @@ def test_what_is_derived_from_a_model_is_kept_under_its_adapters(photos: Path) -
 
 
 def test_the_base_is_as_it_was_after_training() -> None:
-    from zoo.training.fit import fit
+    from zoo.training.fit import FitOptions, fit
 
     model = tiny_decoder()
     before = fingerprint(model)
@@ -310,8 +310,7 @@ def test_the_base_is_as_it_was_after_training() -> None:
             adapters.parameters(),
             lambda batch: model(torch.stack(list(batch)))[:, -1].square().mean(),
             list(TOKENS),
-            steps=3,
-            batch_size=2,
+            FitOptions(steps=3, batch_size=2),
         )
     assert fingerprint(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -29,7 +29,7 @@ from zoo.decoding.scoring import perplexity
 from zoo.errors import UsageError
 from zoo.nn.kernels.apply import apply_kernel
 from zoo.tasks.adapter_training import TrainingOptions, split, train_adapter
-from zoo.training.fit import fit
+from zoo.training.fit import FitOptions, fit
 
 
 def two(one: str, other: str, **options: Any) -> Adapters:
@@ -82,8 +82,8 @@ def test_what_is_chosen_for_a_block_follows_training() -> None:
     adapters = zoo.adapt(model, "lora")
     with adapters.using(["default"] * 2):
         fitted = fit(
-            adapters.parameters(), lambda batch: model(TOKENS)[:, -1].logsumexp(-1).mean(), [0], steps=6, learning_rate=0.05,
-            held_out=[0], evaluate_every=1,
+            adapters.parameters(), lambda batch: model(TOKENS)[:, -1].logsumexp(-1).mean(), [0],
+            FitOptions(steps=6, learning_rate=0.05, evaluate_every=1), held_out=[0],
         )  # fmt: skip
     assert fitted.best < fitted.held_out[0][1]
     assert len({loss for _, loss in fitted.held_out}) == len(fitted.held_out)
@@ -418,11 +418,11 @@ def test_errors_put_parameters_back_and_end_training_mode() -> None:
         return point.square().sum()
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        fit([point], fail, [0], steps=3, train=modes.append)
+        fit([point], fail, [0], FitOptions(steps=3), train=modes.append)
     assert modes[-1] is False
     assert torch.equal(point.detach(), torch.ones(2))
     with pytest.raises(UsageError, match="the gradient became"):
-        fit([point], lambda batch: (point - point.detach()).sqrt().sum(), [0], steps=1)
+        fit([point], lambda batch: (point - point.detach()).sqrt().sum(), [0], FitOptions(steps=1))
     assert torch.equal(point.detach(), torch.ones(2))
 
 
@@ -433,7 +433,7 @@ def test_a_pass_holds_each_example_once() -> None:
         seen.append(list(batch))
         return point.sum()
 
-    fit([point], loss, list(range(10)), steps=6, batch_size=4)
+    fit([point], loss, list(range(10)), FitOptions(steps=6, batch_size=4))
     assert [len(set(batch)) for batch in seen] == [4] * 6, "none is smaller, none holds an example twice"
     assert all(not set(first) & set(second) for first, second in ((seen[0], seen[1]), (seen[2], seen[3])))
     assert len({example for batch in seen for example in batch}) == 10

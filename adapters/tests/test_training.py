@@ -18,7 +18,7 @@ from zoo.decoding.generation import generate
 from zoo.decoding.scoring import score_choices
 from zoo.errors import MediaError, UsageError
 from zoo.tasks.adapter_training import TrainingOptions, read_pairs, train_adapter
-from zoo.training.fit import fit
+from zoo.training.fit import FitOptions, fit
 from zoo.training.losses import centroid_loss, completion_loss, encode_completions
 
 PAIRS = [
@@ -43,10 +43,7 @@ def test_the_loop_finds_a_minimum_and_is_the_same_for_a_seed() -> None:
             [point],
             lambda batch: (point - torch.stack(list(batch))).square().mean(),
             targets,
-            steps=300,
-            batch_size=2,
-            learning_rate=0.1,
-            seed=seed,
+            FitOptions(steps=300, batch_size=2, learning_rate=0.1, seed=seed),
         )
         return point.tolist(), fitted
 
@@ -62,8 +59,8 @@ def test_the_best_is_kept_and_patience_ends_it() -> None:
     point = parameter(0.0)
     seen: list[float] = []
     fitted = fit(
-        [point], lambda batch: (point - torch.stack(list(batch))).square().mean(), [torch.tensor([9.0])], steps=200, learning_rate=0.3,
-        held_out=[torch.tensor([1.0])], evaluate_every=1, patience=4, report=lambda step, loss: seen.append(loss),
+        [point], lambda batch: (point - torch.stack(list(batch))).square().mean(), [torch.tensor([9.0])],
+        FitOptions(steps=200, learning_rate=0.3, evaluate_every=1, patience=4), held_out=[torch.tensor([1.0])], report=lambda step, loss: seen.append(loss),
     )  # fmt: skip
     assert fitted.stopped == "patience"
     assert len(seen) == fitted.steps < 200
@@ -81,7 +78,11 @@ def test_an_interrupted_training_keeps_the_best_so_far() -> None:
         return (point - torch.stack(list(batch))).square().mean()
 
     fitted = fit(
-        [point], loss, [torch.tensor([9.0])], steps=500, learning_rate=0.1, held_out=[torch.tensor([1.0])], evaluate_every=1
+        [point],
+        loss,
+        [torch.tensor([9.0])],
+        FitOptions(steps=500, learning_rate=0.1, evaluate_every=1),
+        held_out=[torch.tensor([1.0])],
     )
     assert fitted.stopped == "interrupted"
     assert float(point.detach()) == pytest.approx(1.0, abs=0.1)
@@ -90,7 +91,7 @@ def test_an_interrupted_training_keeps_the_best_so_far() -> None:
 def test_a_loss_that_is_nan_leaves_the_parameters_as_they_were() -> None:
     point = parameter(1.0)
     with pytest.raises(UsageError, match="the loss became nan, so training ended and the parameters are as they were"):
-        fit([point], lambda batch: point.sum() * math.nan if point != 1.0 else point.sum(), [1], steps=3)
+        fit([point], lambda batch: point.sum() * math.nan if point != 1.0 else point.sum(), [1], FitOptions(steps=3))
     assert float(point.detach()) == 1.0
 
 
@@ -106,7 +107,7 @@ def test_a_loss_that_is_nan_leaves_the_parameters_as_they_were() -> None:
 def test_bad_numbers(arguments: dict[str, Any], message: str) -> None:
     own = {"parameters": [parameter(1.0)], "examples": [1], "steps": 1, **arguments}
     with pytest.raises(UsageError, match=message):
-        fit(own.pop("parameters"), lambda batch: torch.zeros(()), own.pop("examples"), **own)
+        fit(own.pop("parameters"), lambda batch: torch.zeros(()), own.pop("examples"), FitOptions(**own))
 
 
 def test_the_loss_of_completions_is_what_scoring_says() -> None:

@@ -17,7 +17,7 @@ from zoo.models.build import Built, ModelSpec
 from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for
-from zoo.training.fit import Fitted, fit
+from zoo.training.fit import FitOptions, Fitted, fit
 from zoo.training.losses import centroid_loss, completion_loss, encode_completions
 
 FIELDS = (("prompt", "completion"), ("text", "label"))
@@ -96,12 +96,14 @@ def train_adapter(
             adapters.parameters(),
             lesson.loss,
             train,
-            steps=training.steps,
-            batch_size=lesson.batch_size if training.batch_size is None else training.batch_size,
-            learning_rate=adapter.learning_rate if training.learning_rate is None else training.learning_rate,
-            seed=training.seed,
+            FitOptions(
+                steps=training.steps,
+                batch_size=lesson.batch_size if training.batch_size is None else training.batch_size,
+                learning_rate=adapter.learning_rate if training.learning_rate is None else training.learning_rate,
+                seed=training.seed,
+                patience=training.patience,
+            ),
             held_out=test,
-            patience=training.patience,
             report=report,
             train=adapters.train_adapters,
         )
