@@ -12,7 +12,7 @@ from typing import Any
 from zoo.adapters.adapter import Part, Virtual
 from zoo.adapters.target_modules import Base, Place
 from zoo.cli.scaffold import CHOICES, new_plugin
-from zoo.media.audio import AudioReader
+from zoo.media.audio_reader import AudioReader
 from zoo.models import contracts
 from zoo.models.encoded import Encoded
 from zoo.models.transcript import Segment, TranscriptionOptions, Window, Word

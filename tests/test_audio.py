@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.errors import MediaError, UsageError
-from zoo.media import audio
-from zoo.media.audio import Sound, open_audio, open_reader, resample, to_waveforms
+from zoo.media import audio_decoding
+from zoo.media.audio import Sound, open_audio, open_reader, to_waveforms
+from zoo.media.resampling import resample
 
 RATE_HZ = 16_000
 
@@ -79,7 +80,7 @@ def test_channels_are_averaged(tmp_path, channels) -> None:
 def test_blocks_are_resampled_as_the_whole(monkeypatch, rate_hz) -> None:
     samples = np.random.default_rng(0).standard_normal(2 * rate_hz + 13).astype(np.float32) * 0.1
     whole = resample(torch.from_numpy(samples), rate_hz, RATE_HZ).numpy()
-    monkeypatch.setattr(audio, "BLOCK_NUMBERS", 5_003)
+    monkeypatch.setattr(audio_decoding, "BLOCK_NUMBERS", 5_003)
     pieces = open_audio(Sound(samples, rate_hz), sample_rate_hz=RATE_HZ).samples
     assert pieces.shape == whole.shape
     assert abs(len(whole) / RATE_HZ - len(samples) / rate_hz) < 1e-3
@@ -97,13 +98,13 @@ def test_a_tone_keeps_its_pitch_when_it_is_resampled() -> None:
 @given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 20_000)), min_size=1, max_size=6))
 def test_any_piece_can_be_read(places) -> None:
     samples = np.random.default_rng(1).standard_normal(30_011).astype(np.float32)
-    before, audio.BLOCK_NUMBERS = audio.BLOCK_NUMBERS, 1_009
+    before, audio_decoding.BLOCK_NUMBERS = audio_decoding.BLOCK_NUMBERS, 1_009
     try:
         with open_reader(Sound(samples, RATE_HZ)) as reader:
             for start, count in places:
                 assert np.array_equal(reader.read(start, count), samples[start : start + count])
     finally:
-        audio.BLOCK_NUMBERS = before
+        audio_decoding.BLOCK_NUMBERS = before
 
 
 def test_what_is_no_sound_is_refused(tmp_path, wav) -> None:

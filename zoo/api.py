@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
         WeightsMissingError,
         ZooError,
     )
-    from zoo.media.audio import AudioReader, Sound, open_reader, to_waveforms
+    from zoo.media.audio import Sound, open_reader, to_waveforms
+    from zoo.media.audio_reader import AudioReader
     from zoo.media.image import to_pixels
     from zoo.models.build import Built
     from zoo.models.contracts import (
@@ -64,7 +65,7 @@ _EXPORTS = {
     "AUDIO": "zoo.registry.modality",
     "Adapter": "zoo.adapters.adapter",
     "AmbiguousNameError": "zoo.errors",
-    "AudioReader": "zoo.media.audio",
+    "AudioReader": "zoo.media.audio_reader",
     "Base": "zoo.adapters.target_modules",
     "Bridge": "zoo.models.contracts",
     "Built": "zoo.models.build",

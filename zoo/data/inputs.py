@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from zoo.errors import MediaError, UsageError
-from zoo.media.audio import MAX_BYTES as MAX_AUDIO_BYTES
 from zoo.media.audio import Sound, open_audio
+from zoo.media.audio_decoding import MAX_BYTES as MAX_AUDIO_BYTES
 from zoo.media.file import check_file, expanded
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, read_file
 from zoo.registry.modality import AUDIO, IMAGE, TEXT

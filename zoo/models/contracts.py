@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from zoo.media.audio import AudioReader
+from zoo.media.audio_reader import AudioReader
 from zoo.models.encoded import Encoded
 from zoo.models.transcript import TranscriptionOptions, Window
 from zoo.nn.cache import Cache

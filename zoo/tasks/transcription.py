@@ -16,7 +16,8 @@ from tqdm import tqdm
 from zoo.data.inputs import audio_files, printable
 from zoo.data.journal import Journal, alone, read_about
 from zoo.errors import MediaError, PluginError, UsageError
-from zoo.media.audio import MAX_DECODE_S, AudioReader, AudioSource, Sound, open_reader
+from zoo.media.audio import MAX_DECODE_S, AudioSource, Sound, open_reader
+from zoo.media.audio_reader import AudioReader
 from zoo.media.file import expanded
 from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.contracts import Transcriber

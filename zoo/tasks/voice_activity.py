@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from zoo.errors import PluginError, UsageError
-from zoo.media.audio import AudioReader
+from zoo.media.audio_reader import AudioReader
 from zoo.models.build import Built, ModelSpec
 from zoo.models.contracts import VoiceActivity
 from zoo.models.transcript import Span
