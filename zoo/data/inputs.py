@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 
 from zoo.errors import MediaError, UsageError
-from zoo.media.audio import Sound, open_audio
+from zoo.media.audio import Sound
 from zoo.media.audio_decoding import MAX_BYTES as MAX_AUDIO_BYTES
 from zoo.media.file import check_file, expanded
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, read_file
+from zoo.media.readers import MediaReader, open_media
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
 from zoo.registry.modality import SUFFIXES as FILES_OF
 from zoo.registry.settings import offline
@@ -206,11 +207,15 @@ def distinct_shots(
     return kept, copies
 
 
-def load(item: Item, *, allow_urls: bool, sample_rate_hz: int | None = None) -> Image.Image | Sound:
-    """The RGB pixels of an item, or its samples at the rate. Raises MediaError."""
+def load(
+    item: Item, *, allow_urls: bool, sample_rate_hz: int | None = None, extra: Sequence[MediaReader] = ()
+) -> Image.Image | Sound:
+    """The RGB pixels of an item, or its samples at the rate. extra: readers of plugins, for files. Raises MediaError."""
     if item.modality == AUDIO:
-        return open_audio(item.source, sample_rate_hz=sample_rate_hz, label=printable(item.label))  # type: ignore[arg-type]  # an Item of audio holds no pixels
-    return load_image(item, allow_urls=allow_urls)
+        return open_media(item.source, AUDIO, extra=extra, sample_rate_hz=sample_rate_hz, label=printable(item.label))
+    if is_url(item.source):
+        return load_image(item, allow_urls=allow_urls)
+    return open_media(item.source, IMAGE, extra=extra)
 
 
 def load_image(item: Item, *, allow_urls: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:

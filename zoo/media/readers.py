@@ -1,0 +1,94 @@
+"""The table of media readers: which of them opens a file, and the limits that hold for what it gives.
+
+The core tells formats apart by content, and reads every file whose suffix is its own or nobody's. A plugin's reader is asked for
+its own suffixes alone, and never for one of the core's: one that is broken would stop everybody's images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from zoo.errors import MediaError
+from zoo.media import audio_decoding, image
+from zoo.media.audio import Sound, open_audio
+from zoo.media.file import check_file, expanded
+from zoo.registry.modality import AUDIO, IMAGE, SUFFIXES
+
+
+@dataclass(frozen=True, slots=True)
+class MediaReader:
+    """Files of one format -> a medium in memory.
+
+    name: what messages call such a file, behind "a".
+    modality: image or audio.
+    suffixes: of its files, in lower case and with the dot.
+    open: it is given a path: a regular file with something in it, of no more bytes than the core reads of the modality. It
+        returns an RGB `PIL.Image.Image` for an image and a `zoo.media.audio.Sound` for a sound, as it was recorded; the limits
+        on pixels, seconds and samples are held against that once more. It trusts no number in the file, looks at sizes before it
+        makes room for them, and raises MediaError, with the path, for what cannot be read.
+    """
+
+    name: str
+    modality: str
+    suffixes: tuple[str, ...]
+    open: Callable[..., Any]
+
+
+# Theirs is the last word on every medium: they take what another reader returned as well as a path, and options beside it.
+READERS = (
+    MediaReader("image", IMAGE, SUFFIXES[IMAGE], image.open_image),
+    MediaReader("sound", AUDIO, SUFFIXES[AUDIO], open_audio),
+)
+_OWN = {reader.modality: reader for reader in READERS}
+_MAX_BYTES = {IMAGE: image.MAX_BYTES, AUDIO: audio_decoding.MAX_BYTES}
+_RESULTS = {IMAGE: Image.Image, AUDIO: Sound}
+
+
+def open_media(source: Any, modality: str, *, extra: Sequence[MediaReader] = (), **options: Any) -> Image.Image | Sound:
+    """What is an image -> RGB image; what is a sound -> Sound.
+
+    source: what `open_image` or `open_audio` takes. A path goes to the reader of its suffix, anything else to the core's own.
+    extra: more readers, of plugins. None is asked for a suffix of the core.
+    options: those of `open_image` or `open_audio`; the limits among them hold whoever reads the file.
+    Raises MediaError: what was given, why it cannot be read, what was expected; for a suffix that two of `extra` claim, too.
+    """
+    own = _OWN[modality]
+    reader = _reader_of(source, modality, extra) if isinstance(source, (str, Path)) else own
+    if reader is own:
+        opened: Image.Image | Sound = own.open(source, **options)
+        return opened
+    label = options.pop("label", None) or str(source)
+    checked: Image.Image | Sound = own.open(_read(reader, expanded(source), label), label=label, **options)
+    return checked
+
+
+def _reader_of(path: str | Path, modality: str, extra: Sequence[MediaReader]) -> MediaReader:
+    suffix = Path(path).suffix.lower()
+    claims = [reader for reader in extra if reader.modality == modality and suffix in reader.suffixes]
+    if not claims or any(suffix in suffixes for suffixes in SUFFIXES.values()):
+        return _OWN[modality]
+    if len(claims) > 1:
+        names = " and as ".join(f"a {reader.name}" for reader in claims)
+        raise MediaError(f"{path}: {suffix} is claimed as {names}: leave out the plugin that is wrong (zoo disable)")
+    return claims[0]
+
+
+def _read(reader: MediaReader, path: Path, label: str) -> Any:
+    """What a plugin's reader makes of a file, if it is a medium of its modality at all."""
+    check_file(path, f"a {reader.name}", max_bytes=_MAX_BYTES[reader.modality])
+    try:
+        opened = reader.open(path)
+    except MediaError:
+        raise
+    except Exception as error:  # decoders raise whatever hostile bytes lead them to
+        raise MediaError(f"{label}: cannot be read as a {reader.name} ({error or type(error).__name__})") from error
+    expected = _RESULTS[reader.modality]
+    if not isinstance(opened, expected):
+        what = f"{expected.__module__}.{expected.__name__}"
+        raise MediaError(f"{label}: read as a {reader.name} it must be a {what}, got {type(opened).__name__}")
+    return opened
