@@ -7,10 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).parents[1]
 DISTS = Path(__file__).with_name("dists")
 PHOTOS = REPOSITORY / "zoo" / "cli" / "demo" / "photos"
+
+# Examples of hypothesis: few, the same ones each time, and none that is too slow for a busy machine. ZOO_SLOW_TESTS=1: many, and
+# other ones each time. A test that needs more asks for a multiple of `settings.default.max_examples`.
+settings.register_profile("push", max_examples=20, derandomize=True, deadline=None, database=None)
+settings.register_profile("whole", max_examples=200, deadline=None)
+settings.load_profile("whole" if os.environ.get("ZOO_SLOW_TESTS") == "1" else "push")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_decoder import tiny_decoder
 from tiny_fused import TinyEncoder, gated_layer, prompt, sense, thing, tiny_fused
@@ -21,7 +21,6 @@ from zoo.models.fusion.media_cache import MediaCache
 from zoo.nn.seen_media import Place, spans
 
 TOLERANCE = 1e-5
-few = settings(max_examples=20, deadline=None)
 ids = st.integers(0, 255)
 media = st.tuples(st.sampled_from(("image", "audio", "series")), st.integers(0, 4), st.integers(1, 4))
 films = st.tuples(st.just("video"), st.integers(0, 4), st.just(2), st.integers(2, 3))
@@ -48,7 +47,6 @@ def near(found, expected, tolerance=TOLERANCE):
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
-@few
 @given(given=parts, adjacent=modes)
 def test_gates_at_zero_leave_the_decoder_as_it_was_to_the_bit(given, adjacent) -> None:
     fused = model({"image": 0.0, "audio": 0.0}, adjacent=adjacent)
@@ -57,7 +55,6 @@ def test_gates_at_zero_leave_the_decoder_as_it_was_to_the_bit(given, adjacent) -
         assert torch.equal(whole(fused, one), fused.decoder(torch.tensor([one.ids]))[0])
 
 
-@few
 @given(given=parts, adjacent=modes, pieces=st.lists(st.integers(1, 6), min_size=1, max_size=4))
 @torch.inference_mode()
 def test_cached_equals_uncached_and_a_hot_media_cache_equals_a_cold_one(given, adjacent, pieces) -> None:
@@ -76,7 +73,6 @@ def test_cached_equals_uncached_and_a_hot_media_cache_equals_a_cold_one(given, a
     assert kept.misses <= len({(placed.item.modality, placed.item.key) for placed in one.media})
 
 
-@few
 @given(
     given=st.lists(parts, min_size=1, max_size=3),
     adjacent=modes,
@@ -104,7 +100,6 @@ def test_a_batch_gives_what_singles_give_whatever_the_padding(given, adjacent, l
             near(found[number], expected[len(row) + offset])
 
 
-@few
 @given(given=parts, adjacent=modes, data=st.data())
 def test_no_token_changes_with_media_after_it(given, adjacent, data) -> None:
     fused, one = model(adjacent=adjacent), asked(given)
@@ -125,7 +120,6 @@ def test_no_token_changes_with_media_after_it(given, adjacent, data) -> None:
     assert not torch.allclose(after[placed.position], before[placed.position], atol=TOLERANCE)
 
 
-@few
 @given(order=st.permutations(range(4)), size=st.integers(1, 4))
 def test_items_that_a_token_cannot_see_may_stand_in_any_order(order, size) -> None:
     """Adjacent items: the text sees the last one alone, and so do the layers before it, since the markers are all alike."""
@@ -143,7 +137,6 @@ def _cut_off(fused) -> None:
         torch.nn.init.zeros_(block.attention.output.weight)
 
 
-@few
 @given(adjacent=modes, number=st.integers(0, 3))
 def test_adjacent_items_are_seen_as_the_mode_says(adjacent, number) -> None:
     fused = tiny_fused({"image": 0.6}, adjacent=adjacent, layers=1)
@@ -195,7 +188,6 @@ def test_nothing_is_nan_where_there_is_nothing_to_see() -> None:
     near(logits[1], whole(fused, Prompt((1, 2), (Placed(0, 1, beside),))))
 
 
-@few
 @given(given=parts, adjacent=modes)
 @torch.inference_mode()
 def test_a_second_sense_leaves_the_first_as_it_was_to_the_bit(given, adjacent) -> None:
@@ -212,7 +204,6 @@ def test_a_second_sense_leaves_the_first_as_it_was_to_the_bit(given, adjacent) -
     assert torch.equal(heard, whole(Fused(decoder, {"image": first}).eval(), only_images))
 
 
-@few
 @given(given=parts, adjacent=modes, beams=st.integers(1, 3))
 def test_a_search_with_media_is_the_same_with_and_without_what_was_kept(given, adjacent, beams) -> None:
     fused, one = model(adjacent=adjacent, sharpness=2.0), asked([*range(20), *given, 1])
@@ -224,7 +215,6 @@ def test_a_search_with_media_is_the_same_with_and_without_what_was_kept(given, a
     assert kept.hits == 1
 
 
-@few
 @given(given=st.lists(parts, min_size=1, max_size=3), adjacent=modes)
 def test_answers_to_prompts_with_media_do_not_depend_on_who_else_asks(given, adjacent) -> None:
     fused, rows = model(adjacent=adjacent, sharpness=2.0), [asked(one) for one in given]
@@ -317,7 +307,6 @@ def test_saved_and_loaded_it_answers_the_same_to_the_bit(tmp_path) -> None:
     assert torch.equal(whole(other, one), whole(fused, one))
 
 
-@few
 @given(given=parts)
 @torch.inference_mode()
 def test_a_step_of_a_kernel_sees_what_the_modules_see(given) -> None:
@@ -516,7 +505,6 @@ def test_a_bridge_that_breaks_its_contract_is_named() -> None:
         whole(fused, prompt([1, ("image", 0, 3), 2]))
 
 
-@few
 @given(given=parts, adjacent=modes, beams=st.integers(1, 4))
 def test_hypotheses_have_the_probability_that_the_whole_gives_them(given, adjacent, beams) -> None:
     """Each beam goes on with the media of its parent, however often a parent was kept."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_decoder import tiny_decoder
 from torch import nn
@@ -36,7 +36,6 @@ def q4_1_weight(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return (levels * steps + least).flatten(1)
 
 
-@settings(max_examples=20, deadline=None)
 @given(rows=st.integers(1, 70), groups=st.integers(1, 4), seed=st.integers(0, 99))
 def test_four_bits_give_a_q4_1_weight_back_exactly(rows, groups, seed) -> None:
     weight = q4_1_weight(rows, 32 * groups, seed)

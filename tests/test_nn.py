@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,14 +16,11 @@ from zoo.nn.mixture import Mixture, balance_loss
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Rotary, alibi_slopes, rotary_frequencies, rotate, sinusoids
 
-few = settings(max_examples=25, deadline=None)
-
 
 def experts(count: int, width: int = 8) -> list[nn.Module]:
     return [Dense(width, 16) for _ in range(count)]
 
 
-@few
 @given(
     count=st.integers(2, 5),
     k=st.integers(1, 2),
@@ -80,7 +77,6 @@ def test_a_mixture_says_what_it_cannot_do() -> None:
         Mixture(8, experts(2), capacity_factor=0)
 
 
-@few
 @given(heads=st.sampled_from(((4, 4), (4, 2), (4, 1), (6, 3))), tokens=st.integers(1, 7), causal=st.booleans())
 def test_attention_is_its_formula(heads, tokens, causal) -> None:
     torch.manual_seed(tokens)
@@ -107,7 +103,6 @@ def test_attention_says_what_does_not_divide() -> None:
         Attention(10, heads=4)
 
 
-@few
 @given(first=st.integers(0, 40), second=st.integers(0, 40), shift=st.integers(0, 20))
 def test_rotary_scores_depend_on_the_distance_alone(first, second, shift) -> None:
     torch.manual_seed(0)

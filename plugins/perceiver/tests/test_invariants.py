@@ -16,7 +16,6 @@ from zoo.models.contracts import Bridge
 from zoo.models.encoded import Encoded
 
 EVERY = pytest.mark.parametrize("name", BUILDERS)
-FEW = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 chances = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])
 sizes = st.integers(1, 5)
@@ -48,7 +47,6 @@ def without_padding(tokens_FTD: torch.Tensor, mask_FT: torch.Tensor) -> tuple[En
 
 
 @EVERY
-@FEW
 @given(batch=sizes, frames=sizes, count=sizes, chance=chances, seed=seeds)
 @torch.no_grad()
 def test_a_row_is_the_item_alone(name: str, batch: int, frames: int, count: int, chance: float, seed: int) -> None:
@@ -64,7 +62,6 @@ def test_a_row_is_the_item_alone(name: str, batch: int, frames: int, count: int,
 
 
 @EVERY
-@FEW
 @given(
     batch=sizes,
     frames=sizes,
@@ -161,7 +158,7 @@ def test_it_keeps_the_contract_and_no_state(name: str) -> None:
 
 
 @given(most=st.integers(1, 9), frames=st.integers(1, 40), seed=seeds)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples)
 @torch.no_grad()
 def test_time_embeddings(most: int, frames: int, seed: int) -> None:
     """As they were learned for up to as many frames; for more, even steps along the line through the learned ones."""
