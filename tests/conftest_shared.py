@@ -1,12 +1,16 @@
 """Every test runs with a config and a state folder of its own; the weights cache is the user's, filled by `zoo fetch`."""
 
+import json
 import os
 import subprocess
 import sys
+import tomllib
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).parents[1]
@@ -72,14 +76,70 @@ def photos() -> Path:
     return PHOTOS
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` has filled, once in a run of the tests, whichever worker asks first. Nobody changes it after that."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    shared.mkdir(exist_ok=True)
+    folder, done = shared / name, shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            folder.mkdir()  # fails if it failed before: the first failure is the one to read
+            make(folder)
+            done.touch()
+    return folder
+
+
 def make_environment(folder: Path, dists: list[Path]) -> Path:
-    """A virtual environment that sees this one's packages (pip and setuptools too), with `dists` built and installed by pip; returns its python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    """A virtual environment that sees this one's packages (pip and setuptools too), and has `dists`; returns its python.
+
+    What pip would put there is written by hand, which takes milliseconds and not seconds: test_plugins.py holds it to pip's own.
+    """
+    venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
-    site = next((folder / "lib").glob("python*/site-packages"))
+    site = site_of(folder)
     ours = next(path for path in sys.path if path.endswith("site-packages"))
     (site / "outer.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
-    if dists:
-        command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-        subprocess.run([*map(str, command), *map(str, dists)], check=True)
+    for dist in dists:
+        install(dist, site)
     return python
+
+
+def site_of(environment: Path) -> Path:
+    return next((environment / "lib").glob("python*/site-packages"))
+
+
+def install(dist: Path, site: Path) -> None:
+    """A folder with a pyproject.toml as `pip install` leaves it: files, metadata, entry points, and the record of them all."""
+    document = tomllib.loads((dist / "pyproject.toml").read_text(encoding="utf-8"))
+    project, setuptools = document["project"], document["tool"]["setuptools"]
+    data = setuptools.get("package-data", {})
+    files = [dist / f"{name}.py" for name in setuptools.get("py-modules", ())]
+    for package in setuptools.get("packages", ()):
+        files += [file for pattern in ("*.py", *data.get(package, ())) for file in sorted((dist / package).glob(pattern))]
+    texts = {file.relative_to(dist).as_posix(): file.read_bytes() for file in files}
+    info = f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    points = [
+        f"[{group}]\n" + "".join(f"{name} = {at}\n" for name, at in rows.items())
+        for group, rows in project["entry-points"].items()
+    ]
+    extras = [
+        line
+        for extra, needs in project.get("optional-dependencies", {}).items()
+        for line in (f"Provides-Extra: {extra}", *(f'Requires-Dist: {one}; extra == "{extra}"' for one in needs))
+    ]
+    metadata = [
+        "Metadata-Version: 2.4",
+        f"Name: {project['name']}",
+        f"Version: {project['version']}",
+        f"Requires-Python: {project['requires-python']}",
+        *(f"Requires-Dist: {one}" for one in project.get("dependencies", ())),
+        *extras,
+    ]
+    written = {"METADATA": "\n".join(metadata) + "\n", "entry_points.txt": "\n".join(points), "INSTALLER": "pip\n",
+               "direct_url.json": json.dumps({"dir_info": {}, "url": dist.as_uri()})}  # fmt: skip
+    texts |= {f"{info}/{name}": text.encode() for name, text in written.items()}
+    for name, content in texts.items():
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).write_bytes(content)
+    (site / info / "RECORD").write_text("".join(f"{name},,\n" for name in (*texts, f"{info}/RECORD")))

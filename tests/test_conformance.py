@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest_shared import make_environment
+from conftest_shared import make_environment, once
 
 from zoo.cli.scaffold import new_plugin
 from zoo.errors import StateMismatchError
@@ -142,7 +142,10 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """Plugin -> check -> message, of one run in an environment where all of them and a good one are installed."""
-    folder = tmp_path_factory.mktemp("broken")
+    return json.loads((once(tmp_path_factory, "broken", check_all) / "failures.json").read_text())
+
+
+def check_all(folder: Path) -> None:
     new_plugin("good", kind="encoder", modality="text", folder=folder / "good")
     for name, (kind, modality, edits, _) in BROKEN.items():
         new_plugin(name, kind=kind, modality=modality, folder=folder / name)
@@ -154,7 +157,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
         [python, "-c", RUN, json.dumps({**wanted, "good": list(SLOW)})], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    (folder / "failures.json").write_text(run.stdout)
 
 
 def break_it(path: Path, old: str | None, new: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Real distributions, built and installed by pip beside the good ones: nothing they do harms the others."""
+"""Real distributions, installed beside the good ones: nothing they do harms the others."""
 
 import json
 import os
@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest_shared import DISTS, PHOTOS, make_environment
+from conftest_shared import DISTS, PHOTOS, install, make_environment, once, site_of
 
 import zoo as library
 from zoo.models.build import open_model
@@ -58,18 +59,20 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_environment(tmp_path_factory.mktemp("crowd"), CROWD)
+    return once(tmp_path_factory, "crowd", lambda folder: make_environment(folder, CROWD)) / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
 def first_listing(crowd, tmp_path_factory) -> Path:
     """The state folder after the first listing, which imports the plugins without a manifest in processes of their own."""
-    state = tmp_path_factory.mktemp("state")
-    run = subprocess.run(
-        [crowd, "-m", "zoo", "list"], env={**os.environ, "ZOO_STATE": str(state)}, check=True, capture_output=True
-    )
-    assert b"Traceback" not in run.stderr
-    return state
+
+    def listed(state: Path) -> None:
+        run = subprocess.run(
+            [crowd, "-m", "zoo", "list"], env={**os.environ, "ZOO_STATE": str(state)}, check=True, capture_output=True
+        )
+        assert b"Traceback" not in run.stderr
+
+    return once(tmp_path_factory, "first-listing", listed)
 
 
 @pytest.fixture(autouse=True)
@@ -336,6 +339,29 @@ def test_a_process_killed_during_an_activation_costs_the_next_one_a_trial(zoo, t
     assert plugins_of(zoo("plugins", "--json"))["modalzoo-text"]["state"] == "ok"
 
 
+@pytest.mark.parametrize("name", ["zoodist-missing", "zoodist-onefile"])
+def test_what_is_written_by_hand_is_what_pip_writes(tmp_path, name) -> None:
+    """The environments of these tests are not made by pip; this one is."""
+    python = make_environment(tmp_path / "env", [])
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*command, str(DISTS / name)], check=True)
+    (tmp_path / "ours").mkdir()
+    install(DISTS / name, tmp_path / "ours")
+    found = {}
+    for site in (site_of(tmp_path / "env"), tmp_path / "ours"):
+        (info,) = site.glob("zoodist*.dist-info")
+        one = metadata.Distribution.at(info)
+        files = {str(file) for file in one.files if "__pycache__" not in str(file)}
+        found[site.name] = {
+            "files": {file for file in files if Path(file).name not in ("REQUESTED", "WHEEL", "top_level.txt")},
+            "about": [one.metadata[key] for key in ("Name", "Version", "Requires-Python")],
+            "needs": one.requires,
+            "points": [(point.group, point.name, point.value) for point in one.entry_points],
+            "pip": [json.loads(one.read_text("direct_url.json")), one.read_text("INSTALLER").strip()],
+        }
+    assert found["ours"] == found["site-packages"]
+
+
 @pytest.mark.parametrize("way", ["editable", "wheel", "zip"])
 def test_every_way_to_install_lists_the_same(zoo, tmp_path, way) -> None:
     python = make_environment(tmp_path / "env", [])
@@ -375,9 +401,7 @@ def test_a_stale_egg_info_is_named(zoo, tmp_path) -> None:
 
 @pytest.mark.parametrize("order", [["zoodist-clash", "zoodist-rival"], ["zoodist-rival", "zoodist-clash"]], ids="+".join)
 def test_the_order_of_installation_decides_nothing(zoo, tmp_path, order) -> None:
-    python = make_environment(tmp_path / "env", [DISTS / order[0]])
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
-                    str(DISTS / order[1])], check=True)  # fmt: skip
+    python = make_environment(tmp_path / "env", [DISTS / name for name in order])
     plugins = plugins_of(zoo("plugins", "--json", python=str(python)))
     assert {plugins[name]["state"] for name in (*order, "modalzoo-timm")} == {"shadowed"}
     refused = zoo("show", "efficientnet_lite0", python=str(python))

@@ -1,4 +1,4 @@
-"""`zoo new`: what it writes is a real distribution, installed by pip, that passes every check as it is."""
+"""`zoo new`: what it writes is a real distribution that, installed, passes every check as it is."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest_shared import make_environment
+from conftest_shared import make_environment, once
 
 from zoo.cli.scaffold import CHOICES, new_plugin
 from zoo.errors import UsageError
@@ -20,10 +20,15 @@ ALL = [(kind, modality) for kind, modalities in CHOICES.items() for modality in 
 @pytest.fixture(scope="module")
 def author(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A folder with one plugin of each kind and modality, and the python of an environment in which all are installed."""
-    folder = tmp_path_factory.mktemp("author")
-    for kind, modality in ALL:
-        new_plugin(plugin_name(kind, modality), kind=kind, modality=modality, folder=folder / plugin_name(kind, modality))
-    return folder, make_environment(folder / "env", [folder / plugin_name(*choice) for choice in ALL])
+
+    def written(folder: Path) -> None:
+        for kind, modality in ALL:
+            name = plugin_name(kind, modality)
+            new_plugin(name, kind=kind, modality=modality, folder=folder / name)
+        make_environment(folder / "env", [folder / plugin_name(*choice) for choice in ALL])
+
+    folder = once(tmp_path_factory, "author", written)
+    return folder, folder / "env" / "bin" / "python"
 
 
 def plugin_name(kind: str, modality: str) -> str:
