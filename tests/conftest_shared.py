@@ -6,16 +6,18 @@ import subprocess
 import sys
 import tomllib
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from warm_interpreter import WarmInterpreter
 
 REPOSITORY = Path(__file__).parents[1]
 DISTS = Path(__file__).with_name("dists")
 PHOTOS = REPOSITORY / "zoo" / "cli" / "demo" / "photos"
+READ_AT_START = ("PYTHON", "OMP_", "MKL_")  # variables that an interpreter or torch reads when it starts
 
 # Examples of hypothesis: few, the same ones each time, and none that is too slow for a busy machine. ZOO_SLOW_TESTS=1: many, and
 # other ones each time. A test that needs more asks for a multiple of `settings.default.max_examples`.
@@ -37,19 +39,25 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def zoo() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command `zoo` in a process of its own."""
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmInterpreter]:
+    interpreter = WarmInterpreter(sys.executable)
+    yield interpreter
+    interpreter.close()
 
-    def run(*arguments: str, python: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [python, "-m", "zoo", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env={**os.environ, **environment},
-        )
+
+@pytest.fixture
+def zoo(warm: WarmInterpreter) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command `zoo` in a process of its own; with this interpreter, in one that has imported torch already."""
+
+    def run(
+        *arguments: str, python: str = sys.executable, stdin: bytes = b"", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        words, whole = ["-m", "zoo", *arguments], {**os.environ, **environment}
+        if python == sys.executable and not any(name.startswith(READ_AT_START) for name in environment):
+            return warm.run(words, environment=whole, stdin=stdin)
+        run = subprocess.run([python, *words], input=stdin, capture_output=True, check=False, timeout=300, env=whole)
+        return subprocess.CompletedProcess(run.args, run.returncode, run.stdout.decode(), run.stderr.decode())
 
     return run
 
