@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from peft_cases import tower
+from test_adapter_mixing import rows
 from test_adapters import TOKENS, logits, shaken
-from test_mixing import rows
 from tiny_decoder import tiny_decoder
 from tiny_fused import prompt as prompt_of
 from tiny_fused import tiny_fused
