@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft_cases import tower
 from tiny_decoder import tiny_decoder
+from tiny_tower import tower
 
 import zoo
 from zoo.adapters.adapt import Adapters, adapters_of
@@ -171,32 +171,6 @@ def test_threads_choose_for_themselves() -> None:
     for thread in threads:
         thread.join()
     assert found == {"a": [True] * 50, "none": [True] * 50}
-
-
-@pytest.mark.parametrize("how", ["concatenation", "svd"])
-def test_a_combination_is_the_sum_of_the_changes(how: str) -> None:
-    model = tiny_decoder()
-    adapters = zoo.adapt(model, "lora", name="a", r=2, targets=["value"])
-    zoo.adapt(model, "lora", name="b", r=3, targets=["value", "up"], rank_stabilised=True)
-    shaken(adapters, "a", 1), shaken(adapters, "b", 2)
-    adapters.combine("both", {"a": 0.7, "b": -0.3}, how=how, r=5 if how == "svd" else None)
-    adapters.scale("a", 0.7)
-    adapters.scale("b", -0.3)
-    adapters.use("a", "b")
-    expected = logits(model)
-    adapters.use("both")
-    assert (logits(model) - expected).abs().max() < 1e-5 * expected.abs().max()
-    zoo.adapt(model, "ia3", name="c")
-    with pytest.raises(
-        UsageError, match="adapters of one method are combined, these are of adapters/ia3 and adapters/lora"
-    ):
-        adapters.combine("x", {"a": 1.0, "c": 1.0})
-    with pytest.raises(UsageError, match="adapters/ia3 does not say how its adapters are combined"):
-        adapters.combine("x", {"c": 1.0})
-    with pytest.raises(UsageError, match='LoRA is combined by "concatenation", "svd" or "sum", got \'ties\''):
-        adapters.combine("x", {"a": 1.0, "b": 1.0}, how="ties")
-    with pytest.raises(UsageError, match=r"takes one rank and no negative factor, got ranks \[2, 3\]"):
-        adapters.combine("x", {"a": 1.0, "b": 1.0}, how="sum")
 
 
 ALL: dict[str, dict[str, Any]] = {

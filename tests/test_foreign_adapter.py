@@ -1,4 +1,4 @@
-"""A method of a stranger's, one file and one card, installed by pip: it passes the kit, and shares a batch with ours."""
+"""A method of a stranger's, one file and one card, installed: it passes the kit, and shares a batch with ours."""
 
 import json
 import os

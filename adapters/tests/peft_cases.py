@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import peft
 import torch
 import transformers
@@ -121,15 +120,3 @@ def gradients_agree(theirs: Any, adapters: Adapters, folder: Path, tolerance: fl
         own = 2 * expected[key] if ".attn.base_layer.out_proj." in key else expected[key]
         error = float((gradient - own).abs().max() / largest)
         assert error < tolerance, (key, error)
-
-
-def tower(seed: int = 0) -> Any:
-    """An image tower of open_clip, tiny, whose attention is `nn.MultiheadAttention`."""
-    torch.manual_seed(seed)
-    model = open_clip.transformer.VisionTransformer(
-        image_size=16, patch_size=8, width=32, layers=2, heads=4, mlp_ratio=2.0, output_dim=24
-    ).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model

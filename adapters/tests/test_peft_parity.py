@@ -16,8 +16,8 @@ from peft_cases import (
     reference_llama,
     saved,
     shaken,
-    tower,
 )
+from tiny_tower import tower
 
 import zoo
 from zoo.errors import StateMismatchError, UsageError, WeightsError
