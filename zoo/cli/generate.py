@@ -14,7 +14,6 @@ from zoo.cli.output import about_model, print_json, read_stdin, separated, spell
 from zoo.errors import UsageError
 from zoo.registry.modality import IMAGE, SUFFIXES
 
-MEDIA_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 MAX_TOKENS = 256
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -124,6 +123,9 @@ def read_parts(parts: list[str]) -> str | list[str | Path]:
 
     Raises UsageError for what is named like a medium and is no file.
     """
+    from zoo.media.readers import suffixes_of
+
+    media = {suffix for modality in SUFFIXES for suffix in suffixes_of(modality)}
     found: list[str | Path] = []
     for part in parts:
         if part == "-":
@@ -131,7 +133,7 @@ def read_parts(parts: list[str]) -> str | list[str | Path]:
                 raise UsageError("- reads standard input, which is there once: give it once")
             found.append(read_stdin())
             continue
-        named = "\n" not in part and Path(part).suffix.lower() in MEDIA_SUFFIXES
+        named = "\n" not in part and Path(part).suffix.lower() in media
         if named and not _is(Path.is_file, part):
             raise UsageError(
                 f"there is no file {part}; if it is meant as text, end it with something else than the name of a file"
@@ -153,7 +155,9 @@ def read_parts(parts: list[str]) -> str | list[str | Path]:
 
 
 def _is_film(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix.lower() in SUFFIXES[IMAGE] for path in folder.iterdir())
+    from zoo.media.readers import suffixes_of
+
+    return folder.is_dir() and any(path.suffix.lower() in suffixes_of(IMAGE) for path in folder.iterdir())
 
 
 def _is(question: Callable[[Path], bool], part: str) -> bool:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from zoo.errors import MediaError
+from zoo.errors import MediaError, ZooError
 from zoo.media import audio_decoding, image
 from zoo.media.audio import Sound, open_audio
 from zoo.media.file import check_file, expanded
+from zoo.registry.activation import resolve
+from zoo.registry.lookup import USABLE, Registry, default_registry
 from zoo.registry.modality import AUDIO, IMAGE, SUFFIXES
+from zoo.registry.offers import Reader
+from zoo.registry.plugin import Plugin
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +54,62 @@ _MAX_BYTES = {IMAGE: image.MAX_BYTES, AUDIO: audio_decoding.MAX_BYTES}
 _RESULTS = {IMAGE: Image.Image, AUDIO: Sound}
 
 
-def open_media(source: Any, modality: str, *, extra: Sequence[MediaReader] = (), **options: Any) -> Image.Image | Sound:
+def installed_readers(registry: Registry | None = None) -> tuple[MediaReader, ...]:
+    """The readers of the installed plugins, as rows of their manifests; none is imported before it reads."""
+    registry = registry or default_registry()
+    return tuple(
+        MediaReader(f"{'/'.join(row.suffixes)} file", row.modality, row.suffixes, partial(_call, registry, plugin, row))
+        for plugin in registry.plugins
+        if plugin.state in USABLE
+        for row in plugin.offers.readers
+    )
+
+
+def suffixes_of(modality: str) -> tuple[str, ...]:
+    """Of the files of a modality: those that the core reads, then those of the installed plugins."""
+    rows = (row for plugin in default_registry().plugins if plugin.state in USABLE for row in plugin.offers.readers)
+    brought = (suffix for row in rows if row.modality == modality for suffix in row.suffixes)
+    return tuple(dict.fromkeys((*SUFFIXES[modality], *brought)))
+
+
+def _call(registry: Registry, plugin: Plugin, row: Reader, path: Path) -> Any:
+    return resolve(plugin, row.read, registry.manager)(path)
+
+
+def open_media(
+    source: Any,
+    modality: str,
+    *,
+    extra: Sequence[MediaReader] | None = None,
+    path: Path | None = None,
+    **options: Any,
+) -> Image.Image | Sound:
     """What is an image -> RGB image; what is a sound -> Sound.
 
     source: what `open_image` or `open_audio` takes. A path goes to the reader of its suffix, anything else to the core's own.
-    extra: more readers, of plugins. None is asked for a suffix of the core.
+    extra: readers of plugins, which are never asked for a suffix of the core; those that are installed when None.
+    path: the file that bytes were read from, which a plugin's reader opens by itself.
     options: those of `open_image` or `open_audio`; the limits among them hold whoever reads the file.
     Raises MediaError: what was given, why it cannot be read, what was expected; for a suffix that two of `extra` claim, too.
     """
     own = _OWN[modality]
-    reader = _reader_of(source, modality, extra) if isinstance(source, (str, Path)) else own
+    file = source if isinstance(source, (str, Path)) else path
+    reader = own if file is None else _reader_of(file, modality, extra)
     if reader is own:
         opened: Image.Image | Sound = own.open(source, **options)
         return opened
-    label = options.pop("label", None) or str(source)
-    checked: Image.Image | Sound = own.open(_read(reader, expanded(source), label), label=label, **options)
+    label = options.pop("label", None) or str(file)
+    checked: Image.Image | Sound = own.open(_read(reader, expanded(str(file)), label), label=label, **options)
     return checked
 
 
-def _reader_of(path: str | Path, modality: str, extra: Sequence[MediaReader]) -> MediaReader:
+def _reader_of(path: str | Path, modality: str, extra: Sequence[MediaReader] | None) -> MediaReader:
     suffix = Path(path).suffix.lower()
+    if any(suffix in suffixes for suffixes in SUFFIXES.values()):
+        return _OWN[modality]
+    extra = installed_readers() if extra is None else extra
     claims = [reader for reader in extra if reader.modality == modality and suffix in reader.suffixes]
-    if not claims or any(suffix in suffixes for suffixes in SUFFIXES.values()):
+    if not claims:
         return _OWN[modality]
     if len(claims) > 1:
         names = " and as ".join(f"a {reader.name}" for reader in claims)
@@ -83,7 +122,7 @@ def _read(reader: MediaReader, path: Path, label: str) -> Any:
     check_file(path, f"a {reader.name}", max_bytes=_MAX_BYTES[reader.modality])
     try:
         opened = reader.open(path)
-    except MediaError:
+    except ZooError:
         raise
     except Exception as error:  # decoders raise whatever hostile bytes lead them to
         raise MediaError(f"{label}: cannot be read as a {reader.name} ({error or type(error).__name__})") from error

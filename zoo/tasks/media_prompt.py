@@ -13,8 +13,9 @@ from PIL import Image
 
 from zoo.decoding.prompt import Prompt
 from zoo.errors import MediaError, UsageError
-from zoo.media.audio import Sound, open_audio
+from zoo.media.audio import Sound
 from zoo.media.image import open_image
+from zoo.media.readers import open_media, suffixes_of
 from zoo.models.contracts import Tokenizer
 from zoo.models.fusion.fused import Fused
 from zoo.models.fusion.item import MOST_ITEMS, Item, Placed, item
@@ -38,7 +39,7 @@ def modality_of(path: Path) -> str | None:
     """What a file's name says it is; a folder is a film. None: no medium."""
     if path.is_dir():
         return VIDEO
-    return next((modality for modality, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), None)
+    return next((modality for modality in (IMAGE, AUDIO, VIDEO) if path.suffix.lower() in suffixes_of(modality)), None)
 
 
 def check_senses(decoder: Any, parts: Sequence[Part], model: str) -> None:
@@ -50,7 +51,7 @@ def check_senses(decoder: Any, parts: Sequence[Part], model: str) -> None:
         modality = _modality(part)
         if modality is None:
             raise UsageError(
-                f"{part} is no medium by its name: {', '.join(sum(SUFFIXES.values(), ()))}, or a folder of images"
+                f"{part} is no medium by its name: {', '.join(suffix for one in SUFFIXES for suffix in suffixes_of(one))}, or a folder of images"
             )
         if not isinstance(decoder, Fused):
             raise UsageError(
@@ -72,13 +73,13 @@ def read_media(part: Part) -> str | Item:
     if isinstance(part, Sound):
         return item(AUDIO, part)
     if part.is_dir():
-        return item(VIDEO, *(open_image(frame) for frame in _frames(part)))
+        return item(VIDEO, *(open_media(frame, IMAGE) for frame in _frames(part)))
     modality = modality_of(part)
     if modality == AUDIO:
-        return item(AUDIO, open_audio(part))
+        return item(AUDIO, open_media(part, AUDIO))
     if modality != IMAGE:
         raise MediaError(f"{part}: {modality} files are not read yet; a folder of images is read as a film")
-    return item(IMAGE, open_image(part))
+    return item(IMAGE, open_media(part, IMAGE))
 
 
 def written(
@@ -181,9 +182,9 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
 
 
 def _frames(folder: Path) -> list[Path]:
-    frames = sorted((path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES[IMAGE]), key=_in_order)
+    frames = sorted((path for path in folder.iterdir() if path.suffix.lower() in suffixes_of(IMAGE)), key=_in_order)
     if not frames:
-        raise MediaError(f"{folder} holds no images, so it is no film: expected files {', '.join(SUFFIXES[IMAGE])}")
+        raise MediaError(f"{folder} holds no images, so it is no film: expected files {', '.join(suffixes_of(IMAGE))}")
     if len(frames) > MOST_FRAMES:
         raise MediaError(
             f"{folder} holds {len(frames):,} images, and a film has at most {MOST_FRAMES} frames: keep every n-th"
