@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     )
     from zoo.media.audio import Sound, open_reader, to_waveforms
     from zoo.media.audio_reader import AudioReader
-    from zoo.media.image import to_pixels
+    from zoo.media.image import open_image, to_pixels
+    from zoo.media.readers import MediaReader
     from zoo.models.build import Built
     from zoo.models.contracts import (
         Bridge,
@@ -85,6 +86,7 @@ _EXPORTS = {
     "KernelLinear": "zoo.nn.kernels.seam",
     "MODEL_NAME": "zoo.registry.manifest",
     "MediaError": "zoo.errors",
+    "MediaReader": "zoo.media.readers",
     "Mixed": "zoo.adapters.adapter",
     "Numbers": "zoo.adapters.adapter",
     "Part": "zoo.adapters.adapter",
@@ -122,6 +124,7 @@ _EXPORTS = {
     "load_strict": "zoo.weights.strict_load",
     "multiplies_in_bfloat16": "zoo.nn.kernels.linear",
     "offline": "zoo.registry.settings",
+    "open_image": "zoo.media.image",
     "open_reader": "zoo.media.audio",
     "part_key": "zoo.adapters.adapter",
     "perplexity": "zoo.decoding.scoring",
@@ -163,6 +166,7 @@ __all__ = [
     "KernelEmbedding",
     "KernelLinear",
     "MediaError",
+    "MediaReader",
     "Mixed",
     "Numbers",
     "Part",
@@ -197,6 +201,7 @@ __all__ = [
     "load_strict",
     "multiplies_in_bfloat16",
     "offline",
+    "open_image",
     "open_reader",
     "part_key",
     "perplexity",

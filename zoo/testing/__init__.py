@@ -7,6 +7,7 @@ Each check is a bug that once shipped somewhere. It has a name, a level and a se
     process   it stays inside its own walls                      pairs     what a dual encoder promises besides
     language  what a decoder promises besides                   speech    what a transcriber promises besides
     fusion    what holds for an encoder or a bridge in a fused model
+    adapter   what an adapter promises                          own       what the plugin itself asks of its models (`[[check]]`)
 """
 
 from zoo.testing.check import CHECKS, Check, CheckFailed, CheckSkipped, Result, Subject

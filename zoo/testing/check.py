@@ -17,7 +17,7 @@ from zoo.models.build import Built, open_model
 from zoo.registry.lookup import Found, Registry
 from zoo.registry.plugin import Plugin
 
-LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language", "speech", "fusion", "adapter")
+LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language", "speech", "fusion", "adapter", "own")
 SEED = 1
 FEATURES = "features"
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from zoo import __version__
 from zoo.registry import child
+from zoo.registry.activation import resolve
+from zoo.registry.card import Card
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.modality import TEXT
 from zoo.registry.plugin import Plugin, code_sha256
@@ -79,6 +83,21 @@ def checks_for(kind: str | None, modalities: Sequence[str] = ()) -> list[Check]:
     return sorted(chosen, key=lambda check: LEVELS.index(check.level))
 
 
+def own_checks(plugin: Plugin, card: Card, registry: Registry) -> dict[str, Check]:
+    """The checks that a plugin's manifest brings for a card of its own, by name (`<plugin>:<check>`)."""
+    model = card.name.partition("/")[2]
+    found = {}
+    for row in plugin.offers.checks:
+        if not row.models or any(fnmatch.fnmatchcase(model, pattern) for pattern in row.models):
+            name = f"{plugin.name}:{row.name}"
+            found[name] = Check(name, "own", row.promise, (card.kind,), partial(_run_own, plugin, row.run, registry))
+    return found
+
+
+def _run_own(plugin: Plugin, target: str, registry: Registry, subject: Subject) -> None:
+    resolve(plugin, target, registry.manager)(subject)
+
+
 def check_plugin(plugin: Plugin, *, registry: Registry | None = None, say: Callable[[str], None] | None = None) -> Report:
     """Check a plugin and every card of its manifest; the result is kept and shown by `zoo plugins` until its files change.
 
@@ -132,7 +151,7 @@ def _model_results(
     """In one process; if that does not survive, each check in one of its own, so that the guilty one has a name."""
     if say:
         say(found.name)
-    checks = checks_for(found.card.kind, found.card.modalities)
+    checks = [*checks_for(found.card.kind, found.card.modalities), *own_checks(plugin, found.card, registry).values()]
     if not checks:
         return (Result("any", "manifest", "skipped", f"the kit has no checks for the kind {found.card.kind} yet"),)
     name = Subject(found, plugin, registry).name_to_open
@@ -165,4 +184,5 @@ def _in_child(name: str, checks: Sequence[Check], timeout_s: float) -> child.Out
 def _check_here(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """In a child: run the named checks on a model."""
     subject = process.subject_here(fields)
-    return [asdict(run_check(CHECKS[name], subject)) for name in fields["checks"]]
+    known = CHECKS | own_checks(subject.plugin, subject.found.card, subject.registry)
+    return [asdict(run_check(known[name], subject)) for name in fields["checks"]]
