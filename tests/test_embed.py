@@ -287,7 +287,7 @@ def test_an_interruption_says_how_to_go_on(photos: Path, tmp_path: Path, tiny: o
     from zoo.tasks import embedding
 
     folder = many(photos, tmp_path / "images", 20)
-    keep, calls = embedding._keep, []
+    keep, calls = embedding.keep, []
 
     def interrupted(*arguments: object) -> None:
         keep(*arguments)
@@ -295,7 +295,7 @@ def test_an_interruption_says_how_to_go_on(photos: Path, tmp_path: Path, tiny: o
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedding, "_keep", interrupted)
+    monkeypatch.setattr(embedding, "keep", interrupted)
     with pytest.raises(
         KeyboardInterrupt, match=r"what was done is kept in .*e.npz.part; the same command goes on from there"
     ):

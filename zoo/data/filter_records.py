@@ -19,6 +19,11 @@ from zoo.errors import UsageError, ZooError
 from zoo.registry.atomic_write import atomic_write, write_text
 
 
+def state_of(out: Path) -> Path:
+    """The folder of records beside a result."""
+    return out.with_name(f"{out.name}.zoo-filter")
+
+
 def open_records(state: Path, shards: Sequence[Shard], rule: dict[str, Any], model: str, *, overwrite: bool) -> None:
     """Make the folder of records, refusing to mix two rules or to replace what was not written here."""
     settings = state / "rule.json"
