@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zoo.data.inputs import load_image, media_items
+from zoo.data.inputs import media_items
+from zoo.data.item_content import load_image
 from zoo.errors import MediaError
 from zoo.media.image import open_image
 from zoo.tasks.classify import classify

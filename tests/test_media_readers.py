@@ -10,7 +10,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from zoo.data.inputs import Item, load
+from zoo.data.inputs import Item
+from zoo.data.item_content import load
 from zoo.errors import MediaError, UsageError
 from zoo.media import audio, readers
 from zoo.media.audio import Sound

@@ -95,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments)
     templates = read_templates(arguments)
     # Paths first: importing torch takes a second, and a typing error should not.
-    from zoo.data.inputs import media_items, require_one, shot_names
+    from zoo.data.inputs import media_items, require_one
+    from zoo.data.shots import shot_names
 
     check_weights(arguments)
     items = media_items(arguments.media)

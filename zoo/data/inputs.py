@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import http.client
 import logging
 import os
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -21,16 +17,10 @@ from PIL import Image
 
 from zoo.errors import MediaError, UsageError
 from zoo.media.audio import Sound
-from zoo.media.audio_decoding import MAX_BYTES as MAX_AUDIO_BYTES
-from zoo.media.file import check_file, expanded
-from zoo.media.image import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, read_file
-from zoo.media.readers import MediaReader, open_media
+from zoo.media.file import expanded
+from zoo.media.image import MAX_PIXELS, SUFFIXES, open_image
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
 from zoo.registry.modality import SUFFIXES as FILES_OF
-from zoo.registry.settings import offline
-
-TIMEOUT_S = 30
-_PLURAL = {IMAGE: "images", AUDIO: "sounds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +87,7 @@ def audio_files(inputs: Iterable[str | Path]) -> list[Item]:
 
     Raises UsageError where that is nothing, or an address.
     """
-    return [item for given in inputs for item in _expand_files(given, AUDIO)]
+    return [item for given in inputs for item in expand_files(given, AUDIO)]
 
 
 def refuse_empty(given: object, expected: str) -> None:
@@ -118,11 +108,11 @@ def require_folder(folder: Path) -> None:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "there is no such folder"
         raise UsageError(f"{folder}: {what}, expected a folder of images (zoo search DIR QUERY)")
-    if not _holds(folder, IMAGE) and _holds(folder, AUDIO):
+    if not holds(folder, IMAGE) and holds(folder, AUDIO):
         raise UsageError(
             f"{folder}: the folder holds sounds, and images alone are searched (zoo embed gives their vectors)"
         )
-    if not _holds(folder, IMAGE):
+    if not holds(folder, IMAGE):
         raise UsageError(f"{folder}: the folder holds no image ({', '.join(SUFFIXES)})")
 
 
@@ -145,118 +135,6 @@ def search_query(query: Any, query_image: Any) -> tuple[str, Any, str]:
     return IMAGE, open_image(source), label
 
 
-def shot_names(folder: Path, labels: Sequence[str] | None) -> list[str]:
-    """The classes of a folder of examples: `labels`, or every folder in it when None. Raises UsageError."""
-    if not folder.is_dir():
-        raise UsageError(f"--shots {folder}: there is no such folder; expected one folder of examples for each class")
-    names = list(
-        labels or sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    )
-    if len(names) < 2:
-        raise UsageError(f"--shots {folder}: expected at least two folders, one for each class, found {len(names)}")
-    missing = [name for name in names if not (folder / name).is_dir()]
-    if missing:
-        raise UsageError(f"--shots {folder}: no folder of examples for {', '.join(missing)}")
-    return names
-
-
-def shot_items(folder: Path, names: Sequence[str], modality: str) -> list[tuple[Item, int]]:
-    """Each example with the number of its class. Raises UsageError that names every class without any of the modality."""
-    other = AUDIO if modality == IMAGE else IMAGE
-    if not any(_holds(folder / name, modality) for name in names) and any(_holds(folder / name, other) for name in names):
-        raise UsageError(f"--shots {folder}: the examples are {_PLURAL[other]}, and what is asked are {_PLURAL[modality]}")
-    empty = [name for name in names if not _holds(folder / name, modality)]
-    if empty:
-        raise UsageError(
-            f"--shots {folder}: no example in {', '.join(empty)}: the folder holds no {modality} ({', '.join(FILES_OF[modality])}); "
-            f"put some in, or leave the class out (remove the folder, or name the others with --labels)"
-        )
-    return [(item, target) for target, name in enumerate(names) for item in _expand_files(folder / name, modality)]
-
-
-def distinct_shots(
-    examples: Sequence[tuple[Item, int]], names: Sequence[str]
-) -> tuple[list[tuple[Item, int]], list[tuple[Item, Item]]]:
-    """The examples without copies of one another, byte for byte, and (copy, of which) for those left out.
-
-    A copy that stays in while its twin is left out answers for it, and leave-one-out counts that as skill. What cannot be read stays,
-    to be reported where it is used. Raises UsageError for one that two classes have: one of them is wrong.
-    """
-    first: dict[str, tuple[Item, int]] = {}
-    kept, copies, contradictions = [], [], []
-    for item, target in examples:
-        try:
-            digest = sha256_of_source(read_source(item, allow_urls=False))
-        except MediaError:
-            kept.append((item, target))
-            continue
-        twin, its_target = first.setdefault(digest, (item, target))
-        if twin is item:
-            kept.append((item, target))
-        elif its_target == target:
-            copies.append((item, twin))
-        else:
-            contradictions.append(
-                f"{printable(twin.label)} ({names[its_target]}) and {printable(item.label)} ({names[target]})"
-            )
-    if contradictions:
-        more = f", and {len(contradictions) - 1} more such pairs" if len(contradictions) > 1 else ""
-        raise UsageError(
-            f"the same {examples[0][0].modality} is an example of two classes: {contradictions[0]}{more}; remove one of the two"
-        )
-    return kept, copies
-
-
-def load(
-    item: Item, *, allow_urls: bool, sample_rate_hz: int | None = None, extra: Sequence[MediaReader] = ()
-) -> Image.Image | Sound:
-    """The RGB pixels of an item, or its samples at the rate. extra: readers of plugins, for files. Raises MediaError."""
-    if item.modality == AUDIO:
-        return open_media(item.source, AUDIO, extra=extra, sample_rate_hz=sample_rate_hz, label=printable(item.label))
-    if is_url(item.source):
-        return load_image(item, allow_urls=allow_urls)
-    return open_media(item.source, IMAGE, extra=extra)
-
-
-def load_image(item: Item, *, allow_urls: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The RGB pixels of an item. Raises MediaError; an address is only followed if `allow_urls` says so."""
-    if is_url(item.source):
-        return open_image(read_source(item, allow_urls=allow_urls), max_pixels=max_pixels)  # type: ignore[arg-type]  # an address gives bytes
-    return open_image(item.source, max_pixels=max_pixels)  # type: ignore[arg-type]  # an Item of an image holds no sound
-
-
-def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image | Sound | Path:
-    """The bytes of an item that is a file, an address or bytes, or the RGB pixels of one that is an image. Raises MediaError.
-
-    A sound is passed on as it is, and its file as a path: it may be larger than memory.
-    """
-    if isinstance(item.source, (bytes, Sound)):
-        return item.source
-    if item.modality == AUDIO and isinstance(item.source, (str, Path)):
-        path = expanded(item.source)
-        check_file(path, "an audio file", max_bytes=MAX_AUDIO_BYTES)
-        return path
-    if isinstance(item.source, (Image.Image, np.ndarray)):
-        return open_image(item.source)
-    if is_url(item.source):
-        if not allow_urls:
-            raise MediaError(f"{item.source}: addresses are not followed unless you say so (--allow-urls, allow_urls=True)")
-        return _download(str(item.source))
-    return read_file(Path(item.source))
-
-
-def sha256_of_source(data: bytes | Image.Image | Sound | Path) -> str:
-    """Hex sha256 of a file's bytes, or of the size and pixels, or rate and samples, of what came from no file."""
-    if isinstance(data, bytes):
-        return hashlib.sha256(data).hexdigest()
-    if isinstance(data, Path):
-        with data.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    if isinstance(data, Sound):
-        return hashlib.sha256(f"{data.sample_rate_hz} Hz\n".encode() + data.samples.tobytes()).hexdigest()
-    return hashlib.sha256(f"{data.width}x{data.height} RGB\n".encode() + data.tobytes()).hexdigest()
-
-
 def is_url(given: object) -> bool:
     return isinstance(given, str) and given.startswith(("http://", "https://"))
 
@@ -266,16 +144,17 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _holds(folder: Path, modality: str) -> bool:
+def holds(folder: Path, modality: str) -> bool:
+    """Whether a folder has a file of the modality, however deep."""
     return any(file.suffix.lower() in FILES_OF[modality] and file.is_file() for file in folder.rglob("*"))
 
 
 def _modality_of_path(path: Path) -> str:
     if path.suffix.lower() in FILES_OF[AUDIO]:
         return AUDIO
-    if not path.is_dir() or not _holds(path, AUDIO):
+    if not path.is_dir() or not holds(path, AUDIO):
         return IMAGE
-    if _holds(path, IMAGE):
+    if holds(path, IMAGE):
         raise UsageError(
             f"{path}: the folder holds images and sounds, and a model looks at one kind at a time: name one by a pattern, as "
             f"'{path}/**/*.wav'"
@@ -329,10 +208,10 @@ def _expand(given: Any) -> list[Item]:
         raise UsageError(
             f"an image is a path, a PIL image or an array, and a sound a path or a zoo.media.audio.Sound, got {type(given).__name__}"
         )
-    return _expand_files(given, None)
+    return expand_files(given, None)
 
 
-def _expand_files(given: str | Path, modality: str | None) -> list[Item]:
+def expand_files(given: str | Path, modality: str | None) -> list[Item]:
     """What a path, a pattern or an address of images or sounds stands for; modality None: what its name says."""
     text = str(given)
     refuse_empty(given, f"an {modality or IMAGE} file, a folder or a pattern")
@@ -345,7 +224,7 @@ def _expand_files(given: str | Path, modality: str | None) -> list[Item]:
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
         if not matches:
             raise UsageError(f"{text}: no file matches the pattern")
-        return [item for match in matches for item in _expand_files(match, modality)]
+        return [item for match in matches for item in expand_files(match, modality)]
     modality = modality or _modality_of_path(path)
     if path.is_dir():
         there = sorted(file for file in path.rglob("*") if file.is_file())
@@ -372,19 +251,3 @@ def _say_left_out(folder: Path, there: Sequence[Path], modality: str) -> None:
             "%s: %d %s left out, no %s by the suffix (%s%s)",
             printable(str(folder)), others.total(), "file" if others.total() == 1 else "files", modality, printable(kinds), more,
         )  # fmt: skip
-
-
-def _download(url: str) -> bytes:
-    if offline():
-        raise MediaError(f"{url}: the network is switched off (ZOO_OFFLINE or HF_HUB_OFFLINE)")
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 - http(s) only, and only when the user allows addresses
-            data: bytes = response.read(MAX_BYTES + 1)
-            expected = int(response.headers.get("Content-Length") or len(data))
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        raise MediaError(f"{url}: could not be fetched ({error or type(error).__name__})") from error
-    if len(data) < min(expected, MAX_BYTES):
-        raise MediaError(f"{url}: broke off after {len(data):,} of {expected:,} bytes")
-    if len(data) > MAX_BYTES:
-        raise MediaError(f"{url}: more than the limit of {MAX_BYTES:,} bytes")
-    return data

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from zoo.data import tables
-from zoo.data.inputs import Source, printable, read_source, sha256_of_source
+from zoo.data.inputs import Source, printable
+from zoo.data.item_content import read_source, sha256_of_source
 from zoo.errors import MediaError, UsageError
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from zoo.adapters.adapt import Adapters, adapters_of
-from zoo.data.inputs import load, shot_items, shot_names
+from zoo.data.item_content import load
+from zoo.data.shots import shot_items, shot_names
 from zoo.errors import MediaError, UsageError
 from zoo.models.build import Built, ModelSpec
 from zoo.models.provenance import Provenance, provenance_of

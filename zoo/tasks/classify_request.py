@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.data.inputs import Item, distinct_shots, media_items, printable, shot_items, shot_names
+from zoo.data.inputs import Item, media_items, printable
+from zoo.data.shots import distinct_shots, shot_items, shot_names
 from zoo.errors import UsageError
 from zoo.models.build import Built, ModelSpec
 from zoo.registry.activation import warn

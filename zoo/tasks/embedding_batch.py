@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from zoo.data.inputs import Source, printable, read_source, sha256_of_source
+from zoo.data.inputs import Source, printable
+from zoo.data.item_content import read_source, sha256_of_source
 from zoo.errors import MediaError
 from zoo.media.audio import open_audio
 from zoo.media.image import open_image

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from zoo.data.inputs import Item, load
+from zoo.data.inputs import Item
+from zoo.data.item_content import load
 from zoo.errors import MediaError, PluginError
 from zoo.models.build import Built
 from zoo.registry.modality import AUDIO, IMAGE
