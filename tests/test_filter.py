@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import zoo as library
+from zoo.data import tar_pairs
 from zoo.errors import UsageError
 from zoo.registry.card import File, Weights
 
@@ -167,9 +168,28 @@ def test_tars_keep_their_bytes(photos: Path, tmp_path: Path, model: object) -> N
     assert (single.counts["kept"], set(contents(tmp_path / "one.tar"))) == (1, {"sheep.jpg", "sheep.txt"})
 
 
-def test_odd_and_hostile_tars(photos: Path, tmp_path: Path, model: object, monkeypatch) -> None:
-    from zoo.data import tar_pairs
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("x.tar", ["x.tar"]),
+        ("x-{08..10}.tar", ["x-08.tar", "x-09.tar", "x-10.tar"]),
+        ("{a,b}-{2..1}", ["a-2", "a-1", "b-2", "b-1"]),
+        ("{a,b{1,2}}", ["a", "b1", "b2"]),
+        ("a{1.tar", ["a{1.tar"]),
+        ("a\\{1,2}", ["a\\1", "a\\2"]),
+    ],
+)
+def test_patterns_are_those_of_a_shell(pattern: str, names: list[str]) -> None:
+    assert tar_pairs.expand_pattern(pattern) == names
 
+
+@pytest.mark.parametrize("pattern", ["{0..1000000}", "{1..-999999999999}", "{0..9999}-{0..9999}"])
+def test_a_pattern_of_too_many_shards_is_refused_at_once(pattern: str) -> None:
+    with pytest.raises(UsageError, match="more than 1,000,000 shards"):
+        tar_pairs.expand_pattern(pattern)
+
+
+def test_odd_and_hostile_tars(photos: Path, tmp_path: Path, model: object, monkeypatch) -> None:
     cat = (photos / "chelsea.jpg").read_bytes()
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as archive:

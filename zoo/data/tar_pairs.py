@@ -6,15 +6,17 @@ members keep their headers, whatever wrote them.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from braceexpand import braceexpand
 
 from zoo.data.inputs import printable
 from zoo.data.pairs import MAX_TEXT_BYTES, Pair, Write, read_text, stamp
@@ -26,8 +28,8 @@ CHUNK_BYTES = 1 << 20
 RECORD_BYTES = 20 * tarfile.BLOCKSIZE
 END_BYTES = 2 * tarfile.BLOCKSIZE
 MAX_SHARDS = 1_000_000
-BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+BRACES = re.compile(r"\{[^{}]*\}")
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
 class _Member(NamedTuple):
@@ -51,7 +53,7 @@ class TarShard:
         return f"{self.source.resolve()} {stamp(self.source.stat())}"
 
     def pairs(self) -> Iterator[Pair]:
-        for key, members in itertools.groupby(self._members(), key=lambda keyed: keyed[0]):
+        for key, members in groupby(self._members(), key=lambda keyed: keyed[0]):
             yield _sample(printable(key), [member for _, member in members])
 
     @contextmanager
@@ -116,27 +118,21 @@ class TarShard:
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """`x-{00..02}.tar`, `{a,b}.tar`: every name, in order; a pattern without braces is itself. Raises UsageError."""
-    found = BRACES.search(pattern)
-    if found is None:
+    """`x-{00..02}.tar`, `{a,b}.tar`: every name, in order, as a shell has it; a pattern without braces is itself. Raises UsageError."""
+    spans = [
+        abs(int(span[2]) - int(span[1])) for span in RANGE.finditer(pattern)
+    ]  # looked at first: the library holds each whole
+    try:
+        names = (
+            [] if max(spans, default=0) >= MAX_SHARDS else list(islice(braceexpand(pattern, escape=False), MAX_SHARDS + 1))
+        )
+    except ValueError:  # they do not pair
         return [pattern]
-    span = RANGE.fullmatch(found[1])
-    if span is not None:
-        first, last = int(span[1]), int(span[2])
-        if abs(last - first) >= MAX_SHARDS:
-            raise UsageError(f"{pattern}: more than {MAX_SHARDS:,} shards")
-        step = 1 if last >= first else -1
-        width = len(span[1]) if span[1].startswith("0") else 0
-        choices = [f"{number:0{width}}" for number in range(first, last + step, step)]
-    else:
-        choices = found[1].split(",")
-        if len(choices) == 1:
-            raise UsageError(f"{pattern}: braces hold a range such as {{00..99}} or names with commas, got {{{found[1]}}}")
-    names = [
-        name for choice in choices for name in expand_pattern(pattern[: found.start()] + choice + pattern[found.end() :])
-    ]
-    if len(names) > MAX_SHARDS:
+    if not 0 < len(names) <= MAX_SHARDS:
         raise UsageError(f"{pattern}: more than {MAX_SHARDS:,} shards")
+    left = BRACES.search(names[0])
+    if left is not None:
+        raise UsageError(f"{pattern}: braces hold a range such as {{00..99}} or names with commas, got {left[0]}")
     return names
 
 
