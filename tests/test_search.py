@@ -122,16 +122,16 @@ def test_an_edit_that_hides_is_seen(folder: Path, photos: Path, model: object) -
 
 
 def test_unchanged_files_are_not_even_read(folder: Path, model: object, monkeypatch) -> None:
-    from zoo.tasks import photo_index
+    from zoo.tasks import photo_index_update
 
-    monkeypatch.setattr(photo_index, "RACY_NS", -(10**12))
+    monkeypatch.setattr(photo_index_update, "RACY_NS", -(10**12))
     library.search(folder, "a cat", model=model)
-    monkeypatch.setattr(photo_index, "read_file", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(photo_index_update, "read_file", lambda path: pytest.fail(f"{path} was read"))
     assert library.search(folder, "a horse", model=model).images == 5
 
 
 def test_unreadable_images_are_remembered_until_they_change(folder: Path, photos: Path, model: object, monkeypatch) -> None:
-    from zoo.tasks import photo_index
+    from zoo.tasks import photo_index_update
 
     (folder / "bad.jpg").write_bytes((photos / "boats.jpg").read_bytes()[:3000])
     first = library.search(folder, "boats", model=model)
@@ -139,7 +139,7 @@ def test_unreadable_images_are_remembered_until_they_change(folder: Path, photos
     assert path == str(folder / "bad.jpg")
     assert why.startswith("a damaged image")
     with monkeypatch.context() as patch:
-        patch.setattr(photo_index, "open_image", lambda *_, **__: pytest.fail("it was decoded again"))
+        patch.setattr(photo_index_update, "open_image", lambda *_, **__: pytest.fail("it was decoded again"))
         assert library.search(folder, "boats", model=model).unreadable == first.unreadable
     shutil.copy(photos / "boats.jpg", folder / "bad.jpg")
     mended = library.search(folder, "boats", model=model)
@@ -235,9 +235,9 @@ def test_only_the_newest_identities_of_a_model_stay(folder: Path, model: object)
 
 
 def test_an_interrupted_search_goes_on(folder: Path, model: object, monkeypatch) -> None:
-    from zoo.tasks import photo_index
+    from zoo.tasks import photo_index_update
 
-    take, calls = photo_index._take, []
+    take, calls = photo_index_update._take, []
 
     def interrupted(*arguments: object) -> int:
         calls.append(1)
@@ -246,7 +246,7 @@ def test_an_interrupted_search_goes_on(folder: Path, model: object, monkeypatch)
         return take(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(photo_index, "_take", interrupted)
+        patch.setattr(photo_index_update, "_take", interrupted)
         with pytest.raises(KeyboardInterrupt, match="what was indexed is kept; the next search goes on from there"):
             library.search(folder, "a cat", model=model)
     assert library.search(folder, "a cat", model=model).computed == 2

@@ -16,16 +16,8 @@ from zoo.models.build import Built, ModelSpec, device_of
 from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for, refuse_nonfinite, vectors
-from zoo.tasks.photo_index import (
-    Index,
-    faiss_library,
-    index_home,
-    load_index,
-    locked,
-    paths_of,
-    unreadable_files,
-    update_index,
-)
+from zoo.tasks.photo_index import Index, faiss_library, index_home, load_index, locked
+from zoo.tasks.photo_index_update import paths_of, unreadable_files, update_index
 
 
 @dataclass(frozen=True, slots=True)
