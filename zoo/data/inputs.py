@@ -18,9 +18,9 @@ from PIL import Image
 from zoo.errors import MediaError, UsageError
 from zoo.media.audio import Sound
 from zoo.media.file import expanded
-from zoo.media.image import MAX_PIXELS, SUFFIXES, open_image
+from zoo.media.image import MAX_PIXELS
+from zoo.media.readers import open_media, suffixes_of
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
-from zoo.registry.modality import SUFFIXES as FILES_OF
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def require_folder(folder: Path) -> None:
             f"{folder}: the folder holds sounds, and images alone are searched (zoo embed gives their vectors)"
         )
     if not holds(folder, IMAGE):
-        raise UsageError(f"{folder}: the folder holds no image ({', '.join(SUFFIXES)})")
+        raise UsageError(f"{folder}: the folder holds no image ({', '.join(suffixes_of(IMAGE))})")
 
 
 def search_query(query: Any, query_image: Any) -> tuple[str, Any, str]:
@@ -121,7 +121,7 @@ def search_query(query: Any, query_image: Any) -> tuple[str, Any, str]:
     if (query is None) == (query_image is None):
         raise UsageError("give a query: either a text or an image file, or --query-image FILE")
     if query_image is None and isinstance(query, str):
-        is_image_name = query.lower().endswith(SUFFIXES)
+        is_image_name = query.lower().endswith(suffixes_of(IMAGE))
         if not is_image_name:
             if not query.strip():
                 raise UsageError("the query is empty: say what to look for, as in zoo search photos 'a red car'")
@@ -132,7 +132,7 @@ def search_query(query: Any, query_image: Any) -> tuple[str, Any, str]:
     source = Path(image).expanduser() if isinstance(image, (str, Path)) else image
     if isinstance(source, Path) and not source.exists():
         raise UsageError(f"{label}: there is no such image file to search with")
-    return IMAGE, open_image(source), label
+    return IMAGE, open_media(source, IMAGE), label
 
 
 def is_url(given: object) -> bool:
@@ -146,11 +146,11 @@ def printable(text: str) -> str:
 
 def holds(folder: Path, modality: str) -> bool:
     """Whether a folder has a file of the modality, however deep."""
-    return any(file.suffix.lower() in FILES_OF[modality] and file.is_file() for file in folder.rglob("*"))
+    return any(file.suffix.lower() in suffixes_of(modality) and file.is_file() for file in folder.rglob("*"))
 
 
 def _modality_of_path(path: Path) -> str:
-    if path.suffix.lower() in FILES_OF[AUDIO]:
+    if path.suffix.lower() in suffixes_of(AUDIO):
         return AUDIO
     if not path.is_dir() or not holds(path, AUDIO):
         return IMAGE
@@ -180,7 +180,7 @@ def _text_source(text: str) -> Source:
 def _is_text(given: str) -> bool:
     """What is no address, no path that exists, no pattern, and has no suffix of a medium (a mistyped path must not become a text)."""
     path = expanded(given)
-    if is_url(given) or given.lower().endswith((*SUFFIXES, *FILES_OF[AUDIO])) or given.endswith(("/", os.sep)):
+    if is_url(given) or given.lower().endswith((*suffixes_of(IMAGE), *suffixes_of(AUDIO))) or given.endswith(("/", os.sep)):
         return False
     try:
         if path.exists():
@@ -228,9 +228,9 @@ def expand_files(given: str | Path, modality: str | None) -> list[Item]:
     modality = modality or _modality_of_path(path)
     if path.is_dir():
         there = sorted(file for file in path.rglob("*") if file.is_file())
-        files = [file for file in there if file.suffix.lower() in FILES_OF[modality]]
+        files = [file for file in there if file.suffix.lower() in suffixes_of(modality)]
         if not files:
-            raise UsageError(f"{path}: the folder holds no {modality} ({', '.join(FILES_OF[modality])})")
+            raise UsageError(f"{path}: the folder holds no {modality} ({', '.join(suffixes_of(modality))})")
         _say_left_out(path, there, modality)
         return [Item(str(file), file, modality) for file in files]
     return [Item(text, path, modality)]
@@ -241,7 +241,7 @@ def _say_left_out(folder: Path, there: Sequence[Path], modality: str) -> None:
     others = Counter(
         file.suffix.lower() or file.name
         for file in there
-        if file.suffix.lower() not in FILES_OF[modality]
+        if file.suffix.lower() not in suffixes_of(modality)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if others:

@@ -6,35 +6,42 @@ import hashlib
 import http.client
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from zoo.data.inputs import Item, is_url, printable
 from zoo.errors import MediaError
-from zoo.media.audio import MAX_BYTES as MAX_AUDIO_BYTES
-from zoo.media.audio import Sound, open_audio
+from zoo.media.audio import Sound
+from zoo.media.audio_decoding import MAX_BYTES as MAX_AUDIO_BYTES
 from zoo.media.file import check_file, expanded
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, open_image, read_file
-from zoo.registry.modality import AUDIO
+from zoo.media.readers import MediaReader, open_media
+from zoo.registry.modality import AUDIO, IMAGE
 from zoo.registry.settings import offline
 
 TIMEOUT_S = 30
 
 
-def load(item: Item, *, allow_urls: bool, sample_rate_hz: int | None = None) -> Image.Image | Sound:
-    """The RGB pixels of an item, or its samples at the rate. Raises MediaError."""
+def load(
+    item: Item, *, allow_urls: bool, sample_rate_hz: int | None = None, extra: Sequence[MediaReader] | None = None
+) -> Image.Image | Sound:
+    """The RGB pixels of an item, or its samples at the rate. extra: as `open_media` takes it. Raises MediaError."""
     if item.modality == AUDIO:
-        return open_audio(item.source, sample_rate_hz=sample_rate_hz, label=printable(item.label))  # type: ignore[arg-type]  # an Item of audio holds no pixels
-    return load_image(item, allow_urls=allow_urls)
+        return open_media(item.source, AUDIO, extra=extra, sample_rate_hz=sample_rate_hz, label=printable(item.label))
+    if is_url(item.source):
+        return load_image(item, allow_urls=allow_urls)
+    return open_media(item.source, IMAGE, extra=extra)
 
 
 def load_image(item: Item, *, allow_urls: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB pixels of an item. Raises MediaError; an address is only followed if `allow_urls` says so."""
     if is_url(item.source):
         return open_image(read_source(item, allow_urls=allow_urls), max_pixels=max_pixels)  # type: ignore[arg-type]  # an address gives bytes
-    return open_image(item.source, max_pixels=max_pixels)  # type: ignore[arg-type]  # an Item of an image holds no sound
+    return cast("Image.Image", open_media(item.source, IMAGE, max_pixels=max_pixels))
 
 
 def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image | Sound | Path:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zoo.data.inputs import printable
-from zoo.media.image import SUFFIXES
+from zoo.media.readers import suffixes_of
 from zoo.registry.atomic_write import replace_durably
+from zoo.registry.modality import IMAGE
 
 MAX_TEXT_BYTES = 1_000_000
 MAX_LINE_BYTES = 16_000_000
@@ -111,7 +112,8 @@ class FolderShard:
             staging.rename(out)
 
     def _sample(self, key: str, files: list[Path]) -> Iterator[Pair]:
-        images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        suffixes = suffixes_of(IMAGE)
+        images = [file for file in files if file.suffix.lower() in suffixes]
         texts = [file for file in files if file.suffix.lower() == ".txt"]
         shown = printable(key)
         if not images and not texts:

@@ -8,8 +8,8 @@ from pathlib import Path
 from zoo.data.inputs import Item, expand_files, holds, printable
 from zoo.data.item_content import read_source, sha256_of_source
 from zoo.errors import MediaError, UsageError
+from zoo.media.readers import suffixes_of
 from zoo.registry.modality import AUDIO, IMAGE
-from zoo.registry.modality import SUFFIXES as FILES_OF
 
 _PLURAL = {IMAGE: "images", AUDIO: "sounds"}
 
@@ -37,7 +37,7 @@ def shot_items(folder: Path, names: Sequence[str], modality: str) -> list[tuple[
     empty = [name for name in names if not holds(folder / name, modality)]
     if empty:
         raise UsageError(
-            f"--shots {folder}: no example in {', '.join(empty)}: the folder holds no {modality} ({', '.join(FILES_OF[modality])}); "
+            f"--shots {folder}: no example in {', '.join(empty)}: the folder holds no {modality} ({', '.join(suffixes_of(modality))}); "
             f"put some in, or leave the class out (remove the folder, or name the others with --labels)"
         )
     return [(item, target) for target, name in enumerate(names) for item in expand_files(folder / name, modality)]

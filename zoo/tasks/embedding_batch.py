@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,9 @@ import torch
 from zoo.data.inputs import Source, printable
 from zoo.data.item_content import read_source, sha256_of_source
 from zoo.errors import MediaError
-from zoo.media.audio import open_audio
-from zoo.media.image import open_image
+from zoo.media.readers import open_media
 from zoo.models.build import Built
-from zoo.registry.modality import AUDIO, TEXT
+from zoo.registry.modality import AUDIO, IMAGE, TEXT
 from zoo.tasks.encoding import sample_rate_of, vectors_or_reasons
 
 TEXTS_FOR_AN_IMAGE = 4  # a text is that much less work, so that many more go into a batch
@@ -127,13 +127,14 @@ def _read(one: _Input, position: int, known: Known, *, allow_urls: bool) -> None
 
 def _decode(one: _Input, built: Built) -> None:
     """The image, the sound or the text of an input; its error where there is none."""
+    path = one.source.item.source if isinstance(one.source.item.source, Path) else None
     try:
         if one.source.modality == TEXT:
             one.item = one.content.decode("utf-8")
         elif one.source.modality == AUDIO:
-            one.item = open_audio(one.content, sample_rate_hz=sample_rate_of(built), label=one.label)
+            one.item = open_media(one.content, AUDIO, path=path, sample_rate_hz=sample_rate_of(built), label=one.label)
         else:
-            one.item = open_image(one.content, label=one.label)
+            one.item = open_media(one.content, IMAGE, path=path, label=one.label)
     except MediaError as error:
         one.fail(str(error))
 

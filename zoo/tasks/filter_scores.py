@@ -13,7 +13,7 @@ import torch
 
 from zoo.data.pairs import Pair
 from zoo.errors import MediaError
-from zoo.media.image import open_image
+from zoo.media.readers import open_media
 from zoo.models.build import Built
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import not_finite, plugin_errors, vectors_or_reasons
@@ -55,8 +55,8 @@ def _score_batch(scorer: Scorer, pairs: Sequence[Pair]) -> list[Scored]:
             answers[number] = Scored(_light(pair), None, *pair.problem)
             continue
         try:
-            images[number] = open_image(
-                pair.image or b"", label=str(pair.image) if isinstance(pair.image, Path) else pair.key
+            images[number] = open_media(
+                pair.image or b"", IMAGE, label=str(pair.image) if isinstance(pair.image, Path) else pair.key
             )
         except MediaError as error:
             answers[number] = Scored(_light(pair), None, "unreadable-image", str(error))

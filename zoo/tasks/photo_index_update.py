@@ -19,7 +19,8 @@ import torch
 
 from zoo.data.inputs import printable
 from zoo.errors import MediaError, PluginError
-from zoo.media.image import SUFFIXES, open_image, read_file
+from zoo.media.image import read_file
+from zoo.media.readers import open_media, suffixes_of
 from zoo.models.build import Built
 from zoo.registry.modality import IMAGE
 from zoo.registry.plugin import describe
@@ -96,11 +97,12 @@ def unreadable_files(index: Index, folder: Path) -> list[tuple[str, str]]:
 
 def _scan(folder: Path) -> Iterator[tuple[str, Seen]]:
     """(path inside the folder, what its metadata says) of every image, sorted within each folder."""
+    suffixes = suffixes_of(IMAGE)
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name != FOLDER)
         for name in sorted(names):
             path = Path(parent, name)
-            if path.suffix.lower() in SUFFIXES and path.is_file():
+            if path.suffix.lower() in suffixes and path.is_file():
                 try:
                     status = path.stat()
                 except OSError:  # it went away meanwhile
@@ -126,7 +128,7 @@ def _read_and_compute(
             sha256 = hashlib.sha256(content).hexdigest()
             results[name] = (sha256, None)
             if sha256 not in known:
-                images[name] = open_image(content, label=str(folder / name))
+                images[name] = open_media(content, IMAGE, path=folder / name, label=str(folder / name))
         except MediaError as error:
             results[name] = (sha256, str(error).removeprefix(f"{folder / name}: "))
     if images:
