@@ -22,8 +22,8 @@ _MAIN = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import wa
 class WarmInterpreter:
     """One interpreter that waits for commands. It is started by the first of them."""
 
-    def __init__(self, python: str) -> None:
-        self.python = python
+    def __init__(self, python: str, libraries: Sequence[str] = LIBRARIES) -> None:
+        self.python, self.libraries = python, libraries
         self.server: subprocess.Popen[str] | None = None
 
     def run(
@@ -38,7 +38,11 @@ class WarmInterpreter:
         """What `python *words` would do, where words are `-m MODULE ...`; raises TimeoutExpired as subprocess.run does."""
         if self.server is None:
             self.server = subprocess.Popen(
-                [self.python, "-c", _MAIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+                [self.python, "-c", _MAIN, *self.libraries],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
         assert self.server.stdin is not None
         assert self.server.stdout is not None
@@ -67,7 +71,7 @@ def serve() -> None:
     """The interpreter's side: one request a line, its exit code a line (null when its time was over)."""
     import importlib
 
-    for name in LIBRARIES:
+    for name in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     sys.path.remove(str(Path(__file__).parent))
@@ -78,6 +82,8 @@ def serve() -> None:
         request = json.loads(line)
         process = os.fork()
         if process == 0:
+            requests.close()
+            answers.close()
             for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)):
                 os.dup2(os.open(f"{request['folder']}/{number}", mode, 0o600), number)
             os.setsid()
