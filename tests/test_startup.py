@@ -16,7 +16,7 @@ try:
     code = main(sys.argv[1:])
 except SystemExit as stop:
     code = stop.code
-heavy = {"torch", "numpy", "PIL", "pluggy", "timm", "tqdm"}
+heavy = {"torch", "numpy", "PIL", "pluggy", "psutil", "timm", "tqdm"}
 plugins = {name for name in sys.modules if name.startswith("zoo_")}
 found = sorted((heavy & set(sys.modules)) | plugins)
 print(code, *found, file=sys.stderr)

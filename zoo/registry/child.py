@@ -97,27 +97,18 @@ def _session() -> str:
 
 
 def _kill(child: subprocess.Popen[str], *, nested: bool) -> None:
-    """A nested child shares our process group, so its descendants are killed one by one (where /proc names them)."""
+    """A nested child shares our process group, so its descendants are killed one by one."""
     if hasattr(os, "killpg") and not nested:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         return
-    for process in _descendants(child.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(child.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end meanwhile
+                process.kill()
     child.kill()
-
-
-def _descendants(process: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it may end meanwhile
-            parent = int(file.read_bytes().rpartition(b")")[2].split()[1])
-            children.setdefault(parent, []).append(int(file.parent.name))
-    found = list(children.get(process, ()))
-    for other in found:  # grows while it is read
-        found += children.get(other, ())
-    return found
 
 
 def main() -> None:

@@ -70,7 +70,11 @@ def attempt(plugin: Plugin) -> Iterator[None]:
 def ended_the_interpreter(plugin: Plugin) -> bool:
     """Whether the last process that ran this plugin's code came to its end while it did."""
     record = read_record("attempt", plugin)
-    return record is not None and not _alive(int(record.get("process", 0)))
+    if record is None:
+        return False
+    import psutil
+
+    return not psutil.pid_exists(int(record.get("process", 0)))
 
 
 def remember_default(task: str, name: str) -> None:
@@ -105,15 +109,3 @@ def fingerprint(plugin: Plugin) -> str:
 def _path(kind: str, plugin: Plugin) -> Path:
     key = "".join(character if character.isalnum() or character in "-_." else "_" for character in plugin.distribution)
     return state_dir() / kind / f"{key}+{plugin.name}.json"
-
-
-def _alive(process: int) -> bool:
-    if os.name == "nt":
-        return True  # there a probe by signal would end the process that it asks for
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
