@@ -7,7 +7,7 @@ is looked up once. Any other decoder has no such step, and its modules are calle
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
@@ -22,51 +22,48 @@ from zoo.nn.norm import RMSNorm
 from zoo.nn.stack import BeforeLayer
 
 
+class _Layer(NamedTuple):
+    """What one layer computes with: norms, and the projections as modules or as their bare `forward`."""
+
+    norm: Any
+    project: Any
+    output: Any
+    forward_norm: Any
+    gate_and_up: Any
+    down: Any
+
+    def without_hooks(self) -> _Layer:
+        """The same, with projections that are called without their module's hooks and what those calls cost."""
+        return self._replace(
+            project=self.project.forward,
+            output=self.output.forward,
+            gate_and_up=self.gate_and_up.forward,
+            down=self.down.forward,
+        )
+
+
 class DecodeStep:
     """int[B] and a cache -> logits float32[B, V] of the next token. Made by `decode_step`."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self.layers: list[tuple[Any, ...]] = []
-        self.called: list[tuple[Any, ...]] = []  # the same as modules, whose hooks run
-        for block in decoder.stack.blocks:
-            attention: Any = block.attention
-            forward: Any = block.feed_forward
-            self.layers.append(
-                (
-                    block.attention_norm,
-                    attention.query_key_value.forward,
-                    attention.output.forward,
-                    block.feed_forward_norm,
-                    forward.gate_and_up.forward,
-                    forward.down.forward,
-                )
-            )
-            self.called.append(
-                (
-                    block.attention_norm,
-                    attention.query_key_value,
-                    attention.output,
-                    block.feed_forward_norm,
-                    forward.gate_and_up,
-                    forward.down,
-                )
-            )
+        self.modules = [_layer_of(block) for block in decoder.stack.blocks]
+        self.layers = [layer.without_hooks() for layer in self.modules]
         first: Any = decoder.stack.blocks[0].attention
         self.heads, self.kv_heads, self.head_width = first.heads, first.kv_heads, first.head_width
         self.scale = first.scale
 
     def __call__(self, tokens_B: torch.Tensor, cache: Cache, *, before_layer: BeforeLayer | None = None) -> torch.Tensor:
         """As `Decoder.forward` for tokens int[B, 1]; raises what that raises."""
-        hooked = any(module._forward_hooks for layer in self.called for module in layer)  # noqa: SLF001 - torch names them nowhere else
+        hooked = any(module._forward_hooks for layer in self.modules for module in layer)  # noqa: SLF001 - torch names them nowhere else
         if not hooked and self.decoder.__dict__.get(ATTRIBUTE) is None:
             return self._run(self.layers, tokens_B, cache, before_layer)
         cache = begin(self.decoder, len(tokens_B), cache) or cache
         with during(self.decoder, cache):
-            return self._run(self.called, tokens_B, cache, before_layer)
+            return self._run(self.modules, tokens_B, cache, before_layer)
 
     def _run(
-        self, layers: list[tuple[Any, ...]], tokens_B: torch.Tensor, cache: Cache, before_layer: BeforeLayer | None
+        self, layers: list[_Layer], tokens_B: torch.Tensor, cache: Cache, before_layer: BeforeLayer | None
     ) -> torch.Tensor:
         decoder, batch = self.decoder, len(tokens_B)
         check_tokens(tokens_B[:, None], None, decoder.vocabulary)
@@ -115,6 +112,18 @@ def decode_step(decoder: Decoder) -> DecodeStep | None:
         and decoder.embedding_norm is None
     )
     return DecodeStep(decoder) if plain and all(map(_is_plain, stack.blocks)) else None
+
+
+def _layer_of(block: Any) -> _Layer:
+    attention, forward = block.attention, block.feed_forward
+    return _Layer(
+        norm=block.attention_norm,
+        project=attention.query_key_value,
+        output=attention.output,
+        forward_norm=block.feed_forward_norm,
+        gate_and_up=forward.gate_and_up,
+        down=forward.down,
+    )
 
 
 def _is_plain(block: Any) -> bool:
