@@ -182,24 +182,10 @@ class LearnedPositions(nn.Module):
         return vectors_BTW
 
 
-class SinusoidalPositions(nn.Module):
-    """Sines in the first half of the width and cosines in the second, of wavelengths from 2 pi to 20,000 pi (Vaswani et al.
-    2017, arXiv:1706.03762, all sines before all cosines).
-    """
-
-    table_PW: torch.Tensor
-
-    def __init__(self, positions: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("table_PW", sinusoids(positions, width), persistent=False)
-
-    def forward(self, positions_BT: torch.Tensor) -> torch.Tensor:
-        """int[B, T] -> float[B, T, W]."""
-        return self.table_PW[positions_BT]
-
-
 def sinusoids(positions: int, width: int) -> torch.Tensor:
-    """float[P, W]; W must be even and at least 4."""
+    """float[P, W]: sines in the first half of the width and cosines in the second, of wavelengths from 2 pi to 20,000 pi (Vaswani et al.
+    2017, arXiv:1706.03762, all sines before all cosines). Raises UsageError for a width that is odd or below 4.
+    """
     if width % 2 or width < 4:
         raise UsageError(f"sinusoidal positions need an even width of at least 4, got {width}")
     steps = torch.exp(-math.log(10_000.0) / (width // 2 - 1) * torch.arange(width // 2))

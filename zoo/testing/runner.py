@@ -16,7 +16,7 @@ from zoo.registry.card import Card
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.modality import TEXT
 from zoo.registry.plugin import Plugin, code_sha256
-from zoo.registry.records import read_record, write_record
+from zoo.registry.records import write_record
 from zoo.testing import adapter, fusion, language, listing, numbers, pairs, process, speech, truth
 from zoo.testing.check import CHECKS, LEVELS, Check, Result, Subject, run_check
 
@@ -122,11 +122,6 @@ def check_model(name: str, *, registry: Registry | None = None, say: Callable[[s
     plugin = registry.owner(found.card)
     results = {"plugin": _plugin_results(plugin, say), found.name: _model_results(found, plugin, registry, say)}
     return _report(plugin, results)
-
-
-def kept_badge(plugin: Plugin) -> Mapping[str, Any] | None:
-    """What the last check of this plugin found, if its files are still those that were checked."""
-    return read_record("badge", plugin)
 
 
 def _report(plugin: Plugin, results: Mapping[str, tuple[Result, ...]]) -> Report:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import gelu, relu
 
 from zoo.api import Encoded, Sound, UsageError
-from zoo.nn import Attention, Block, Dense, Stack
+from zoo.nn import Attention, Block, Dense, Stack, sinusoids
 from zoo_audio.log_mel import QUIETEST, log_mels
 
 RANGE = 8.0  # powers of ten below a sound's loudest frame that are told apart
@@ -114,13 +114,6 @@ def masked_mean(tokens_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor
     """The mean of the real tokens, float[B, D]."""
     weights_BT1 = mask_BT[:, :, None].to(tokens_BTD.dtype)
     return (tokens_BTD * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1)
-
-
-def sinusoids(count: int, width: int, longest: float = 10_000.0) -> torch.Tensor:
-    """float[count, width]: sines, then cosines, of wavelengths that grow to `longest` (times 2 pi)."""
-    rates = torch.exp(-math.log(longest) / (width // 2 - 1) * torch.arange(width // 2))
-    angles = torch.arange(count)[:, None] * rates[None]
-    return torch.cat((angles.sin(), angles.cos()), 1)
 
 
 def _block(width: int, heads: int) -> Block:

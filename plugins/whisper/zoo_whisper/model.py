@@ -6,7 +6,6 @@ The reference implementation is openai-whisper's `model.py`; the tests hold this
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from zoo.api import (
     multiplies_in_bfloat16,
     to_waveforms,
 )
-from zoo.nn import Attention, Block, Decoder, Dense, Stack
+from zoo.nn import Attention, Block, Decoder, Dense, Stack, sinusoids
 from zoo_whisper.log_mel import HOP, SAMPLE_RATE_HZ, WINDOW_FRAMES, log_mel
 from zoo_whisper.options import OPTIONS
 from zoo_whisper.tokens import LANGUAGES, controls
@@ -181,13 +180,6 @@ class Whisper(nn.Module):
     ) -> Iterator[Window]:
         """What is said, window by window: see `zoo_whisper.transcription.windows`."""
         return windows(self, reader, asked, state=state)
-
-
-def sinusoids(length: int, channels: int, longest: float = 10_000.0) -> torch.Tensor:
-    """float[length, channels]: sines, then cosines, of wavelengths that grow to `longest` (times 2 pi)."""
-    rates = torch.exp(-math.log(longest) / (channels // 2 - 1) * torch.arange(channels // 2))
-    angles = torch.arange(length)[:, None] * rates[None]
-    return torch.cat((angles.sin(), angles.cos()), 1)
 
 
 def _block(width: int, heads: int, *, reads: bool) -> Block:
