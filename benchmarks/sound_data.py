@@ -20,7 +20,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
+from debian import run_tool
 
+NEEDS = "Debian's apt and dpkg, and fluidsynth (apt install fluidsynth)"
 PACKAGES = {  # version, sha256 of the .deb
     "hydrogen-drumkits": (
         "2017.09.19~dfsg-1",
@@ -212,7 +213,7 @@ def _rendered(soundfont: str, folder: Path) -> Path:
         score, draft = made.with_suffix(".mid"), made.with_suffix(".draft.wav")
         score.write_bytes(_midi())
         options = ["-ni", "-q", "-R", "0", "-C", "0", "-g", "0.5", "-r", str(NOTE_RATE_HZ), "-F"]
-        _run(["fluidsynth", *options, draft.name, str(font.absolute()), score.name], made.parent)
+        run_tool(["fluidsynth", *options, draft.name, str(font.absolute()), score.name], made.parent, needs=NEEDS)
         if not draft.exists():
             raise SystemExit(f"fluidsynth left no {draft}")
         draft.rename(made)
@@ -227,12 +228,12 @@ def _unpacked(package: str, folder: Path) -> Path:
         deb, draft = found.with_name(f"{found.name}_all.deb"), found.with_name(f"{found.name}.draft")
         deb.parent.mkdir(parents=True, exist_ok=True)
         if not deb.exists():
-            _run(["apt-get", "download", "-qq", f"{package}={version}"], deb.parent)
+            run_tool(["apt-get", "download", "-qq", f"{package}={version}"], deb.parent, needs=NEEDS)
         if not deb.exists():
             raise SystemExit(f"apt-get download {package}={version} left no {deb}")
         if _sha256(deb) != sha256:
             raise SystemExit(f"{deb} has sha256 {_sha256(deb)}, expected {sha256}: delete it, and it is fetched again")
-        _run(["dpkg-deb", "-x", deb.name, draft.name], deb.parent)
+        run_tool(["dpkg-deb", "-x", deb.name, draft.name], deb.parent, needs=NEEDS)
         draft.rename(found)
     return found
 
@@ -240,18 +241,6 @@ def _unpacked(package: str, folder: Path) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _run(command: Sequence[str], folder: Path) -> None:
-    try:
-        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise SystemExit(
-            f"no {command[0]} here: this needs Debian's apt and dpkg, and fluidsynth (apt install fluidsynth)"
-        ) from None
-    if run.returncode:
-        reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SystemExit(f"{' '.join(command)}: {reason} (first `apt-get update`? Debian 12 has these versions)")
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ import argparse
 import gzip
 import hashlib
 import re
-import subprocess
 import tempfile
 import wave
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from debian import run_tool
 
 from zoo.media.audio import open_audio
 
@@ -70,7 +70,7 @@ def unpacked(package: str, cache: Path) -> Path:
                 f"{deb} has sha256 {found}, expected {sha256}: delete it; if it comes again so, the package was changed"
             )
         draft = folder.with_name(f"{folder.name}.draft")
-        _run(["dpkg-deb", "-x", str(deb), str(draft)], cache)
+        run_tool(["dpkg-deb", "-x", str(deb), str(draft)], cache, needs=_needs(cache))
         draft.rename(folder)
     return folder
 
@@ -80,22 +80,14 @@ def _fetched(package: str, cache: Path) -> Path:
     deb = cache / f"{package}_{version}_all.deb"
     if not deb.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        _run(["apt-get", "download", "-qq", f"{package}={version}"], cache)
+        run_tool(["apt-get", "download", "-qq", f"{package}={version}"], cache, needs=_needs(cache))
     if not deb.exists():
         raise SystemExit(f"apt-get download {package}={version} left no {deb.name} in {cache}")
     return deb
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
-    try:
-        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise SystemExit(
-            f"no {command[0]} here: this needs Debian's apt and dpkg, or the .deb files named in {Path(__file__).name} in {folder}"
-        ) from None
-    if run.returncode:
-        reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SystemExit(f"{' '.join(command)}: {reason} (first `apt-get update`? Debian 12 has these versions)")
+def _needs(cache: Path) -> str:
+    return f"Debian's apt and dpkg, or the .deb files named in {Path(__file__).name} in {cache}"
 
 
 def librivox(cache: Path) -> list[Utterance]:
