@@ -130,15 +130,18 @@ def arrows(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def same_lines() -> list[str]:
-    """Pairs of places that share ten lines to the letter, blank lines, comments and imports left out."""
+    """Pairs of places that share ten lines to the letter, blank lines, comments, imports and lists of arguments left out."""
     places: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
     for path in sources(*CODE, "benchmarks/*.py", "docs/*.py"):
         if shown(path).startswith(ONE_FILE_MODELS):
             continue
+        heads = {
+            line for node in functions(path) for line in range(node.lineno, node.body[0].lineno)
+        }  # the options on offer
         kept = [
             (number, line.strip())
             for number, line in enumerate(path.read_text().splitlines(), start=1)
-            if line.strip(" ()[]{},") and not line.lstrip().startswith(("#", "import ", "from "))
+            if number not in heads and line.strip(" ()[]{},") and not line.lstrip().startswith(("#", "import ", "from "))
         ]
         for start in range(len(kept) - SAME_LINES + 1):
             window = kept[start : start + SAME_LINES]

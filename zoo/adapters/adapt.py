@@ -14,7 +14,7 @@ from torch import nn
 
 from zoo.adapters import files, merging
 from zoo.adapters.adapted import Adapted, adapted_of
-from zoo.adapters.adapter import Adapter
+from zoo.adapters.adapter import Adapter, finished
 from zoo.adapters.target_modules import base_of, places_of
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.models.build import Built
@@ -388,12 +388,3 @@ class Adapters:
         from zoo.adapters import peft
 
         peft.write_folder(Path(folder), self, name)
-
-
-def finished(adapter: Adapter) -> Adapter:
-    """The adapter as it is used after training: what only helped to train it is dropped from a copy."""
-    if hasattr(adapter.virtual, "finish"):
-        adapter = copy.deepcopy(adapter)
-        virtual: Any = adapter.virtual
-        adapter.options = {**adapter.options, **virtual.finish()}
-    return adapter

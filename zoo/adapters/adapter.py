@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -105,6 +106,15 @@ class Adapter(nn.Module):
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
             self._key = (stamp, digest.hexdigest())
         return self._key[1]
+
+
+def finished(adapter: Adapter) -> Adapter:
+    """The adapter as it is used after training: what only helped to train it is dropped from a copy."""
+    if hasattr(adapter.virtual, "finish"):
+        adapter = copy.deepcopy(adapter)
+        virtual: Any = adapter.virtual
+        adapter.options = {**adapter.options, **virtual.finish()}
+    return adapter
 
 
 def part_key(place: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 
 from zoo.adapters import files
-from zoo.adapters.adapter import Adapter
+from zoo.adapters.adapter import Adapter, finished
 from zoo.adapters.target_modules import Base, base_of
 from zoo.errors import UsageError, WeightsError
 from zoo.registry.activation import resolve
@@ -54,8 +54,6 @@ def read_folder(folder: Path, adapters: Any) -> Adapter:
 
 def write_folder(folder: Path, adapters: Any, name: str) -> None:
     """Write an adapter as PEFT does, each file whole or not at all."""
-    from zoo.adapters.adapt import finished
-
     adapter = finished(adapters.adapted.find(name))
     card = adapters.registry.find(adapter.method).card
     if card.exchange is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,16 +89,24 @@ def compose(
     fields: other fields of every sense (`zoo.models.recipe.SenseRecipe`): fusion, every, gate, adjacent, marker, bridge_arguments ...
     Raises UsageError for widths and modalities that do not fit, and what looking up and building the parts raises.
     """
-    if recipe is None:
-        recipe = recipe_of_names(decoder, encoders, bridge, fields)
-    elif isinstance(recipe, (str, Path)):
-        if decoder is not None or encoders is not None or bridge is not None or fields or weights != "card":
+    named = decoder is not None or encoders is not None or bridge is not None or bool(fields)
+    if isinstance(recipe, (str, Path)):
+        if named or weights != "card":
             raise UsageError("a recipe says all: leave out decoder, encoders, bridge, weights and fields beside it")
         return open_composition(Path(recipe), device=device, dtype=dtype, kernel=kernel)
-    elif decoder is not None or encoders is not None or bridge is not None or fields:
+    if recipe is None:
+        recipe = recipe_of_names(decoder, encoders, bridge, fields)
+    elif named:
         raise UsageError("a recipe says all: leave out decoder, encoders, bridge and fields beside it")
     elif recipe.trained:
         raise UsageError("the recipe names trained numbers, which lie in its folder: zoo.compose(FOLDER) opens both")
+    return _joined(recipe, _opener(recipe, weights, device, dtype), device=device, dtype=dtype, kernel=kernel)
+
+
+def _opener(
+    recipe: Recipe, weights: str | Mapping[str, str | None] | None, device: str, dtype: torch.dtype | None
+) -> Callable[[str], Built]:
+    """What opens a part by its name, with its weights. Raises UsageError for a part that does not fit, and weights of one that is none."""
     look_up(recipe)
     names = {recipe.decoder, *(sense.encoder for sense in recipe.senses.values())}
     if isinstance(weights, Mapping) and weights.keys() - names:
@@ -109,6 +117,13 @@ def compose(
         of_this = weights.get(name, "card") if isinstance(weights, Mapping) else weights
         return open_model(name, weights=of_this, device=device, dtype=dtype)
 
+    return open_part
+
+
+def _joined(
+    recipe: Recipe, open_part: Callable[[str], Built], *, device: str, dtype: torch.dtype | None, kernel: str
+) -> Composition:
+    """The parts, opened and joined."""
     built: dict[str, Built] = {"decoder": open_part(recipe.decoder)}
     language: Any = frozen(built["decoder"].module)
     for name in ("width", "layers", "new_cache"):

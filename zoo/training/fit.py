@@ -78,8 +78,7 @@ def fit(
 ) -> Fitted:
     """Train parameters in place on batches drawn without replacement; the same seed gives the same numbers.
 
-    held_out: examples whose loss is taken before the first step, as often as the options say and at the end; the parameters of the lowest
-        are kept.
+    held_out: examples whose loss is taken before the first step, as often as the options say and at the end; the lowest's parameters are kept.
     report: is told each step and its loss. train: puts the model into training (True) and evaluation (False).
     Raises UsageError for no examples or parameters, and where a loss or a gradient is NaN or infinite; the parameters are then as they
     were before, as after whatever else is raised.
@@ -91,9 +90,7 @@ def fit(
     rate = partial(warmup_cosine, steps=steps, warmup=max(1, round(options.warmup * steps)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     every = options.evaluate_every or max(1, steps // 10)
-    held = HeldOut(
-        examples=held_out, loss=loss, parameters=parameters, batch_size=options.batch_size, patience=options.patience
-    )
+    held = HeldOut(held_out, loss, parameters, batch_size=options.batch_size, patience=options.patience)
     before, losses, stopped = copies(parameters), list[float](), "steps"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)  # dropout

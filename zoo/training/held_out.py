@@ -13,7 +13,7 @@ from torch import nn
 Loss = Callable[[Sequence[Any]], torch.Tensor]  # a batch of examples -> the mean loss of them
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class HeldOut:
     """Measures a loss on examples again and again. patience: measurements without a lower one that are enough; 0: never.
 

@@ -18,8 +18,8 @@ MAX_INFLATION = 1.05  # a checkpoint stores its tensors uncompressed; more is a 
 
 
 def is_torch_checkpoint(head: bytes) -> bool:
-    """Whether a file begins as a zip, or as the pickle that torch wrote before 1.6."""
-    return head.startswith((ZIP, PICKLE))
+    """Whether a file begins as a zip, or as the pickle that torch wrote before 1.6. A safetensors file may begin as that does, by its length."""
+    return head.startswith(ZIP) or (head.startswith(PICKLE) and head[8:9] != b"{")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
