@@ -68,23 +68,38 @@ def test_exports_do_not_shadow_modules() -> None:
     assert not modules & set(zoo.__all__)
 
 
-def test_every_export_exists() -> None:
-    import zoo
+@pytest.mark.parametrize("name", ["zoo", "zoo.api"])
+def test_every_export_exists(name: str) -> None:
+    from importlib import import_module
 
-    for name in zoo.__all__:
-        assert getattr(zoo, name) is not None
-    with pytest.raises(AttributeError, match="module 'zoo' has no attribute 'nonsense'; it offers Card, Encoded"):
-        zoo.nonsense  # noqa: B018
+    package = import_module(name)
+    for exported in package.__all__:
+        assert getattr(package, exported) is not None
+    assert set(package._EXPORTS) <= set(dir(package))
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nonsense'; it offers "):
+        package.nonsense  # noqa: B018
 
 
-def test_type_checkers_see_the_same_names() -> None:
+@pytest.mark.parametrize("name", ["zoo", "zoo.api"])
+def test_type_checkers_see_the_same_names(name: str) -> None:
     """The imports for type checkers are those that __getattr__ makes."""
     import ast
+    from importlib import import_module
     from pathlib import Path
 
-    import zoo
+    package = import_module(name)
+    (block,) = [node for node in ast.parse(Path(package.__file__).read_text()).body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname or alias.name: f"{line.module}:{alias.name}" if alias.asname else line.module
+        for line in block.body
+        if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+    }
+    assert seen == package._EXPORTS
+    assert set(package.__all__) - {"__version__"} == set(seen)
 
-    (block,) = [node for node in ast.parse(Path(zoo.__file__).read_text()).body if isinstance(node, ast.If)]
-    seen = {name.name: line.module for line in block.body if isinstance(line, ast.ImportFrom) for name in line.names}
-    assert seen == zoo._EXPORTS
-    assert sorted(zoo.__all__) == sorted([*seen, "__version__"])
+
+def test_an_author_who_imports_the_api_imports_nothing_heavy() -> None:
+    child = "import sys, zoo.api; zoo.api.hookimpl, zoo.api.UsageError; print(*sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
