@@ -1,5 +1,5 @@
 """CPU time of the management commands beyond a bare interpreter: with the first-party plugins, and with every odd, broken and
-hostile distribution of tests/dists besides (built and installed by pip into an environment of its own).
+hostile distribution of tests/dists besides (in an environment of its own).
 
 Written down before the first run: under 0.1 s with the first-party plugins, under 0.3 s with all of tests/dists.
 

@@ -5,15 +5,13 @@ import itertools
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killed_process import kill_when
 from PIL import Image
 
 import zoo as library
@@ -119,17 +117,6 @@ def test_one_is_not_several(main, photos: Path, tmp_path: Path) -> None:
     assert run.stderr.startswith("zoo: 0 texts, 1 image\n")
 
 
-def kill_when(path: Path, size_bytes: int, command: list[str]) -> None:
-    """Start a command and SIGKILL it as soon as a file has grown to a size."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        if path.exists() and path.stat().st_size >= size_bytes:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.001)
-    assert process.wait() == -signal.SIGKILL, "it ended before it was to be killed"
-
-
 def test_killed_work_ends_with_the_same_bytes(main, photos: Path, tmp_path: Path) -> None:
     folder = many(photos, tmp_path / "images", 300)
     (folder / "0007.jpg").write_text("not an image")
@@ -141,7 +128,7 @@ def test_killed_work_ends_with_the_same_bytes(main, photos: Path, tmp_path: Path
     row_bytes = expected["shape"][1] * 4
     part = tmp_path / "e.npz.part"
     for share in (0.2, 0.7):
-        kill_when(part, int(share * 299 * row_bytes), [sys.executable, "-m", "zoo", *command])
+        kill_when(part, int(share * 299 * row_bytes), command)
         assert not out.exists()
     last = main(*command)
     assert last.returncode == 1

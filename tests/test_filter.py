@@ -7,16 +7,13 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from killed_process import kill_when
 from PIL import Image
 
 import zoo as library
@@ -274,13 +271,7 @@ def test_killed_work_is_done_again(photos: Path, tmp_path: Path, model: object) 
         pack(tmp_path / f"s-{shard}.tar", rows)
     source, out = str(tmp_path / "s-{0..1}.tar"), tmp_path / "out"
     library.filter_pairs(source, tmp_path / "whole", threshold=0.1, model=model)
-    command = [sys.executable, "-m", "zoo", "filter", source, "--out", str(out), "--threshold", "0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    staging = tmp_path / "out.zoo-filter" / "s-1.tar.new"
-    while process.poll() is None and not staging.exists():
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_when(tmp_path / "out.zoo-filter" / "s-1.tar.new", 0, ["filter", source, "--out", str(out), "--threshold", "0.1"])
     assert [path.name for path in out.iterdir()] == ["s-0.tar"]
     again = library.filter_pairs(source, out, threshold=0.1, model=model)
     assert [shard.state for shard in again.shards] == ["skipped", "done"]

@@ -64,13 +64,20 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first_listing(crowd, tmp_path_factory) -> Path:
-    """The state folder after the first listing, which imports the plugins without a manifest in processes of their own."""
+    """The state folder after the first listing, which imports the plugins without a manifest in processes of their own.
+
+    Those that come to an end are given as long as a busy machine needs; the limit is for the one that does not.
+    """
+    patient = (
+        "from zoo.registry import activation; activation.LISTING_TIMEOUT_S = 300; from zoo.cli import main; main(['list'])"
+    )
 
     def listed(state: Path) -> None:
-        run = subprocess.run(
-            [crowd, "-m", "zoo", "list"], env={**os.environ, "ZOO_STATE": str(state)}, check=True, capture_output=True
-        )
-        assert b"Traceback" not in run.stderr
+        environment = {**os.environ, "ZOO_STATE": str(state)}
+        others = {**environment, "ZOO_DISABLE": "endless"}
+        for command, variables in ((["-c", patient], others), (["-m", "zoo", "list"], environment)):
+            run = subprocess.run([crowd, *command], env=variables, check=True, capture_output=True)
+            assert b"Traceback" not in run.stderr
 
     return once(tmp_path_factory, "first-listing", listed)
 
@@ -213,16 +220,21 @@ def test_disabled_means_not_looked_at(crowd, zoo) -> None:
     assert (plugins["zoodist-onefile"]["state"], plugins["zoodist-onefile"]["import_ms"]) == ("disabled", None)
 
 
-def test_a_listing_imports_no_plugin_and_is_quick(crowd) -> None:
-    """Not even the plugins without a manifest, once they have been asked: 0.3 s of the processor's time beyond the interpreter's own."""
+def test_a_listing_imports_no_plugin_and_does_little(crowd) -> None:
+    """Not even the plugins without a manifest, once they have been asked. What takes time is counted, and not the time: modules,
+    processes, and how often a manifest is read (benchmarks/startup.py has the seconds).
+    """
     child = (
-        "import sys, time; start = time.process_time(); from zoo.cli import main; main(['plugins']); "
-        "print(time.process_time() - start, [name for name in sys.modules if 'zoodist' in name or name == 'torch'])"
+        "import sys; opened, started = [], []; sys.addaudithook(lambda event, given: opened.append(str(given[0])) "
+        "if event == 'open' else started.append(given) if event == 'subprocess.Popen' else None)\n"
+        "before = set(sys.modules); from zoo.cli import main; main(['plugins']); new = set(sys.modules) - before\n"
+        "manifests = [name for name in opened if name.endswith('zoo.toml')]\n"
+        "print([name for name in new if 'zoodist' in name or name == 'torch'], len(started), len(new), len(manifests) - len(set(manifests)))"
     )
-    runs = [subprocess.run([str(crowd), "-c", child], capture_output=True, text=True, check=True) for _ in range(3)]
-    lasts = [run.stdout.splitlines()[-1].partition(" ") for run in runs]
-    assert {imported for _, _, imported in lasts} == {"[]"}
-    assert min(float(seconds) for seconds, _, _ in lasts) < 0.3
+    run = subprocess.run([str(crowd), "-c", child], capture_output=True, text=True, check=True)
+    imported, started, modules, again = run.stdout.splitlines()[-1].rsplit(" ", 3)
+    assert (imported, started, again) == ("[]", "0", "0")
+    assert int(modules) < 300
 
 
 MOODY = """
