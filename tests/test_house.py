@@ -81,20 +81,21 @@ def test_the_names_of_models_are_found_where_they_stand() -> None:
         assert not NAMES.search(code), code
 
 
-def test_the_manifests_pin_their_siblings_to_one_version() -> None:
-    projects = [
-        tomllib.loads(path.read_text())["project"]
-        for path in (*ROOT.glob("plugins/*/pyproject.toml"), ROOT / "adapters" / "pyproject.toml")
-    ]
-    core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def test_plugins_ask_for_a_range_of_the_core_and_of_its_api() -> None:
+    """No version of the core is the only one that fits: that is how zoos died."""
     import zoo
 
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert zoo.__version__ == core["version"]
-    for project in projects:
-        assert project["version"] == core["version"]
-        for requirement in project["dependencies"]:
-            if requirement.startswith("modalzoo"):
-                assert requirement.endswith(f"=={core['version']}")
+    for path in (*ROOT.glob("plugins/*/pyproject.toml"), ROOT / "adapters" / "pyproject.toml"):
+        project = tomllib.loads(path.read_text())["project"]
+        siblings = [Requirement(one) for one in project["dependencies"] if one.startswith("modalzoo")]
+        assert any(one.name == "modalzoo" for one in siblings)
+        for requirement in siblings:
+            assert {one.operator for one in requirement.specifier} == {">=", "<"}
+            assert requirement.specifier.contains(core["version"])
+        (manifest,) = path.parent.glob("zoo_*/zoo.toml")
+        assert tomllib.loads(manifest.read_text())["api"] == ">=1,<2"
 
 
 def test_every_requirement_is_pinned() -> None:
