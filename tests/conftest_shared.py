@@ -26,9 +26,22 @@ settings.register_profile("whole", max_examples=200, deadline=None)
 settings.load_profile("whole" if os.environ.get("ZOO_SLOW_TESTS") == "1" else "push")
 
 
+# The files that take longest, longest first. A file is one worker's (its fixtures open models), so what begins late ends alone.
+LONGEST = (
+    "test_tutorial.py",
+    "test_plugins.py",
+    "test_scaffold.py",
+    "test_fusion_learns.py",
+    "test_conformance.py",
+    "test_composition.py",
+    "test_transcribe.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that with several workers none ends alone with it."""
-    items.sort(key=lambda item: item.path.name != "test_tutorial.py")
+    """The longest files first, so that with several workers none ends alone with one."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)
