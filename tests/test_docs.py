@@ -52,7 +52,7 @@ def test_the_samples_of_a_page_run(page: str, tmp_path: Path) -> None:
     if os.environ.get("ZOO_SLOW_TESTS") != "1":
         text = text.replace(TRAINING, "for step in range(2):")
         assert page != "docs/fusion.md" or text.count("for step in range(2):") == 1
-    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "cli").mkdir(parents=True)
     (tmp_path / "zoo" / "cli" / "demo").symlink_to(REPOSITORY / "zoo" / "cli" / "demo")
     (tmp_path / "sample.py").write_text(text, encoding="utf-8")
     run = subprocess.run(

@@ -112,7 +112,7 @@ def test_a_wheel_brings_every_template(tmp_path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", script]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    templates = Path("zoo", "scaffold", "templates")
+    templates = Path("zoo", "cli", "scaffold", "templates")
     written, built = (
         {path.relative_to(top) for path in (top / templates).rglob("*") if path.is_file()}
         for top in (tmp_path, tmp_path / "built")
