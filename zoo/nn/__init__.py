@@ -18,7 +18,7 @@ architecture is a function that composes these parts, in the plugin that brings 
 
 from zoo.nn.attention import Attention
 from zoo.nn.bidirectional import Bidirectional
-from zoo.nn.block import Block
+from zoo.nn.block import Block, Visible
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Decoder
 from zoo.nn.encoder_decoder import EncoderDecoder
@@ -28,7 +28,7 @@ from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.mixture import Mixture, Routing, balance_loss
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Alibi, LearnedPositions, RelativeBias, Rotary, alibi_slopes, rotary_frequencies, sinusoids
-from zoo.nn.stack import Stack
+from zoo.nn.stack import Reading, Stack
 from zoo.nn.tokenizer import BYTES, END, START, ByteTokenizer, check_text, check_token
 
 __all__ = [
@@ -50,11 +50,13 @@ __all__ = [
     "LearnedPositions",
     "Mixture",
     "RMSNorm",
+    "Reading",
     "RelativeBias",
     "Rotary",
     "Routing",
     "Selection",
     "Stack",
+    "Visible",
     "activation_function",
     "alibi_slopes",
     "balance_loss",

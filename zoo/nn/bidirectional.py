@@ -8,7 +8,7 @@ from torch import nn
 from zoo.errors import UsageError
 from zoo.nn.decoder import check_tokens
 from zoo.nn.mixture import Routing
-from zoo.nn.stack import Stack, token_positions
+from zoo.nn.stack import Reading, Stack, token_positions
 
 
 class Bidirectional(nn.Module):
@@ -45,7 +45,7 @@ class Bidirectional(nn.Module):
         types_BT: torch.Tensor | None = None,
         routing: list[Routing] | None = None,
     ) -> torch.Tensor:
-        """int[B, T] -> float[B, T, W]; what stands where `mask_BT` is False means nothing. routing: see `Stack.forward`.
+        """int[B, T] -> float[B, T, W]; what stands where `mask_BT` is False means nothing. routing: see `zoo.nn.stack.Reading`.
 
         Raises UsageError for ids outside the vocabulary and for more than `context` tokens.
         """
@@ -61,7 +61,7 @@ class Bidirectional(nn.Module):
             tokens_BTW = tokens_BTW + self.position_embedding(positions_BT)
         if self.embedding_norm is not None:
             tokens_BTW = self.embedding_norm(tokens_BTW)
-        features_BTW: torch.Tensor = self.stack(tokens_BTW, positions_BT, mask_BT=mask_BT, routing=routing)
+        features_BTW: torch.Tensor = self.stack(tokens_BTW, positions_BT, Reading(mask_BT=mask_BT, routing=routing))
         return features_BTW
 
     def forward(

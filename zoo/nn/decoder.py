@@ -12,7 +12,7 @@ from zoo.errors import UsageError
 from zoo.nn.cache import Cache
 from zoo.nn.extension import begin, during
 from zoo.nn.mixture import Routing
-from zoo.nn.stack import BeforeLayer, Stack, token_positions
+from zoo.nn.stack import BeforeLayer, Reading, Stack, token_positions
 
 Inserted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows int[N], columns int[N], what stands there float[N, W]
 
@@ -85,41 +85,29 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """int[B, T] -> logits float[B, T, V], or float[B, N, V] of the tokens at the indices int[B, N] of `at_BN` alone.
 
-        mask_BT: True where a token is real, whichever side the padding is on; None: all are.
         cache: what was read before (`new_cache`); these tokens come after it and are added to it.
-        source_BSD, source_mask_BS, routing, before_layer: see `Stack.forward`.
+        mask_BT, source_BSD, source_mask_BS, routing, before_layer: see `zoo.nn.stack.Reading`.
         inserted: what stands in place of the embedding of some tokens (rows, columns, float[N, W]): their ids mean nothing.
         Raises UsageError for ids outside the vocabulary and for more than `context` tokens.
         """
         cache = begin(self, len(tokens_BT), cache)
         with during(self, cache):
-            features_BTW = self.features(
-                tokens_BT,
+            reading = Reading(
                 mask_BT=mask_BT,
                 cache=cache,
                 source_BSD=source_BSD,
                 source_mask_BS=source_mask_BS,
                 routing=routing,
                 before_layer=before_layer,
-                inserted=inserted,
             )
+            features_BTW = self.features(tokens_BT, reading, inserted=inserted)
             if at_BN is not None:
                 features_BTW = features_BTW.gather(1, at_BN[:, :, None].expand(-1, -1, features_BTW.shape[-1]))
             return self.logits(features_BTW)
 
-    def features(
-        self,
-        tokens_BT: torch.Tensor,
-        *,
-        mask_BT: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        source_BSD: torch.Tensor | None = None,
-        source_mask_BS: torch.Tensor | None = None,
-        routing: list[Routing] | None = None,
-        before_layer: BeforeLayer | None = None,
-        inserted: Inserted | None = None,
-    ) -> torch.Tensor:
-        """What the head reads, float[B, T, W]. Arguments as those of `forward`, which also asks what stands on the model."""
+    def features(self, tokens_BT: torch.Tensor, reading: Reading, *, inserted: Inserted | None = None) -> torch.Tensor:
+        """What the head reads, float[B, T, W]. inserted: as `forward` takes it, which also asks what stands on the model."""
+        mask_BT, cache = reading.mask_BT, reading.cache
         check_tokens(tokens_BT, mask_BT, self.vocabulary)
         batch, count = tokens_BT.shape
         if cache is None:
@@ -141,16 +129,7 @@ class Decoder(nn.Module):
             tokens_BTW = tokens_BTW + self.position_embedding(positions_BT)
         if self.embedding_norm is not None:
             tokens_BTW = self.embedding_norm(tokens_BTW)
-        features_BTW: torch.Tensor = self.stack(
-            tokens_BTW,
-            positions_BT,
-            mask_BT=mask_BT,
-            cache=cache,
-            source_BSD=source_BSD,
-            source_mask_BS=source_mask_BS,
-            routing=routing,
-            before_layer=before_layer,
-        )
+        features_BTW: torch.Tensor = self.stack(tokens_BTW, positions_BT, reading)
         return features_BTW
 
     def logits(self, features_BTW: torch.Tensor) -> torch.Tensor:

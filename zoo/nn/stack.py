@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from zoo.nn.block import Block
+from zoo.nn.block import Block, Visible
 from zoo.nn.cache import Cache
 from zoo.nn.mixture import Routing
 from zoo.nn.positions import Alibi, RelativeBias, Rotary
 
 BeforeLayer = Callable[[int, torch.Tensor], torch.Tensor]  # number of a layer, tokens float[B, T, W] -> float[B, T, W]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reading:
+    """What a sequence is read with, from the call of a model down to its blocks.
+
+    mask_BT: bool, True where a token is real, whichever side the padding is on; None: all are.
+    cache: holds the tokens before these; they are written into the slots that its `begin` took.
+    source_BSD: what cross-attention reads, with its mask. With a cache its keys and values are computed at the first call,
+        and the later calls need not name it.
+    routing: a list to which each mixture of experts appends what it did.
+    before_layer: what happens to the tokens before each block (see `zoo.nn.gated_cross_attention`).
+    """
+
+    mask_BT: torch.Tensor | None = None
+    cache: Cache | None = None
+    source_BSD: torch.Tensor | None = None
+    source_mask_BS: torch.Tensor | None = None
+    routing: list[Routing] | None = None
+    before_layer: BeforeLayer | None = None
+
+
+PLAIN = Reading()
 
 
 class Stack(nn.Module):
@@ -57,43 +81,27 @@ class Stack(nn.Module):
         self,
         tokens_BTW: torch.Tensor,
         positions_BT: torch.Tensor,
-        *,
-        mask_BT: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        source_BSD: torch.Tensor | None = None,
-        source_mask_BS: torch.Tensor | None = None,
-        routing: list[Routing] | None = None,
-        before_layer: BeforeLayer | None = None,
+        reading: Reading = PLAIN,
     ) -> torch.Tensor:
-        """float[B, T, W] -> float[B, T, W].
-
-        positions_BT: what `token_positions` or `Cache.begin` gave.
-        mask_BT: bool, True where a token is real; None: all are.
-        cache: holds the tokens before these; they are written into the slots that its `begin` took.
-        source_BSD: what cross-attention reads, with its mask. With a cache its keys and values are computed at the first call,
-            and the later calls need not name it.
-        before_layer: what happens to the tokens before each block (see `zoo.nn.gated_cross_attention`).
-        """
-        count = tokens_BTW.shape[1]
+        """float[B, T, W] -> float[B, T, W]. positions_BT: what `token_positions` or `Cache.begin` gave."""
+        mask_BT, cache, source_mask_BS = reading.mask_BT, reading.cache, reading.source_mask_BS
         bias, causal = self._visible(positions_BT, mask_BT, cache, tokens_BTW.dtype)
         uniform = mask_BT is None and (cache is None or not cache.ragged)
         rotation = None if self.rotary is None else self.rotary.at(positions_BT[0] if uniform else positions_BT)
-        source_bias = None if source_mask_BS is None else _safe(source_mask_BS[:, None, None, :])
+        visible = Visible(
+            rotation=rotation,
+            bias=bias,
+            causal=causal and tokens_BTW.shape[1] > 1,
+            cache=cache,
+            source_bias=None if source_mask_BS is None else _safe(source_mask_BS[:, None, None, :]),
+            real_BT=mask_BT,
+            routing=reading.routing,
+        )
         for layer, block in enumerate(self.blocks):
-            if before_layer is not None:
-                tokens_BTW = before_layer(layer, tokens_BTW)
-            tokens_BTW = block(
-                tokens_BTW,
-                rotation=rotation,
-                bias=bias,
-                causal=causal and count > 1,
-                cache=cache,
-                layer=layer,
-                source=_source(block, layer, source_BSD, cache),
-                source_bias=source_bias,
-                real_BT=mask_BT,
-                routing=routing,
-            )
+            if reading.before_layer is not None:
+                tokens_BTW = reading.before_layer(layer, tokens_BTW)
+            source = _source(block, layer, reading.source_BSD, cache)
+            tokens_BTW = block(tokens_BTW, visible, layer=layer, source=source)
         return tokens_BTW if self.norm is None else self.norm(tokens_BTW)
 
     def _visible(

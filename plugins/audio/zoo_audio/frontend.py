@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import gelu, relu
 
 from zoo.api import Encoded, Sound, UsageError
-from zoo.nn import Attention, Block, Dense, Stack, sinusoids
+from zoo.nn import Attention, Block, Dense, Reading, Stack, sinusoids
 from zoo_audio.log_mel import QUIETEST, log_mels
 
 RANGE = 8.0  # powers of ten below a sound's loudest frame that are told apart
@@ -106,7 +106,7 @@ class SpeechEncoder(nn.Module):
         count = features_BTD.shape[1]
         tokens_BTD = features_BTD + sinusoids(count, self.width).to(features_BTD)
         positions_BT = torch.arange(count, device=weight.device).expand(mask_BT.shape)
-        tokens_BTD = self.stack(tokens_BTD, positions_BT, mask_BT=mask_BT)
+        tokens_BTD = self.stack(tokens_BTD, positions_BT, Reading(mask_BT=mask_BT))
         return Encoded(tokens_BTD, mask_BT, masked_mean(tokens_BTD, mask_BT))
 
 

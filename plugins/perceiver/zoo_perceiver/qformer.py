@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zoo.api import Encoded
-from zoo.nn import Attention, Block, Dense
+from zoo.nn import Attention, Block, Dense, Visible
 from zoo_perceiver import renaming
 from zoo_perceiver.checks import require_positive
 from zoo_perceiver.frames import split_frames
@@ -90,7 +90,7 @@ class QFormer(nn.Module):
             if cross is not None:
                 key_BHSK, value_BHSK = cross.keys_and_values(features_BSD)
                 source = key_BHSK, value_BHSK.masked_fill(~mask_BS[:, None, :, None], 0.0)
-            latents_BLW = block(latents_BLW, source=source, source_bias=visible_B11S)
+            latents_BLW = block(latents_BLW, Visible(source_bias=visible_B11S), source=source)
         return latents_BLW
 
 
