@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL_INPUTS := requirements.txt constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml) adapters/pyproject.toml
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs bench structure clean
 
 demo: .venv/.installed
 	$(BIN)/zoo fetch --defaults
@@ -23,6 +23,9 @@ check: .venv/.installed-dev
 docs: .venv/.installed-dev
 	$(BIN)/zoo fetch --defaults
 	$(BIN)/python docs/generate.py
+
+structure: .venv/.installed-dev
+	$(BIN)/python tests/structure.py
 
 bench: .venv/.installed-dev
 	$(BIN)/zoo fetch --defaults

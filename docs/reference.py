@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import re
 import tempfile
 import tomllib
@@ -19,10 +20,11 @@ from zoo.models.transcript import Segment, TranscriptionOptions, Window, Word
 from zoo.registry import hooks as hookspecs
 from zoo.registry.card import KINDS, Card, File, Weights
 from zoo.registry.manifest import Family
+from zoo.registry.offers import Command, Format, OwnCheck, Reader
 from zoo.testing.runner import checks_for
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("docs/kinds", "docs/hooks")
+FOLDERS = ("docs/kinds", "docs/hooks", "docs/rows")
 NOTE = "<!-- Written from the code by docs/generate.py: make docs. -->\n\n"
 
 # kind -> what a built module keeps, the first of them for every model of the kind
@@ -55,6 +57,13 @@ EXAMPLES = {
     "zoo_open_weights": "tests/dists/zoodist-store/zoodist_store/__init__.py",
 }
 TABLES = ((Card, "[[card]]"), (Weights, "[[card.weights]]"), (File, "[[card.weights.file]]"), (Family, "[[family]]"))
+# table of a manifest -> its fields, a plugin of this repository that uses it, and the file with its function
+ROWS: dict[str, tuple[type, str, str]] = {
+    "command": (Command, "audio", "zoo_audio/commands.py"),
+    "reader": (Reader, "timm", "zoo_timm/arrays.py"),
+    "format": (Format, "whisper", "zoo_whisper/ggml.py"),
+    "check": (OwnCheck, "adapters", "zoo_adapters/checks.py"),
+}
 IN_A_MANIFEST = {"size_bytes": "bytes", "files": "file"}
 NOT_IN_A_MANIFEST = ("provider",)
 TYPES = {
@@ -76,6 +85,7 @@ def pages() -> dict[str, str]:
     texts = {f"docs/kinds/{kind}.md": kind_page(kind) for kind in CONTRACTS}
     texts["docs/kinds/README.md"] = kinds_index()
     texts |= {f"docs/hooks/{hook.__name__}.md": hook_page(hook) for hook in hooks()}
+    texts |= {f"docs/rows/{table}.md": row_page(table) for table in ROWS}
     return {path: NOTE + text for path, text in texts.items()}
 
 
@@ -131,7 +141,8 @@ def kinds_index() -> str:
     lines.append(
         "### Top level\n\n| field | type | |\n|---|---|---|\n"
         '| `api` | string, required | versions of the plugin API it was written for: `">=1,<2"` |\n'
-        "| `schemes` | list of strings | schemes of weight sources that it opens ([zoo_open_weights](../hooks/zoo_open_weights.md)) |"
+        "| `schemes` | list of strings | schemes of weight sources that it opens ([zoo_open_weights](../hooks/zoo_open_weights.md)) |\n"
+        + "\n".join(f"| `[[{table}]]` | tables | [rows](../rows/{table}.md) |" for table in ROWS)
     )
     return "\n\n".join(lines) + "\n"
 
@@ -142,9 +153,30 @@ def hook_page(hook: Any) -> str:
     source = (ROOT / EXAMPLES[name]).read_text(encoding="utf-8").rstrip()
     return (
         f"# Hook `{name}`\n\n```python\n{name}{inspect.signature(hook)}\n```\n\n{inspect.getdoc(hook)}\n\n"
-        f"Mark it with `zoo.hookimpl`; arguments go by these names, and those that are not needed may be left out.\n\n"
+        f"Mark it with `zoo.api.hookimpl`; arguments go by these names, and those that are not needed may be left out.\n\n"
         f"## Example\n\n[`{EXAMPLES[name]}`](../../{EXAMPLES[name]}), which the tests install and use:\n\n```python\n{source}\n```\n"
     )
+
+
+def row_page(table: str) -> str:
+    """What a row is for, its fields, and one that a plugin here has."""
+    row, plugin, file = ROWS[table]
+    folder = next(folder for folder in _plugins() if folder.name == plugin)
+    words, _, _ = (inspect.getdoc(row) or "").partition("\n\n")
+    rows = "\n\n".join(_toml(table, one) for one in _manifest(folder)[table])
+    path = f"{folder.relative_to(ROOT)}/{file}"
+    source = (ROOT / path).read_text(encoding="utf-8").rstrip()
+    return (
+        f"# Row `[[{table}]]`\n\n{' '.join(words.split())}\n\nLike a card it is data: it is known without importing anything, and the function "
+        f"that it names, inside the plugin's own package, is imported at its first use.\n\n{_table(fields_of(row).items())}\n\n"
+        f"## Example\n\nThe manifest of `{plugin}` has\n\n```toml\n{rows}\n```\n\nand [`{path}`](../../{path}):\n\n"
+        f"```python\n{source}\n```\n\nA stranger's plugin with rows of every kind is [`zoodist-offers`](../../tests/dists/zoodist-offers/zoodist_offers/"
+        f"zoo.toml), which the tests install and use.\n"
+    )
+
+
+def _toml(table: str, row: dict[str, Any]) -> str:
+    return "\n".join((f"[[{table}]]", *(f"{key} = {json.dumps(value)}" for key, value in row.items())))
 
 
 def fields_of(dataclass: type) -> dict[str, tuple[str, str]]:

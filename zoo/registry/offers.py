@@ -50,7 +50,14 @@ READABLE = (IMAGE, AUDIO)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A command of the command line. build: see `zoo.api.BuildCommand`."""
+    """A command of the command line: `zoo NAME`, a line of `zoo --help`, with --json and --debug as every command has them.
+
+    name: lower-case letters, digits and hyphens; a command of the core keeps its name.
+    summary: what it does, in one line of the help.
+    build: `"package.module:function"`, (argparse.ArgumentParser) -> function: adds the arguments and returns what runs them, which takes the
+        parsed arguments and returns the exit code (0 done, 1 it failed). It prints the answer on stdout, and one JSON document where
+        `arguments.json` says so; errors are raised (`zoo.api.UsageError` and the like). It imports torch in what it returns, not before.
+    """
 
     name: str
     summary: str
@@ -59,7 +66,14 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """A reader of media files, by their suffix. modality: "image" or "audio". read: see `zoo.api.MediaReader`."""
+    """A reader of media files that the core does not read. It serves every task, folders and indexes included.
+
+    modality: `image` or `audio`.
+    suffixes: of its files, in lower case and with the dot. Those of the core (.jpg, .wav ...) are never asked of a plugin.
+    read: `"package.module:function"`, (pathlib.Path) -> RGB `PIL.Image.Image`, or `zoo.api.Sound` as it was recorded. The core has looked at
+        the size of the file before, and holds what comes back to its limits of pixels and seconds. Raise `zoo.api.MediaError`, with the path,
+        for what cannot be read; whatever else is raised costs this file only.
+    """
 
     modality: str
     suffixes: tuple[str, ...]
@@ -68,7 +82,14 @@ class Reader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A format of weight files. name: what messages call such a file. magic: how it begins, in hex. read: see `zoo.api.WeightFormat`."""
+    """A format of weight files that the core does not read (safetensors, torch checkpoints, GGUF and CTranslate2 are its own).
+
+    name: what messages call such a file, before the word file.
+    magic: the first 2 to 16 bytes of every such file, in lower-case hex. A file that a format of the core claims is never asked of a plugin,
+        and one that two plugins claim is not read.
+    read: `"package.module:function"`, (pathlib.Path) -> names to dense tensors on the CPU, under the names that the card's `keys` knows. It runs
+        no code from the file, trusts no number in it, and raises `zoo.api.WeightsError`, with the path, for a damaged one.
+    """
 
     name: str
     magic: str
@@ -77,7 +98,14 @@ class Format:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnCheck:
-    """A check of the conformance kit for this plugin's own models. models: patterns of their names; all where there are none."""
+    """A check of the conformance kit for this plugin's own models, beside the core's. `zoo check` runs it in the same process of its own.
+
+    name: lower-case letters, digits and hyphens; it is shown as `<plugin>:<name>`.
+    promise: what holds where it passes, in one sentence.
+    run: `"package.module:function"`, (zoo.testing.Subject) -> None: raises `zoo.testing.CheckFailed` with what was found and what was expected, or
+        `zoo.testing.CheckSkipped` where it says nothing.
+    models: patterns of the names of models it is for, without the plugin's; all where it is left out.
+    """
 
     name: str
     promise: str

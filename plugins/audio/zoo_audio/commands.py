@@ -9,9 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoo import open_detector, speech_spans
-from zoo.api import MediaError, UsageError, open_reader
-
 
 def speech(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the arguments of `zoo speech`; returns what runs it."""
@@ -23,6 +20,9 @@ def speech(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the spans of each file; 1 where one cannot be read."""
+    from zoo import open_detector, speech_spans  # they import torch, which the help of a command should not
+    from zoo.api import MediaError, UsageError, open_reader
+
     missing = next((path for path in arguments.files if not path.is_file()), None)
     if missing is not None:
         raise UsageError(f"{missing}: there is no such file")
