@@ -58,6 +58,23 @@ def test_a_mistyped_path_is_said_before_torch_is_imported(case: str, tmp_path: P
     assert not [name for name in imported if name.startswith("zoo_")]
 
 
+def test_each_command_is_added_by_the_module_that_the_table_names() -> None:
+    """One that is asked for imports its own module alone, and says the same as in the whole."""
+    from zoo.cli import COMMANDS, parser
+
+    def choices(words: list[str]) -> dict:
+        (action,) = (action for action in parser(words)._actions if isinstance(action.choices, dict))
+        return action.choices
+
+    whole = choices([])
+    assert list(whole) == list(COMMANDS)
+    for name in COMMANDS:
+        assert choices([name])[name].format_help() == whole[name].format_help()
+    child = "import sys; from zoo.cli import parser; parser(['list']); print(*[name for name in sys.modules if name.startswith('zoo.cli.')])"
+    run = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    assert sorted(run.stdout.split()) == ["zoo.cli.catalogue", "zoo.cli.output", "zoo.cli.plugin_commands"]
+
+
 def test_exports_do_not_shadow_modules() -> None:
     """`zoo.build` must stay the function, whatever was imported before."""
     import pkgutil

@@ -9,26 +9,42 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from zoo import __version__
-from zoo.cli import (
-    adapt,
-    author,
-    catalogue,
-    classify,
-    compose,
-    curate,
-    demo,
-    generate,
-    manage,
-    retrieve,
-    transcribe,
-    weights,
-)
 from zoo.cli.output import add_output_options
 from zoo.cli.plugin_commands import add_plugin_commands
 from zoo.errors import UsageError, ZooError
+
+# command -> the module of this package that adds it, in the order of the help. Only that of the command asked for is imported.
+COMMANDS = {
+    "demo": "demo",
+    "classify": "classify",
+    "transcribe": "transcribe",
+    "generate": "generate",
+    "adapt": "adapt",
+    "compose": "compose",
+    "embed": "retrieve",
+    "search": "retrieve",
+    "filter": "curate",
+    "list": "catalogue",
+    "show": "catalogue",
+    "plugins": "manage",
+    "doctor": "manage",
+    "enable": "manage",
+    "disable": "manage",
+    "pin": "manage",
+    "default": "manage",
+    "install": "manage",
+    "uninstall": "manage",
+    "fetch": "weights",
+    "cache": "weights",
+    "new": "author",
+    "check": "author",
+    "can": "author",
+    "lock": "author",
+}
 
 DESCRIPTION = "A multimodal model zoo made of plugins."
 EPILOG = "zoo COMMAND --help explains a command. Every command has --json; --debug shows the traceback of an error."
@@ -42,26 +58,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line; arguments: what it is for, so that commands of plugins are looked for only where they can be meant."""
+    """The command line; arguments: what it is for. Those of one command need that command alone; with none, all of the core are there."""
     root = _Parser(prog="zoo", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     root.set_defaults(json=False, debug=False)
     root.add_argument("--version", action="version", version=f"zoo {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for group in (
-        demo,
-        classify,
-        transcribe,
-        generate,
-        adapt,
-        compose,
-        retrieve,
-        curate,
-        catalogue,
-        manage,
-        weights,
-        author,
-    ):
-        group.add_commands(commands)
+    asked = next((argument for argument in arguments if not argument.startswith("-")), "")
+    modules = [COMMANDS[asked]] if asked in COMMANDS else dict.fromkeys(COMMANDS.values())
+    for module in modules:
+        import_module(f"zoo.cli.{module}").add_commands(commands)
     add_plugin_commands(commands, arguments)
     for command in commands.choices.values():
         add_output_options(command)

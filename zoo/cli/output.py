@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -56,6 +55,8 @@ def warn_of_random_weights(provenance: Provenance) -> None:
 
 def separated(text: str) -> list[str]:
     """What commas separate, blanks around it left out; in double quotes it may hold commas, as in a CSV file."""
+    import csv
+
     rows = csv.reader([text], skipinitialspace=True)
     return [field.strip() for row in rows for field in row if field.strip()]
 

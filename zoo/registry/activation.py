@@ -13,12 +13,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoo.errors import PluginError, ZooError
-from zoo.registry import child
 from zoo.registry.plugin import Plugin, broken, describe, failed, missing_module, one_line, replace_it
 from zoo.registry.records import attempt, drop_record, ended_the_interpreter, read_record, write_record
 
 if TYPE_CHECKING:
     import pluggy
+
+    from zoo.registry import child
 
 TRIAL_TIMEOUT_S = 60.0
 LISTING_TIMEOUT_S = 10.0
@@ -129,6 +130,8 @@ def new_manager() -> pluggy.PluginManager:
 
 def try_in_child(plugin: Plugin, *, timeout_s: float) -> Plugin:
     """The plugin as a trial in a process of its own found it: activated, and the modules of its builders imported."""
+    from zoo.registry import child  # listings that ask no child do not pay for it
+
     outcome = child.call(
         "zoo.registry.activation:_activate_here", {**identify(plugin), "targets": targets(plugin)}, timeout_s=timeout_s
     )
@@ -156,6 +159,8 @@ def list_in_child(plugin: Plugin) -> Mapping[str, Any] | Plugin:
     """
     record = read_record("listing", plugin)
     if record is None:
+        from zoo.registry import child
+
         outcome = child.call("zoo.registry.activation:_list_here", identify(plugin), timeout_s=LISTING_TIMEOUT_S)
         drop_record("attempt", plugin)
         if outcome.finished:

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -135,7 +136,7 @@ def _plugins_of(distribution: metadata.Distribution, settings: Settings) -> Iter
     unknown = Plugin(name=_name(distribution), distribution=_name(distribution), version=_version(distribution), module="")
     try:
         entry_points = list(distribution.entry_points.select(group=GROUP))
-        _ = [(entry_point.module, distribution.metadata["Name"]) for entry_point in entry_points]
+        _ = [(entry_point.module, _metadata(distribution)["Name"]) for entry_point in entry_points]
     except Exception as error:  # noqa: BLE001 - the metadata of one distribution must not cost the others theirs
         yield broken(unknown, f"its installed metadata is damaged ({type(error).__name__})", _reinstall(unknown))
         return
@@ -154,10 +155,16 @@ def _entry_point_text(distribution: metadata.Distribution) -> str:
         return f"[{GROUP}]"  # it is read again, and named, where plugins are made
 
 
+@cache
+def _metadata(distribution: metadata.Distribution) -> metadata.PackageMetadata:
+    """Parsed once: the library parses it anew for each field."""
+    return distribution.metadata
+
+
 def _name(distribution: metadata.Distribution) -> str:
     """Its name; that of its folder when its metadata is missing."""
     try:
-        name = distribution.metadata["Name"]
+        name = _metadata(distribution)["Name"]
     except Exception:  # noqa: BLE001 - damaged metadata may fail in any way
         name = None
     folder = Path(str(getattr(distribution, "_path", ""))).stem
@@ -166,7 +173,7 @@ def _name(distribution: metadata.Distribution) -> str:
 
 def _version(distribution: metadata.Distribution) -> str:
     try:
-        return distribution.version or "unknown"
+        return _metadata(distribution)["Version"] or "unknown"
     except Exception:  # noqa: BLE001 - as above
         return "unknown"
 
