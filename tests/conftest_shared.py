@@ -17,7 +17,7 @@ from warm_interpreter import WarmInterpreter
 REPOSITORY = Path(__file__).parents[1]
 DISTS = Path(__file__).with_name("dists")
 PHOTOS = REPOSITORY / "zoo" / "cli" / "demo" / "photos"
-READ_AT_START = ("PYTHON", "OMP_", "MKL_")  # variables that an interpreter or torch reads when it starts
+READ_AT_START = ("PYTHON", "OMP_", "MKL_", "HF_")  # variables that an interpreter, torch or a library reads when it starts
 
 # Examples of hypothesis: few, the same ones each time, and none that is too slow for a busy machine. ZOO_SLOW_TESTS=1: many, and
 # other ones each time. A test that needs more asks for a multiple of `settings.default.max_examples`.

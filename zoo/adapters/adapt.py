@@ -71,16 +71,16 @@ def built_of(model: Any) -> Any:
 
 
 class Adapters:
-    """The adapters of one model. What is active is what calls take; `using` chooses for a block of code, also row by row."""
+    """The adapters of one model. What is active is what calls take; `using` chooses for a block of code, also row by row.
+
+    All state of the model and its adapters is in `adapted`; here is what a person asks of it.
+    """
 
     def __init__(self, adapted: Adapted, registry: Registry | None = None) -> None:
         self.adapted = adapted
         self.registry = registry or default_registry()
         self.built: Built | None = None
         self.module_names: Mapping[str, str] = {}  # ours -> those of the library that HF PEFT adapts
-        self._originals: merging.Originals = []
-        self._active_before: tuple[str, ...] = ()
-        self._trained_before: list[tuple[nn.Parameter, bool]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapters:
         """Of a copied model: adapters of its own, what they come from the same."""
@@ -166,18 +166,18 @@ class Adapters:
         if not self.adapted.adapters:
             self.adapted.places = places_of(self.model)  # a kernel may have been applied since
         self.adapted.attach(name, adapter, merging.places_under(self.adapted, adapter))
-        if not self._trained_before:
-            self._trained_before = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-            for parameter, _ in self._trained_before:
+        if not self.adapted.trained_before:
+            self.adapted.trained_before = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+            for parameter, _ in self.adapted.trained_before:
                 parameter.requires_grad_(False)
         adapter.eval()
         adapter.requires_grad_(False)
 
     def _thaw(self) -> None:
         """Let the model's parameters be trained as before its first adapter."""
-        for parameter, trained in self._trained_before:
+        for parameter, trained in self.adapted.trained_before:
             parameter.requires_grad_(trained)
-        self._trained_before = []
+        self.adapted.trained_before = []
 
     def _require_new(self, name: str) -> None:
         if adapted_of(self.model) is not self.adapted:
@@ -244,18 +244,18 @@ class Adapters:
             raise UsageError(f"no adapter is active, so none is merged: name one of {', '.join(self.names) or 'none'}")
         for name in names:
             self.adapted.find(name)
-        self._active_before = tuple(self.active)
-        self._originals = merging.merge(self.adapted, names)
+        self.adapted.active_before = tuple(self.active)
+        self.adapted.originals = merging.merge(self.adapted, names)
         self.adapted.merged = tuple(self.adapted.find(name) for name in names)
-        self.use(*(name for name in self._active_before if name not in names))
+        self.use(*(name for name in self.adapted.active_before if name not in names))
 
     def unmerge(self) -> None:
         """Give the weights back what they held, to the bit, and let calls take what they took before. Raises UsageError where nothing is."""
         if not self.merged:
             raise UsageError("nothing is merged, so there is nothing to unmerge")
-        merging.unmerge(self._originals)
-        self.adapted.merged, self._originals = (), []
-        self.use(*self._active_before)
+        merging.unmerge(self.adapted.originals)
+        self.adapted.merged, self.adapted.originals = (), []
+        self.use(*self.adapted.active_before)
 
     def remove(self, name: str) -> None:
         """Forget an adapter. Raises UsageError for an unknown one and one that is active or merged."""

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
 from zoo.adapters.adapted_layer import AdaptedLayer
@@ -44,6 +45,13 @@ class Adapted:
         self.adapters: dict[str, Adapter] = {}
         self.active = Choice()
         self.merged: tuple[Adapter, ...] = ()  # into the weights
+        self.originals: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # a weight, and what it held before something was merged into it
+        self.active_before: tuple[str, ...] = ()  # something was merged
+        self.trained_before: list[
+            tuple[nn.Parameter, bool]
+        ] = []  # the first adapter came: which parameters of the model were trained
         self.layers: dict[nn.Module, AdaptedLayer] = {}
         self.owner: Any = None  # what manages them
         self.epoch = 0  # rises when an adapter can no longer be used as it could

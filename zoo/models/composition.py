@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.errors import StateMismatchError, UsageError, WeightsError
+from zoo.errors import UsageError, WeightsError
 from zoo.models.build import Built, open_model, weight_hashes
 from zoo.models.composition_parts import every_argument, frozen, look_up, make_sense, open_bridge, recipe_of_names
 from zoo.models.fusion.fused import Fused
@@ -20,10 +20,9 @@ from zoo.nn.kernels.apply import apply_kernel
 from zoo.registry.atomic_write import atomic_write
 from zoo.weights.delivery import sha256_of
 from zoo.weights.formats.read import read_state_dict
-from zoo.weights.strict_load import load_strict, refuse_nonfinite
+from zoo.weights.strict_load import refuse_nonfinite, require_fit
 
 TRAINED = "trained.safetensors"
-DOT = "\x1f"  # for the dots of a tensor's name, where none may be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,22 +233,15 @@ def open_composition(
         )
     state = read_state_dict(file)
     refuse_nonfinite(state, str(file))
-    _load(_own_state(composition), state, str(file))
+    own = _own_state(composition)
+    require_fit(own, state, str(file))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
     if kernel != "float32":
         apply_kernel(composition.module.decoder, kernel)
     drawn = _writes(composition.module) if recipe.trained["state"] == "drawn" else None
     return replace(composition, recipe=recipe, kernel=kernel, drawn=drawn)
-
-
-def _load(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Strictly, into tensors by their names, which a module of their own cannot have with their dots."""
-    holder = nn.Module()
-    for name, tensor in own.items():
-        holder.register_buffer(name.replace(".", DOT), tensor)
-    try:
-        load_strict(holder, {name.replace(".", DOT): tensor for name, tensor in state.items()}, origin)
-    except StateMismatchError as error:
-        raise StateMismatchError(str(error).replace(DOT, ".")) from None
 
 
 def describe_composition(composition: Composition) -> str:

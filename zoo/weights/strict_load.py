@@ -18,6 +18,19 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], orig
     Raises StateMismatchError with the difference.
     """
     own = module.state_dict()
+    require_fit(own, state, origin)
+    if not release or not isinstance(state, dict):
+        module.load_state_dict(state, strict=True)
+        return
+    for key in list(own):
+        own[key].copy_(state.pop(key))
+
+
+def require_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Compare tensors with those that they are to replace, by names, shapes and kinds of numbers; nothing is copied.
+
+    Raises StateMismatchError with the difference.
+    """
     lines = [f"  missing     {key} {list(own[key].shape)}" for key in own if key not in state]
     lines += [f"  unexpected  {key} {list(state[key].shape)}" for key in state if key not in own]
     lines += [
@@ -35,11 +48,6 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], orig
         rest = [f"  ... and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else []
         summary = f"{origin} does not fit the model: {len(lines)} of {len(own)} tensors differ"
         raise StateMismatchError("\n".join([summary, *shown, *rest]))
-    if not release or not isinstance(state, dict):
-        module.load_state_dict(state, strict=True)
-        return
-    for key in list(own):
-        own[key].copy_(state.pop(key))
 
 
 def refuse_nonfinite(state: Mapping[str, torch.Tensor], origin: str) -> None:
