@@ -17,7 +17,6 @@ from warm_interpreter import WarmInterpreter
 REPOSITORY = Path(__file__).parents[1]
 DISTS = Path(__file__).with_name("dists")
 PHOTOS = REPOSITORY / "zoo" / "cli" / "demo" / "photos"
-READ_AT_START = ("PYTHON", "OMP_", "MKL_", "HF_")  # variables that an interpreter, torch or a library reads when it starts
 
 # Examples of hypothesis: few, the same ones each time, and none that is too slow for a busy machine. ZOO_SLOW_TESTS=1: many, and
 # other ones each time. A test that needs more asks for a multiple of `settings.default.max_examples`.
@@ -67,7 +66,7 @@ def zoo(warm: WarmInterpreter) -> Callable[..., subprocess.CompletedProcess[str]
         *arguments: str, python: str = sys.executable, stdin: bytes = b"", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         words, whole = ["-m", "zoo", *arguments], {**os.environ, **environment}
-        if python == sys.executable and not any(name.startswith(READ_AT_START) for name in environment):
+        if python == sys.executable and warm.reads_alike(whole):
             return warm.run(words, environment=whole, stdin=stdin)
         run = subprocess.run([python, *words], input=stdin, capture_output=True, check=False, timeout=300, env=whole)
         return subprocess.CompletedProcess(run.args, run.returncode, run.stdout.decode(), run.stderr.decode())

@@ -102,12 +102,12 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
-        waiting = list(graph[start])
+        waiting = list(graph.get(start, ()))
         while waiting:
             node = waiting.pop()
             if node not in seen:
                 seen.add(node)
-                waiting += graph[node]
+                waiting += graph.get(node, ())
         return seen
 
     reach = {node: reached(node) for node in graph}

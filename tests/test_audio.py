@@ -229,7 +229,7 @@ def test_waveforms_are_padded_and_masked() -> None:
     assert not samples_BN[~mask_BN].any()
     with pytest.raises(MediaError, match=r"a sound of 3.0 s: this encoder takes at most 2 s, cut it first"):
         to_waveforms([Sound(tone(3.0), RATE_HZ)], preprocess)
-    with pytest.raises(UsageError, match="an encoder of sounds takes zoo.media.audio.Sound, item 0 is ndarray"):
+    with pytest.raises(UsageError, match="an encoder of sounds takes zoo.Sound, item 0 is ndarray"):
         to_waveforms([tone()], preprocess)
 
 

@@ -44,7 +44,7 @@ BROKEN = {
         {"same-seed-same-output", "batch-equals-singles", "padding-changes-nothing", "state-survives-saving", "dtype-and-device-can-change"},
     ),
     "global-dtype": (
-        "encoder", "image", [(MODEL, "from zoo import Encoded", "from zoo import Encoded\n\ntorch.set_default_dtype(torch.float64)")],
+        "encoder", "image", [(MODEL, "from zoo.api import Encoded, to_pixels", "from zoo.api import Encoded, to_pixels\n\ntorch.set_default_dtype(torch.float64)")],
         {"process-stays-as-it-was"},
     ),
     "dead-parameter": (
@@ -55,7 +55,7 @@ BROKEN = {
     "lying-manifest": ("encoder", "image", [(MANIFEST, "count = 16, width = 64", "count = 16, width = 128")], {"shapes-as-declared"}),
     "torch-at-listing": (
         "encoder", "image",
-        [("__init__.py", None, '"""One file."""\nimport torch\nfrom zoo import hookimpl\n\n@hookimpl\ndef zoo_cards():\n    return [{"name": "small", "kind": "encoder", "modalities": ["image"]}]\n'),
+        [("__init__.py", None, '"""One file."""\nimport torch\nfrom zoo.api import hookimpl\n\n@hookimpl\ndef zoo_cards():\n    return [{"name": "small", "kind": "encoder", "modalities": ["image"]}]\n'),
          (MANIFEST, None, None)],
         {"listing-imports-nothing", "listing-is-cheap"},
     ),

@@ -452,7 +452,7 @@ def test_nothing_to_read_writes_nothing(main, tmp_path: Path) -> None:
         (
             [3],
             {"out": "e.npz"},
-            "an image is a path, a PIL image or an array, and a sound a path or a zoo.media.audio.Sound, got int",
+            "an image is a path, a PIL image or an array, and a sound a path or a zoo.Sound, got int",
         ),
     ],
 )

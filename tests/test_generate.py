@@ -277,7 +277,7 @@ def test_what_is_no_list_of_ids_is_refused(prompts, message) -> None:
     with pytest.raises(UsageError) as caught:
         generate(tiny().decoder, prompts)
     assert str(caught.value) == message
-    with pytest.raises(UsageError, match="a decoder is asked .zoo.contracts.Decoder., got LanguageModel"):
+    with pytest.raises(UsageError, match="a decoder is asked .zoo.api.Decoder., got LanguageModel"):
         generate(tiny(), [[1]])
     with pytest.raises(UsageError, match="a text is foretold by its token ids, a flat list"):
         perplexity(tiny().decoder, [[1, 2]])

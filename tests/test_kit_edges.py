@@ -29,6 +29,7 @@ from zoo.registry import child, surroundings
 from zoo.registry.card import Card, Provider
 from zoo.registry.lock import differences, read_lock, write_lock
 from zoo.registry.lookup import Found, Registry
+from zoo.registry.offers import Offers
 from zoo.registry.settings import load_settings
 from zoo.testing import CHECKS, compatibility, process
 from zoo.testing.check import Result, run_check
@@ -464,7 +465,7 @@ def test_checks_that_do_not_survive_together_are_run_one_by_one_and_said(monkeyp
 
     monkeypatch.setattr(child, "call", call)
     subject = subject_of(Good)
-    plugin = SimpleNamespace(cards=())
+    plugin = SimpleNamespace(cards=(), offers=Offers())
     results = _model_results(subject.found, plugin, None, said.append)
     assert calls[0] == (len(results), TIMEOUT_S)
     assert {limit for count, limit in calls[1:]} == {SINGLE_TIMEOUT_S, SINGLE_TIMEOUT_S + process.TIMEOUT_S}

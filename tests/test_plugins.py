@@ -23,6 +23,7 @@ CROWD = sorted(path for path in DISTS.iterdir() if (path / "pyproject.toml").exi
 # plugin (distribution) -> state, part of the error, part of the cure
 EXPECTED = {
     "zoodist-good": ("ok", "", ""),
+    "zoodist-offers": ("ok", "", ""),
     "zoodist-onefile": ("ok", "", ""),
     "zoodist-store": ("ok", "", ""),
     "zoodist-vera": ("ok", "", ""),
@@ -600,7 +601,7 @@ def test_a_default_whose_plugin_cannot_be_used_names_it_with_its_cure(zoo, photo
         (["nothing*"], "zoo: no model matches 'nothing*'; zoo list shows what is installed; the members of families are listed with their plugin's name: zoo list 'clip/nothing*', zoo list 'timm/nothing*'\n"),
         (["text/nothing*"], "zoo: no model matches 'text/nothing*'; zoo list shows what is installed\n"),
         (["minilm*", "--modality", "audio"], "zoo: no model for audio matches 'minilm*'"),
-        (["--kind", "generator"], "zoo: no model of kind generator matches '*'"),
+        (["--kind", "bridge", "timm/*"], "zoo: no model of kind bridge matches 'timm/*'"),
         (["lite0"], "zoo: no model matches 'lite0'; 2 would: zoo list '*lite0*'; the members of families are listed with their plugin's name: zoo list 'clip/*lite0*', zoo list 'timm/*lite0*'\n"),
         (["conse"], "zoo: no model matches 'conse'; 1 would: zoo list 'conse/*'\n"),
         (["text/minilm"], "zoo: no model matches 'text/minilm'; 2 would: zoo list 'text/*minilm*'\n"),

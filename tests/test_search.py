@@ -139,7 +139,7 @@ def test_unreadable_images_are_remembered_until_they_change(folder: Path, photos
     assert path == str(folder / "bad.jpg")
     assert why.startswith("a damaged image")
     with monkeypatch.context() as patch:
-        patch.setattr(photo_index_update, "open_image", lambda *_, **__: pytest.fail("it was decoded again"))
+        patch.setattr(photo_index_update, "open_media", lambda *_, **__: pytest.fail("it was decoded again"))
         assert library.search(folder, "boats", model=model).unreadable == first.unreadable
     shutil.copy(photos / "boats.jpg", folder / "bad.jpg")
     mended = library.search(folder, "boats", model=model)

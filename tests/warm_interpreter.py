@@ -17,6 +17,8 @@ from pathlib import Path
 
 LIBRARIES = ("torch", "torchvision", "PIL.Image", "safetensors.torch", "numpy", "timm")
 _MAIN = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import warm_interpreter; warm_interpreter.serve()"
+READ_AT_START = ("PYTHON", "OMP_", "MKL_", "HF_")  # variables that an interpreter, torch or a library reads when it starts
+_ENVIRONMENT = dict(os.environ)  # before any test has changed it
 
 
 class WarmInterpreter:
@@ -25,6 +27,12 @@ class WarmInterpreter:
     def __init__(self, python: str, libraries: Sequence[str] = LIBRARIES) -> None:
         self.python, self.libraries = python, libraries
         self.server: subprocess.Popen[str] | None = None
+        self.environment = _ENVIRONMENT
+
+    def reads_alike(self, environment: Mapping[str, str]) -> bool:
+        """Whether an interpreter that starts now would read the same as this one did, and its libraries."""
+        names = {name for name in (*environment, *os.environ, *self.environment) if name.startswith(READ_AT_START)}
+        return all(environment.get(name) == self.environment.get(name) for name in names)
 
     def run(
         self,
@@ -43,6 +51,7 @@ class WarmInterpreter:
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
+                env=self.environment,
             )
         assert self.server.stdin is not None
         assert self.server.stdout is not None

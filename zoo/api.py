@@ -25,10 +25,10 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
         WeightsMissingError,
         ZooError,
     )
-    from zoo.media.audio import Sound, open_reader, to_waveforms
+    from zoo.media.audio import Sound, to_waveforms
     from zoo.media.audio_reader import AudioReader
     from zoo.media.image import open_image, to_pixels
-    from zoo.media.readers import MediaReader
+    from zoo.media.readers import MediaReader, open_reader
     from zoo.models.build import Built
     from zoo.models.contracts import (
         Bridge,
@@ -125,7 +125,7 @@ _EXPORTS = {
     "multiplies_in_bfloat16": "zoo.nn.kernels.linear",
     "offline": "zoo.registry.settings",
     "open_image": "zoo.media.image",
-    "open_reader": "zoo.media.audio",
+    "open_reader": "zoo.media.readers",
     "part_key": "zoo.adapters.adapter",
     "perplexity": "zoo.decoding.scoring",
     "quantised_type": "zoo.weights.formats.gguf_blocks",

@@ -34,8 +34,9 @@ def built() -> Built:
     return zoo.open_model("smollm/135m-instruct")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def reference(built: Built) -> Any:
+    """Its own each time: what PEFT left on one that failed would fail the next."""
     return transformers_smollm(built)
 
 
@@ -66,7 +67,8 @@ def test_files_go_both_ways_and_gradients_are_theirs(case: str, built: Built, re
         expected, found = theirs(input_ids=tokens).logits[:, -tokens.shape[1] :], decoder(tokens)
     for logits in (expected, found):
         torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]).backward()
-    gradients_agree(theirs, adapters, tmp_path, 1e-5)
+    # Through 30 layers in float32, summed in other orders: up to 2.1e-5 where oneDNN has AMX, below 1e-5 elsewhere.
+    gradients_agree(theirs, adapters, tmp_path, 5e-5)
     if case == "prompt":
         reference.float(), decoder.float()
         found = found.float()

@@ -154,7 +154,7 @@ class Adapters:
             ) from error
         if not isinstance(adapter, Adapter):
             raise PluginError(
-                f"{describe(owner)} must build {card.name} as a zoo.adapters.adapter.Adapter, got {type(adapter).__name__}"
+                f"{describe(owner)} must build {card.name} as a zoo.api.Adapter, got {type(adapter).__name__}"
             )
         if not adapter.parts and adapter.virtual is None:
             raise UsageError(f"{card.name} would change nothing in this model: it has neither a part nor a virtual token")

@@ -88,7 +88,7 @@ def model_for(arguments: argparse.Namespace) -> ModelSpec | Built:
     from zoo.models.build import open_model
 
     if spec.kernel != "float32":
-        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.nn.kernels.apply_kernel to it")
+        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.api.apply_kernel to it")
     built = open_model(spec)
     load_adapter(built, arguments)
     return built

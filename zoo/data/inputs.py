@@ -206,7 +206,7 @@ def _expand(given: Any) -> list[Item]:
         return [Item(f"sound of {given.duration_s:.1f} s", given, AUDIO)]
     if not isinstance(given, (str, Path)):
         raise UsageError(
-            f"an image is a path, a PIL image or an array, and a sound a path or a zoo.media.audio.Sound, got {type(given).__name__}"
+            f"an image is a path, a PIL image or an array, and a sound a path or a zoo.Sound, got {type(given).__name__}"
         )
     return expand_files(given, None)
 

@@ -1,4 +1,4 @@
-"""What is done with a decoder once it is built: plain functions over anything that keeps `zoo.models.contracts.Decoder`.
+"""What is done with a decoder once it is built: plain functions over anything that keeps `zoo.api.Decoder`.
 
 reading.py       prefill and one step: the one place where tokens meet a decoder
 sampling.py      logits -> the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty

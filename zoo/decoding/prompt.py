@@ -55,7 +55,7 @@ def checked_prompts(decoder: Decoder, prompts: Sequence[Sequence[int] | Prompt],
         raise UsageError(f"max_tokens must be a whole number of at least 0, got {max_tokens!r}")
     if not hasattr(decoder, "context"):
         raise UsageError(
-            f"a decoder is asked (zoo.models.contracts.Decoder), got {type(decoder).__name__}; of a LanguageModel take .decoder"
+            f"a decoder is asked (zoo.api.Decoder), got {type(decoder).__name__}; of a LanguageModel take .decoder"
         )
     start = decoder.tokenizer.start_id if decoder.tokenizer is not None else None
     checked = []

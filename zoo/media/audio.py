@@ -114,7 +114,7 @@ def open_reader(
         return
     if not isinstance(source, (str, Path, bytes)):
         raise MediaError(
-            f"a sound is a path, the bytes of a file, or zoo.media.audio.Sound(samples, sample_rate_hz), got "
+            f"a sound is a path, the bytes of a file, or zoo.Sound(samples, sample_rate_hz), got "
             f"{type(source).__name__}: an array says nothing of its rate"
         )
     label = label or (str(source) if isinstance(source, (str, Path)) else f"{len(source):,} bytes")
@@ -134,7 +134,7 @@ def to_waveforms(sounds: Sequence[Sound], preprocess: Mapping[str, Any]) -> tupl
     rows = []
     for number, sound in enumerate(sounds):
         if not isinstance(sound, Sound):
-            raise UsageError(f"an encoder of sounds takes zoo.media.audio.Sound, item {number} is {type(sound).__name__}")
+            raise UsageError(f"an encoder of sounds takes zoo.Sound, item {number} is {type(sound).__name__}")
         limit_s = preprocess.get("max_s", math.inf)
         if sound.duration_s > limit_s:
             raise MediaError(f"a sound of {sound.duration_s:.1f} s: this encoder takes at most {limit_s:g} s, cut it first")

@@ -6,7 +6,8 @@ its own suffixes alone, and never for one of the core's: one that is broken woul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from zoo.errors import MediaError, ZooError
-from zoo.media import audio_decoding, image
+from zoo.errors import MediaError
+from zoo.media import audio, audio_decoding, image
 from zoo.media.audio import Sound, open_audio
+from zoo.media.audio_reader import AudioReader
 from zoo.media.file import check_file, expanded
 from zoo.registry.activation import resolve
 from zoo.registry.lookup import USABLE, Registry, default_registry
@@ -33,7 +35,7 @@ class MediaReader:
     modality: image or audio.
     suffixes: of its files, in lower case and with the dot.
     open: it is given a path: a regular file with something in it, of no more bytes than the core reads of the modality. It
-        returns an RGB `PIL.Image.Image` for an image and a `zoo.media.audio.Sound` for a sound, as it was recorded; the limits
+        returns an RGB `PIL.Image.Image` for an image and a `zoo.Sound` for a sound, as it was recorded; the limits
         on pixels, seconds and samples are held against that once more. It trusts no number in the file, looks at sizes before it
         makes room for them, and raises MediaError, with the path, for what cannot be read.
     """
@@ -103,6 +105,17 @@ def open_media(
     return checked
 
 
+@contextmanager
+def open_reader(
+    source: Any, *, sample_rate_hz: int | None = None, label: str | None = None, **limits: Any
+) -> Iterator[AudioReader]:
+    """As `zoo.media.audio.open_reader`, for files of plugins' readers, too: those are read whole."""
+    if isinstance(source, (str, Path)) and _reader_of(source, AUDIO, None) is not _OWN[AUDIO]:
+        source = open_media(source, AUDIO, label=label, **limits)
+    with audio.open_reader(source, sample_rate_hz=sample_rate_hz, label=label, **limits) as reader:
+        yield reader
+
+
 def _reader_of(path: str | Path, modality: str, extra: Sequence[MediaReader] | None) -> MediaReader:
     suffix = Path(path).suffix.lower()
     if any(suffix in suffixes for suffixes in SUFFIXES.values()):
@@ -122,7 +135,7 @@ def _read(reader: MediaReader, path: Path, label: str) -> Any:
     check_file(path, f"a {reader.name}", max_bytes=_MAX_BYTES[reader.modality])
     try:
         opened = reader.open(path)
-    except ZooError:
+    except MediaError:
         raise
     except Exception as error:  # decoders raise whatever hostile bytes lead them to
         raise MediaError(f"{label}: cannot be read as a {reader.name} ({error or type(error).__name__})") from error

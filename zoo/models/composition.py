@@ -128,7 +128,7 @@ def _joined(
     for name in ("width", "layers", "new_cache"):
         if not hasattr(language, name):
             raise UsageError(
-                f"{recipe.decoder} takes no senses: a decoder that does has {name} (zoo.models.contracts.Decoder); take another"
+                f"{recipe.decoder} takes no senses: a decoder that does has {name} (zoo.api.Decoder); take another"
             )
     if kernel != "float32":
         apply_kernel(language, kernel)

@@ -92,7 +92,7 @@ def open_bridge(sense: SenseRecipe, encoder: Built, language: Any, device: str, 
     output_width = getattr(built.module, "output_width", None)
     if not isinstance(output_width, int):
         raise PluginError(
-            f"{describe(built.found.card.provider)}: {sense.bridge} does not say its output_width (zoo.models.contracts.Bridge)"
+            f"{describe(built.found.card.provider)}: {sense.bridge} does not say its output_width (zoo.api.Bridge)"
         )
     if arguments["input_width"] != width:
         raise UsageError(

@@ -24,7 +24,7 @@ class Decoder(nn.Module):
     context: the most tokens that it can read and write together.
     one_step: one token of each row at once, int[B] and a cache -> float32[B, V], where a kernel brought such a step
         (`zoo.nn.kernels.step.DecodeStep`); None: `forward` does it.
-    tokenizer: text to ids and back (`zoo.models.contracts.Tokenizer`), where there is one.
+    tokenizer: text to ids and back (`zoo.api.Tokenizer`), where there is one.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ START, END = BYTES, BYTES + 1
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are bytes, 256 is the start and 257 the end. It keeps `zoo.models.contracts.Tokenizer`."""
+    """Ids 0 to 255 are bytes, 256 is the start and 257 the end. It keeps `zoo.api.Tokenizer`."""
 
     vocabulary = BYTES + 2
     start_id: int | None = START

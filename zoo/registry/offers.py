@@ -5,23 +5,23 @@ Like a card, a row is data: it is known without importing anything, and the func
 [[command]]                               # `zoo speech`, and a line of `zoo --help`
 name = "speech"
 summary = "where somebody speaks in audio files"
-build = "zoo_audio.commands:speech"       # (parser) -> what runs the parsed arguments, and returns the exit code
+build = "zoo_birds.commands:speech"       # (parser) -> what runs the parsed arguments, and returns the exit code
 
 [[reader]]                                # of media files that the core cannot read
 modality = "image"
 suffixes = [".tif", ".tiff"]
-read = "zoo_timm.tiff:read"               # (path) -> RGB image, or sound
+read = "zoo_birds.tiff:read"               # (path) -> RGB image, or sound
 
 [[format]]                                # of weight files that the core cannot read
-name = "ggml"
-magic = "6c6d6767"                        # how such a file begins, in hex
-read = "zoo_whisper.ggml:read"            # (path) -> names to tensors
+name = "plain"
+magic = "706c61696e"                      # how such a file begins, in hex
+read = "zoo_birds.plain:read"             # (path) -> names to tensors
 
 [[check]]                                 # what `zoo check` asks of this plugin's own models, beside the core's checks
 name = "rank-is-kept"
 promise = "the rank of the change is at most r"
-models = ["lora", "dora"]                 # patterns of their names; all if left out
-run = "zoo_adapters.checks:rank_is_kept"  # (zoo.testing.Subject) -> None; raises zoo.testing.CheckFailed
+models = ["low-*"]                        # patterns of their names; all if left out
+run = "zoo_birds.checks:rank_is_kept"     # (zoo.testing.Subject) -> None; raises zoo.testing.CheckFailed
 """
 
 from __future__ import annotations

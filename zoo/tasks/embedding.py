@@ -80,7 +80,7 @@ def embed(
 ) -> Embedding:
     """Embed images, sounds and texts into the file `out`.
 
-    items: image or audio files, folders, patterns, `PIL.Image.Image`, arrays and `zoo.media.audio.Sound`; any other string is a text. texts: more texts, whatever
+    items: image or audio files, folders, patterns, `PIL.Image.Image`, arrays and `zoo.Sound`; any other string is a text. texts: more texts, whatever
         they look like.
     out: a name ending in .npz (arrays embeddings float32[N, E], items_utf8, items_offsets, modality, sha256, about), .parquet or
         .jsonl. While the work goes on, `<out>.part` lies beside it; the same call goes on from there.

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from zoo.data.inputs import audio_files, printable
 from zoo.data.journal import Journal, alone, read_about
 from zoo.errors import MediaError, PluginError, UsageError
-from zoo.media.audio import MAX_DECODE_S, AudioSource, Sound, open_reader
+from zoo.media.audio import MAX_DECODE_S, AudioSource, Sound
 from zoo.media.audio_reader import AudioReader
 from zoo.media.file import expanded
+from zoo.media.readers import open_reader
 from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.contracts import Transcriber
 from zoo.models.provenance import Provenance, provenance_of
@@ -100,7 +101,7 @@ def transcribe(
 ) -> Transcription:
     """Transcribe sounds.
 
-    audio: one or many of: path, folder, pattern, the bytes of a file, `zoo.media.audio.Sound`.
+    audio: one or many of: path, folder, pattern, the bytes of a file, `zoo.Sound`.
     model: a transcriber; the installed default when None. A `zoo.ModelSpec` says how it is opened: weights, device, dtype and kernel.
         To ask many times, build it once: `open_transcriber`.
     language: a code or a name; None: as it sounds. task: "translate" writes English.
@@ -258,7 +259,7 @@ class _Run:
         with plugin_errors(self.built):
             for window in module.windows(reader, _asked(self.given, speech), state=state):
                 if not isinstance(window, Window):
-                    raise TypeError(f"windows must give zoo.models.transcript.Window, got {type(window).__name__}")
+                    raise TypeError(f"windows must give zoo.api.Window, got {type(window).__name__}")
                 yield window
 
     def _plan(self, source: AudioSource) -> str:
@@ -294,7 +295,7 @@ def _sources(audio: Any) -> list[Any]:
             sounds += [item.source for item in audio_files([one])]
         else:
             raise UsageError(
-                f"a sound is a path, the bytes of a file, or zoo.media.audio.Sound(samples, sample_rate_hz), got "
+                f"a sound is a path, the bytes of a file, or zoo.Sound(samples, sample_rate_hz), got "
                 f"{type(one).__name__}: an array says nothing of its rate"
             )
     if not sounds:

@@ -72,7 +72,7 @@ def extreme_sounds_are_heard(subject: Subject) -> None:
     for name, sound in extreme("audio"):
         for window in islice(_windows(subject, sound), MOST_WINDOWS):
             if not all(isinstance(segment, Segment) for segment in window.segments):
-                raise CheckFailed(f"{name}: segments must be zoo.models.transcript.Segment")
+                raise CheckFailed(f"{name}: segments must be zoo.api.Segment")
 
 
 @check("speech", "A language or a task that it does not know is refused.", kinds=TRANSCRIBERS)
@@ -103,7 +103,7 @@ def _windows(
     with open_reader(sound, sample_rate_hz=module.sample_rate_hz) as reader:
         for window in module.windows(reader, options, state=state):
             if not isinstance(window, Window):
-                raise CheckFailed(f"windows gives {type(window).__name__}, expected zoo.models.transcript.Window")
+                raise CheckFailed(f"windows gives {type(window).__name__}, expected zoo.api.Window")
             yield window
 
 

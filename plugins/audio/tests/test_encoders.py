@@ -170,7 +170,7 @@ def test_the_level_of_a_recording_is_not_heard() -> None:
 @pytest.mark.parametrize("name", ["conv2d-tiny", "conv1d-tiny", "cnn-tiny", "wav2vec2-tiny", "silero-vad"])
 def test_what_is_no_sound_or_too_long_is_refused(name) -> None:
     ours = zoo.build(f"audio/{name}", weights=None)
-    with pytest.raises(UsageError, match=r"an encoder of sounds takes zoo.media.audio.Sound, item 1 is ndarray"):
+    with pytest.raises(UsageError, match=r"an encoder of sounds takes zoo.Sound, item 1 is ndarray"):
         ours.preprocess([sound(0), np.zeros(5)])
     with pytest.raises(MediaError, match="takes at most"):
         ours.preprocess([Sound(np.zeros(1_000 * 700, np.float32), 1_000)])

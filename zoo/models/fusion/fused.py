@@ -23,7 +23,7 @@ Media = Sequence[Sequence[Placed]]  # of each row
 
 
 class Fused(nn.Module):
-    """Senses over a decoder (see `zoo.models.contracts.Decoder`; it must take `before_layer`, and `inserted` for spliced senses).
+    """Senses over a decoder (see `zoo.api.Decoder`; it must take `before_layer`, and `inserted` for spliced senses).
 
     Each modality has its own sense, which adds to what the decoder computes and to nothing that another sense computes: while its
     gates are zero, or where a prompt holds none of its items, every logit is the same to the bit. What was read is passed and
@@ -99,7 +99,7 @@ class Fused(nn.Module):
         media_cache: MediaCache | None = None,
         inserted: Inserted | None = None,
     ) -> torch.Tensor:
-        """int[B, T] and the items of each row -> logits float[B, T, V], as `zoo.models.contracts.Decoder.forward`.
+        """int[B, T] and the items of each row -> logits float[B, T, V], as `zoo.api.Decoder.forward`.
 
         media: for each row its items in the order of their positions, which count the row's real tokens in this call. With a cache
             they are remembered for the calls that follow.

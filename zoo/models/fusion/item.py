@@ -21,7 +21,7 @@ MOST_ITEMS = 256  # media items of one prompt
 class Item:
     """One image, film, sound or series.
 
-    frames: what its encoder prepares, one raw item for each frame (`zoo.models.contracts.Encoder`); an image or a sound has one.
+    frames: what its encoder prepares, one raw item for each frame (`zoo.api.Encoder`); an image or a sound has one.
     key: of the content; equal keys are taken for equal items.
     features: what the encoder made of it, B = 1 and T the tokens of all frames, one after another; None: it is still to be asked.
     """

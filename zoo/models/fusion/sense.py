@@ -112,7 +112,7 @@ class Sense(nn.Module):
         frames = [frame for frames in items for frame in frames]
         encoded = encoder(_moved(encoder, encoder.preprocess(frames)))
         if not isinstance(encoded, Encoded):
-            raise PluginError(f"an encoder gives zoo.models.encoded.Encoded, got {type(encoded).__name__}")
+            raise PluginError(f"an encoder gives zoo.api.Encoded, got {type(encoded).__name__}")
         if len(encoded.tokens_BTD) != len(frames):
             raise PluginError(
                 f"an encoder gives features of each item, got those of {len(encoded.tokens_BTD)} for {len(frames)}"
@@ -136,7 +136,7 @@ def _bridged(bridge: nn.Module, encoded: Encoded, frames: int) -> tuple[torch.Te
     fits = isinstance(latents, torch.Tensor) and latents.ndim == 3 and len(latents) == len(encoded.tokens_BTD)
     if not fits or not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape != latents.shape[:2]:
         raise PluginError(
-            f"a bridge gives latents float[B, L, W] and a mask bool[B, L] (zoo.models.contracts.Bridge), {type(bridge).__name__} gave "
+            f"a bridge gives latents float[B, L, W] and a mask bool[B, L] (zoo.api.Bridge), {type(bridge).__name__} gave "
             f"{_shown(latents)} and {_shown(mask)}"
         )
     return latents, mask
