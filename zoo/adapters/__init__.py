@@ -1,1 +1,1 @@
-"""Adapters of a built model: added, chosen, merged, kept in files, exchanged with HF PEFT."""
+"""All that PEFT methods stand on: target modules, routing of rows, merging, files, exchange with HF PEFT."""

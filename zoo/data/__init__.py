@@ -1,0 +1,1 @@
+"""What is read from and written for people: items, tables, journals, pairs, tar shards, templates, subtitles."""

@@ -1,0 +1,1 @@
+"""Files and bytes to arrays, with limits: images and sounds, and the readers that plugins bring."""

@@ -1,0 +1,1 @@
+"""Contracts, encoded features, building and opening, provenance, recipes, composition, precision."""

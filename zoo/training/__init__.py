@@ -1,1 +1,1 @@
-"""Training in one readable loop: what is trained is what has gradients, usually an adapter."""
+"""Training: one loop over any loss, its schedule, held-out data, losses."""
