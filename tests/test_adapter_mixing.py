@@ -192,7 +192,7 @@ def test_they_stand_on_layers_that_run_by_a_kernel(kernel: str) -> None:
         apply_kernel(plain.model, "float32")
 
 
-@settings(max_examples=10 * settings.default.max_examples)
+@settings(max_examples=5 * settings.default.max_examples)
 @given(st.data())
 def test_no_schedule_mixes_them(adapters: Adapters, data: Any) -> None:
     """Any rows with any adapters in any order, some asked twice, through one prefix cache that lives on."""
