@@ -60,7 +60,7 @@ TABLES = ((Card, "[[card]]"), (Weights, "[[card.weights]]"), (File, "[[card.weig
 # table of a manifest -> its fields, a plugin of this repository that uses it, and the file with its function
 ROWS: dict[str, tuple[type, str, str]] = {
     "command": (Command, "audio", "zoo_audio/commands.py"),
-    "reader": (Reader, "timm", "zoo_timm/arrays.py"),
+    "reader": (Reader, "timm", "zoo_timm/netpbm.py"),
     "format": (Format, "whisper", "zoo_whisper/ggml.py"),
     "check": (OwnCheck, "adapters", "zoo_adapters/checks.py"),
 }

@@ -30,15 +30,16 @@ def loose_modules() -> list[str]:
 
 
 def rooms() -> list[str]:
-    return sorted(path.parent.name for path in sources("zoo/*/__init__.py"))
+    return sorted({path.relative_to(ROOT).parts[1] for path in sources("zoo/*/**/*.py")})
 
 
 def long_files() -> list[str]:
     return [f"{shown(path)} {count}" for path in sources() if (count := path.read_text().count("\n")) > LONGEST_FILE]
 
 
-def functions(path: Path) -> Iterator[ast.FunctionDef]:
-    return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse(path.read_text())
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 
 def long_functions() -> list[str]:
@@ -62,7 +63,7 @@ def many_arguments() -> list[str]:
     return found
 
 
-def _builds(node: ast.FunctionDef) -> bool:
+def _builds(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether it returns a module: a builder of a card, or what several builders share."""
     annotation = ast.unparse(node.returns) if node.returns is not None else ""
     return annotation in {"nn.Module", "Decoder", "EncoderDecoder", "Bidirectional"}
@@ -91,7 +92,8 @@ def imports() -> dict[str, set[str]]:
 
 def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from (node for other in child.orelse for node in (other, *_run_nodes(other)))
             continue
         yield child
         yield from _run_nodes(child)
@@ -113,6 +115,21 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
     reach = {node: reached(node) for node in graph}
     groups = {frozenset(other for other in reach[node] if node in reach[other]) for node in graph if node in reach[node]}
     return sorted(" <-> ".join(sorted(group)) for group in groups)
+
+
+def out_of_the_front_door() -> list[str]:
+    """Modules of the core that import what the package offers to users: the whole of `zoo`, `zoo.api`, or by relative names."""
+    found = []
+    for path in sources("zoo/*/**/*.py"):
+        for node in _run_nodes(ast.parse(path.read_text())):
+            whole = isinstance(node, ast.Import) and any(alias.name in ("zoo", "zoo.api") for alias in node.names)
+            names = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            offered = isinstance(node, ast.ImportFrom) and (
+                node.level > 0 or node.module == "zoo.api" or (node.module == "zoo" and names != {"__version__"})
+            )
+            if whole or offered:
+                found.append(f"{shown(path)}: {ast.unparse(node)}")
+    return found
 
 
 def arrows(graph: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -5,12 +5,25 @@ import enum
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 SURFACES = ("zoo", "zoo.api", "zoo.nn", "zoo.testing")
+RESULTS = (
+    "classify",
+    "embed",
+    "search",
+    "filter_pairs",
+    "transcribe",
+    "generate",
+    "score",
+    "train_adapter",
+    "fit",
+)  # functions of zoo, whose results are read
+PROTOCOL = " is a contract"
 FOLDER = Path(__file__).with_name("surfaces")
 
 
@@ -20,7 +33,51 @@ def recorded(version: int) -> Path:
 
 
 def surface() -> str:
-    return "".join(f"{line}\n" for name in SURFACES for line in _lines(name))
+    lines = [*(line for name in SURFACES for line in _lines(name)), *_results(), *_hooks(), *_manifest()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _results() -> Iterator[str]:
+    """Fields of what tasks return."""
+    import zoo
+
+    for name in RESULTS:
+        result = typing.get_type_hints(getattr(zoo, name))["return"]
+        yield from (f"zoo.{name} -> {result.__name__}.{field.name}" for field in dataclasses.fields(result))
+
+
+def _hooks() -> Iterator[str]:
+    from zoo.registry import hooks
+
+    for name, hook in inspect.getmembers(hooks, inspect.isfunction):
+        if name.startswith("zoo_"):
+            yield f"hook {name}{_signature(hook)}"
+
+
+def _manifest() -> Iterator[str]:
+    """Fields of a manifest, each with whether it is required."""
+    from zoo.registry import card, manifest, offers
+
+    for row in (
+        card.Card,
+        card.Weights,
+        card.File,
+        manifest.Family,
+        offers.Command,
+        offers.Reader,
+        offers.Format,
+        offers.OwnCheck,
+    ):
+        for field in dataclasses.fields(row):
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            yield f"manifest {row.__name__}.{field.name}{', required' if required else ''}"
+
+
+def lost(promised: Sequence[str], found: Sequence[str]) -> list[str]:
+    """Lines of a promise that are not kept: those that went, and new methods that a plugin's own classes would now need."""
+    contracts = {line.partition("(")[0] for line in promised if line.endswith(PROTOCOL)}
+    needed = [line for line in found if line not in promised and line.rpartition(".")[0].partition("(")[0] in contracts]
+    return [line for line in promised if line not in found] + needed
 
 
 def _lines(package: str) -> Iterator[str]:
@@ -34,9 +91,10 @@ def _lines(package: str) -> Iterator[str]:
 
 def _described(path: str, value: Any) -> Iterator[str]:
     if inspect.isclass(value):
-        yield f"{path}{_signature(value)}"
-        if dataclasses.is_dataclass(value):
-            yield from (f"{path}.{field.name}" for field in dataclasses.fields(value) if not field.name.startswith("_"))
+        yield f"{path}{_signature(value)}{PROTOCOL if getattr(value, '_is_protocol', False) else ''}"
+        if issubclass(value, BaseException):
+            yield from (f"{path} is a {base.__name__}" for base in value.__mro__[1:-2])
+        yield from (f"{path}.{name}" for name in vars(value).get("__annotations__", {}) if not name.startswith("_"))
         for name, member in sorted(vars(value).items()):
             if name.startswith("_") or isinstance(value, enum.EnumMeta):
                 continue
@@ -50,8 +108,13 @@ def _described(path: str, value: Any) -> Iterator[str]:
         yield f"{path} = {value!r}" if isinstance(value, (int, str)) else f"{path}: {type(value).__name__}"
 
 
+def _shown_default(value: Any) -> Any:
+    """A default as it is where its text is the same in every process, else that there is one."""
+    return value if value is inspect.Parameter.empty or isinstance(value, (str, int, float, bool, type(None))) else ...
+
+
 def _signature(value: Any) -> str:
-    """Names, kinds and whether each is required: what a caller relies on. Annotations and the values of defaults may change."""
+    """Names, kinds and defaults: what a caller relies on. Annotations may change."""
     try:
         parameters = inspect.signature(getattr(value, "__func__", value)).parameters.values()
     except (TypeError, ValueError):
@@ -59,7 +122,7 @@ def _signature(value: Any) -> str:
     plain = [
         parameter.replace(
             annotation=inspect.Parameter.empty,
-            default=parameter.default if parameter.default is inspect.Parameter.empty else ...,
+            default=_shown_default(parameter.default),
         )
         for parameter in parameters
     ]
@@ -71,6 +134,14 @@ if __name__ == "__main__":
 
     if "--write" in sys.argv:
         FOLDER.mkdir(exist_ok=True)
+        known = recorded(API_VERSION)
+        broken = lost(known.read_text(encoding="utf-8").splitlines(), surface().splitlines()) if known.exists() else []
+        if broken and "--unreleased" not in sys.argv:
+            sys.exit(
+                "\n".join(
+                    (f"promised by API version {API_VERSION}; raise it, or (before a release) add --unreleased:", *broken)
+                )
+            )
         recorded(API_VERSION).write_text(surface(), encoding="utf-8")
     else:
         print(surface(), end="")

@@ -17,7 +17,17 @@ from pathlib import Path
 
 LIBRARIES = ("torch", "torchvision", "PIL.Image", "safetensors.torch", "numpy", "timm")
 _MAIN = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import warm_interpreter; warm_interpreter.serve()"
-READ_AT_START = ("PYTHON", "OMP_", "MKL_", "HF_")  # variables that an interpreter, torch or a library reads when it starts
+READ_AT_START = (
+    "PYTHON",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "TORCH",
+    "PYTORCH",
+    "HF_",
+    "LANG",
+    "LC_",
+)  # variables that an interpreter, torch or a library reads when it starts
 _ENVIRONMENT = dict(os.environ)  # before any test has changed it
 
 
@@ -60,7 +70,11 @@ class WarmInterpreter:
             request = {"words": [*words], "environment": {**environment}, "cwd": str(cwd or Path.cwd()), "folder": folder}
             self.server.stdin.write(json.dumps({**request, "timeout_s": timeout_s}) + "\n")
             self.server.stdin.flush()
-            answer = self.server.stdout.readline()
+            try:
+                answer = self.server.stdout.readline()
+            except BaseException:  # what was asked would answer whoever asks next
+                self.close()
+                raise
             if not answer:
                 raise RuntimeError(f"the interpreter that runs {' '.join(words)} ended")
             code = json.loads(answer)

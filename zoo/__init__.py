@@ -9,8 +9,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.data.templates import template_set
     from zoo.decoding.sampling import Sampling
     from zoo.errors import ZooError
-    from zoo.media.audio import Sound, open_audio
-    from zoo.media.image import open_image
+    from zoo.media.audio import Sound
+    from zoo.media.readers import open_audio, open_image
     from zoo.models.build import ModelSpec, build, open_model
     from zoo.models.composition import compose, save, trained_parameters
     from zoo.models.encoded import Encoded
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.media_prompt import read_media, written
     from zoo.tasks.search import search
     from zoo.tasks.text_classification import classify_texts
-    from zoo.tasks.transcription import RunOptions, transcribe
+    from zoo.tasks.transcription import RunOptions, open_transcriber, transcribe
     from zoo.tasks.voice_activity import open_detector, speech_spans
     from zoo.training.fit import FitOptions, fit
     from zoo.weights.delivery import fetch
@@ -61,11 +61,12 @@ _EXPORTS = {
     "generate": "zoo.tasks.generation",
     "hookimpl": "zoo.registry.hooks",
     "installed_plugins": "zoo.registry.lookup",
-    "open_audio": "zoo.media.audio",
+    "open_audio": "zoo.media.readers",
     "open_detector": "zoo.tasks.voice_activity",
-    "open_image": "zoo.media.image",
+    "open_image": "zoo.media.readers",
     "open_language_model": "zoo.tasks.language_model",
     "open_model": "zoo.models.build",
+    "open_transcriber": "zoo.tasks.transcription",
     "read_media": "zoo.tasks.media_prompt",
     "register": "zoo.registry.own_cards",
     "save": "zoo.models.composition",
@@ -111,6 +112,7 @@ __all__ = [
     "open_image",
     "open_language_model",
     "open_model",
+    "open_transcriber",
     "read_media",
     "register",
     "save",

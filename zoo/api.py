@@ -17,9 +17,13 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.decoding.scoring import perplexity, score_choices
     from zoo.errors import (
         AmbiguousNameError,
+        HashMismatchError,
+        ManifestError,
         MediaError,
         PluginError,
+        ResolutionError,
         StateMismatchError,
+        UnknownNameError,
         UsageError,
         WeightsError,
         WeightsMissingError,
@@ -27,8 +31,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     )
     from zoo.media.audio import Sound, to_waveforms
     from zoo.media.audio_reader import AudioReader
-    from zoo.media.image import open_image, to_pixels
-    from zoo.media.readers import MediaReader, open_reader
+    from zoo.media.image import to_pixels
+    from zoo.media.readers import open_image, open_reader
     from zoo.models.build import Built
     from zoo.models.contracts import (
         Bridge,
@@ -45,7 +49,6 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.models.transcript import Segment, Span, TranscriptionOptions, Window, Word
     from zoo.nn.kernels.apply import apply_kernel
     from zoo.nn.kernels.linear import Int8Linear, multiplies_in_bfloat16
-    from zoo.nn.kernels.seam import KernelEmbedding, KernelLinear
     from zoo.registry.card import Card
     from zoo.registry.discovery import API_VERSION
     from zoo.registry.hooks import hookimpl
@@ -56,7 +59,6 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.weights.derived import derived
     from zoo.weights.formats.gguf import read_gguf
     from zoo.weights.formats.gguf_blocks import dequantise, quantised_type
-    from zoo.weights.formats.read import WeightFormat
     from zoo.weights.plugin_formats import read_weights as read_state_dict
     from zoo.weights.stores import hub_file
     from zoo.weights.strict_load import load_strict, refuse_nonfinite
@@ -79,19 +81,19 @@ _EXPORTS = {
     "Encoded": "zoo.models.encoded",
     "Encoder": "zoo.models.contracts",
     "Fused": "zoo.models.fusion.fused",
+    "HashMismatchError": "zoo.errors",
     "Held": "zoo.adapters.adapter",
     "IMAGE": "zoo.registry.modality",
     "Int8Linear": "zoo.nn.kernels.linear",
-    "KernelEmbedding": "zoo.nn.kernels.seam",
-    "KernelLinear": "zoo.nn.kernels.seam",
     "MODEL_NAME": "zoo.registry.manifest",
+    "ManifestError": "zoo.errors",
     "MediaError": "zoo.errors",
-    "MediaReader": "zoo.media.readers",
     "Mixed": "zoo.adapters.adapter",
     "Numbers": "zoo.adapters.adapter",
     "Part": "zoo.adapters.adapter",
     "Place": "zoo.adapters.target_modules",
     "PluginError": "zoo.errors",
+    "ResolutionError": "zoo.errors",
     "SERIES": "zoo.registry.modality",
     "Sampling": "zoo.decoding.sampling",
     "Segment": "zoo.models.transcript",
@@ -102,11 +104,11 @@ _EXPORTS = {
     "Tokenizer": "zoo.models.contracts",
     "Transcriber": "zoo.models.contracts",
     "TranscriptionOptions": "zoo.models.transcript",
+    "UnknownNameError": "zoo.errors",
     "UsageError": "zoo.errors",
     "VIDEO": "zoo.registry.modality",
     "Virtual": "zoo.adapters.adapter",
     "VoiceActivity": "zoo.models.contracts",
-    "WeightFormat": "zoo.weights.formats.read",
     "WeightsError": "zoo.errors",
     "WeightsMissingError": "zoo.errors",
     "Window": "zoo.models.transcript",
@@ -124,7 +126,7 @@ _EXPORTS = {
     "load_strict": "zoo.weights.strict_load",
     "multiplies_in_bfloat16": "zoo.nn.kernels.linear",
     "offline": "zoo.registry.settings",
-    "open_image": "zoo.media.image",
+    "open_image": "zoo.media.readers",
     "open_reader": "zoo.media.readers",
     "part_key": "zoo.adapters.adapter",
     "perplexity": "zoo.decoding.scoring",
@@ -161,17 +163,17 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Fused",
+    "HashMismatchError",
     "Held",
     "Int8Linear",
-    "KernelEmbedding",
-    "KernelLinear",
+    "ManifestError",
     "MediaError",
-    "MediaReader",
     "Mixed",
     "Numbers",
     "Part",
     "Place",
     "PluginError",
+    "ResolutionError",
     "Sampling",
     "Segment",
     "Sound",
@@ -180,10 +182,10 @@ __all__ = [
     "Tokenizer",
     "Transcriber",
     "TranscriptionOptions",
+    "UnknownNameError",
     "UsageError",
     "Virtual",
     "VoiceActivity",
-    "WeightFormat",
     "WeightsError",
     "WeightsMissingError",
     "Window",

@@ -20,7 +20,7 @@ class AdaptedLayer:
 
     def __init__(self, extension: Any, layer: nn.Module) -> None:
         """extension: the `Adapted` of the model, which knows what was chosen."""
-        self.extension = extension
+        self.zoo_extension = extension
         self.layer = layer
         self.places: dict[str, Place] = {}
         self.changes_input = False
@@ -44,7 +44,7 @@ class AdaptedLayer:
 
     def __call__(self, weight_name: str, input_BX: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
         """What comes of the outputs of one weight of the layer."""
-        choice: Choice = self.extension.running()
+        choice: Choice = self.zoo_extension.running()
         changes = choice.changes(self, "after", weight_name)
         if not changes:
             return output_BN
@@ -76,7 +76,7 @@ class AdaptedLayer:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self.changes_input:
             return None
-        choice: Choice = self.extension.running()
+        choice: Choice = self.zoo_extension.running()
         original = changed = args[0] if args else next(iter(named.values()))
         for change in choice.changes(self, "before", "weight"):
             changed = change(changed, self._numbers(choice, changed))

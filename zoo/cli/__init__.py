@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from zoo import __version__
 from zoo.cli.output import add_output_options
-from zoo.cli.plugin_commands import add_plugin_commands
+from zoo.cli.plugin_commands import HELP, RUN, add_plugin_commands
 from zoo.errors import UsageError, ZooError
 
 # command -> the module of this package that adds it, in the order of the help. Only that of the command asked for is imported.
@@ -60,16 +60,16 @@ class _Parser(argparse.ArgumentParser):
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The command line; arguments: what it is for. Those of one command need that command alone; with none, all of the core are there."""
     root = _Parser(prog="zoo", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
-    root.set_defaults(json=False, debug=False)
+    root.set_defaults(json=False, debug=False, run=None)
     root.add_argument("--version", action="version", version=f"zoo {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    asked = next((argument for argument in arguments if not argument.startswith("-")), "")
+    asked = next((argument for argument in arguments if not argument.startswith("-") or argument in HELP), "")
     modules = [COMMANDS[asked]] if asked in COMMANDS else dict.fromkeys(COMMANDS.values())
     for module in modules:
         import_module(f"zoo.cli.{module}").add_commands(commands)
-    add_plugin_commands(commands, arguments)
     for command in commands.choices.values():
         add_output_options(command)
+    add_plugin_commands(commands, arguments)
     return root
 
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         parsed = parser(arguments).parse_args(arguments)
-        code: int = parsed.run(parsed)
+        code: int = getattr(parsed, RUN, parsed.run)(parsed)
         sys.stdout.flush()
     except ZooError as error:
         if debug:

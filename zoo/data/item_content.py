@@ -19,7 +19,7 @@ from zoo.media.audio import Sound
 from zoo.media.audio_decoding import MAX_BYTES as MAX_AUDIO_BYTES
 from zoo.media.file import check_file, expanded
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, open_image, read_file
-from zoo.media.readers import MediaReader, open_media
+from zoo.media.readers import MediaReader, open_media, read_as
 from zoo.registry.modality import AUDIO, IMAGE
 from zoo.registry.settings import offline
 
@@ -74,6 +74,13 @@ def sha256_of_source(data: bytes | Image.Image | Sound | Path) -> str:
     if isinstance(data, Sound):
         return hashlib.sha256(f"{data.sample_rate_hz} Hz\n".encode() + data.samples.tobytes()).hexdigest()
     return hashlib.sha256(f"{data.width}x{data.height} RGB\n".encode() + data.tobytes()).hexdigest()
+
+
+def sha256_of_item(item: Item, content: bytes | Image.Image | Sound | Path) -> str:
+    """As `sha256_of_source`, of what an item means: for a file that a plugin reads, which reader it is counts as its bytes do."""
+    sha256 = sha256_of_source(content)
+    added = read_as(item.source, item.modality) if isinstance(item.source, Path) else ""
+    return hashlib.sha256(f"{sha256} {added}".encode()).hexdigest() if added else sha256
 
 
 def _download(url: str) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zoo.data import tables
 from zoo.data.inputs import Source, printable
-from zoo.data.item_content import read_source, sha256_of_source
+from zoo.data.item_content import read_source, sha256_of_item
 from zoo.errors import MediaError, UsageError
 
 
@@ -27,7 +27,7 @@ def expected_rows(sources: Sequence[Source], old_rows: Sequence[tables.Row], *, 
     for source, name in zip(sources, named, strict=True):
         if name not in names:
             with suppress(MediaError):
-                rows.append(tables.Row(*name, sha256_of_source(read_source(source.item, allow_urls=allow_urls))))
+                rows.append(tables.Row(*name, sha256_of_item(source.item, read_source(source.item, allow_urls=allow_urls))))
     return rows
 
 

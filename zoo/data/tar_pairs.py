@@ -21,8 +21,9 @@ from braceexpand import braceexpand
 from zoo.data.inputs import printable
 from zoo.data.pairs import MAX_TEXT_BYTES, Pair, Write, read_text, stamp
 from zoo.errors import UsageError, ZooError
-from zoo.media.image import MAX_BYTES, SUFFIXES
+from zoo.media.image import MAX_BYTES
 from zoo.registry.atomic_write import replace_durably
+from zoo.registry.modality import IMAGE, SUFFIXES
 
 CHUNK_BYTES = 1 << 20
 RECORD_BYTES = 20 * tarfile.BLOCKSIZE
@@ -138,7 +139,7 @@ def expand_pattern(pattern: str) -> list[str]:
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, extension: str) -> tuple[bytes | None, str]:
     """The data of a member that is an image or a text, within limits; else the problem."""
-    is_image = f".{extension}" in SUFFIXES
+    is_image = f".{extension}" in SUFFIXES[IMAGE]
     if not is_image and extension not in ("txt", "json"):
         return None, ""
     if not info.isreg():
@@ -156,7 +157,7 @@ def _sample(key: str, members: list[_Member]) -> Pair:
     if len(set(extensions)) != len(extensions):
         repeated = next(extension for extension in extensions if extensions.count(extension) > 1)
         return Pair(key, None, "", spans, ("duplicate-key", f"two members .{repeated}"))
-    image = next((member for member in members if f".{member.extension}" in SUFFIXES), None)
+    image = next((member for member in members if f".{member.extension}" in SUFFIXES[IMAGE]), None)
     caption = next((member for member in members if member.extension == "txt"), None)
     caption = caption or next((member for member in members if member.extension == "json"), None)
     if image is None:

@@ -104,7 +104,7 @@ def stream(
     stop: strings at which an answer ends. samples: answers for each prompt, which differ for a temperature above 0.
     prefixes: keeps what prompts begin with for later calls.
     adapters: for each prompt the name of one of the model's adapters, or None for the model alone; not given: what is chosen where this
-        is called (`zoo.adapters.Adapters`).
+        is called (`zoo.adapters_of`).
     Raises UsageError for a prompt that leaves no room, an empty one where there is no start token, and numbers out of range.
     """
     sampling = sampling or Sampling()

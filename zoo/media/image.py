@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Few decoders, and none (libtiff) that takes damaged files for whole ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 MAX_PIXELS = 64_000_000  # 192 MB as RGB: a 61-megapixel camera passes, a decompression bomb does not
 MAX_BYTES = 256_000_000
 LONG_SIDES = 4

@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
 from zoo.errors import MediaError
 from zoo.media import audio, audio_decoding, image
-from zoo.media.audio import Sound, open_audio
+from zoo.media.audio import Sound
 from zoo.media.audio_reader import AudioReader
 from zoo.media.file import check_file, expanded
 from zoo.registry.activation import resolve
 from zoo.registry.lookup import USABLE, Registry, default_registry
 from zoo.registry.modality import AUDIO, IMAGE, SUFFIXES
 from zoo.registry.offers import Reader
-from zoo.registry.plugin import Plugin
+from zoo.registry.plugin import Plugin, code_sha256, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class MediaReader:
 # Theirs is the last word on every medium: they take what another reader returned as well as a path, and options beside it.
 READERS = (
     MediaReader("image", IMAGE, SUFFIXES[IMAGE], image.open_image),
-    MediaReader("sound", AUDIO, SUFFIXES[AUDIO], open_audio),
+    MediaReader("sound", AUDIO, SUFFIXES[AUDIO], audio.open_audio),
 )
 _OWN = {reader.modality: reader for reader in READERS}
 _MAX_BYTES = {IMAGE: image.MAX_BYTES, AUDIO: audio_decoding.MAX_BYTES}
@@ -60,11 +60,43 @@ def installed_readers(registry: Registry | None = None) -> tuple[MediaReader, ..
     """The readers of the installed plugins, as rows of their manifests; none is imported before it reads."""
     registry = registry or default_registry()
     return tuple(
-        MediaReader(f"{'/'.join(row.suffixes)} file", row.modality, row.suffixes, partial(_call, registry, plugin, row))
+        MediaReader(
+            f"{'/'.join(row.suffixes)} file of {describe(plugin)}",
+            row.modality,
+            row.suffixes,
+            partial(_call, registry, plugin, row),
+        )
         for plugin in registry.plugins
         if plugin.state in USABLE
         for row in plugin.offers.readers
     )
+
+
+def read_as(path: str | Path, modality: str) -> str:
+    """What a plugin's reader adds to the meaning of a file's bytes: which it is, and its code. Empty for what the core reads.
+
+    Where results are kept under the content of a file, this belongs to the key: another reader, or a mended one, makes other pixels.
+    """
+    suffix = Path(path).suffix.lower()
+    if any(suffix in suffixes for suffixes in SUFFIXES.values()):
+        return ""
+    claims = [
+        plugin
+        for plugin in default_registry().plugins
+        if plugin.state in USABLE
+        and any(suffix in row.suffixes and row.modality == modality for row in plugin.offers.readers)
+    ]
+    return " ".join(f"{suffix} {plugin.distribution} {plugin.version} {_code(plugin)}" for plugin in claims)
+
+
+_codes: dict[tuple[str, str, Path | None], str | None] = {}  # what a process has imported does not change under it
+
+
+def _code(plugin: Plugin) -> str | None:
+    key = (plugin.distribution, plugin.version, plugin.location)
+    if key not in _codes:
+        _codes[key] = code_sha256(plugin)
+    return _codes[key]
 
 
 def suffixes_of(modality: str) -> tuple[str, ...]:
@@ -103,6 +135,16 @@ def open_media(
     label = options.pop("label", None) or str(file)
     checked: Image.Image | Sound = own.open(_read(reader, expanded(str(file)), label), label=label, **options)
     return checked
+
+
+def open_image(source: Any, *, max_pixels: int = image.MAX_PIXELS, label: str | None = None) -> Image.Image:
+    """As `zoo.media.image.open_image`, for files of plugins' readers, too."""
+    return cast("Image.Image", open_media(source, IMAGE, max_pixels=max_pixels, label=label))
+
+
+def open_audio(source: Any, *, sample_rate_hz: int | None = None, label: str | None = None, **limits: Any) -> Sound:
+    """As `zoo.media.audio.open_audio`, for files of plugins' readers, too."""
+    return cast("Sound", open_media(source, AUDIO, sample_rate_hz=sample_rate_hz, label=label, **limits))
 
 
 @contextmanager

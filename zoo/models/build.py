@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import Plugin, code_sha256, describe
 from zoo.weights.delivery import Located, locate_files, sha256_of
 from zoo.weights.local_file import local_file
-from zoo.weights.plugin_formats import read_weights
+from zoo.weights.plugin_formats import decoded_by, read_weights
 from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Which model, and how it is opened: what every task takes as `model` where a name says too little.
 
@@ -39,6 +39,7 @@ class ModelSpec:
     """
 
     name: str | Path | None = None
+    _: KW_ONLY
     weights: str | Path | None = "card"
     device: str = "cpu"
     dtype: torch.dtype | None = None
@@ -46,7 +47,12 @@ class ModelSpec:
 
 
 def spec_of(model: str | Path | ModelSpec | None) -> ModelSpec:
-    """The same as a spec: a name alone is opened as its card says."""
+    """The same as a spec: a name alone is opened as its card says. Raises UsageError for a module, of which nobody knows what it is."""
+    if isinstance(model, torch.nn.Module):
+        raise UsageError(
+            f"a task takes the name of a model, a zoo.ModelSpec or what zoo.open_model returned, got the module {type(model).__name__}: open it "
+            f"with zoo.open_model instead of zoo.build, or register its builder (zoo.register)"
+        )
     return model if isinstance(model, ModelSpec) else ModelSpec(name=model)
 
 
@@ -131,6 +137,7 @@ def open_model(
         refuse_kernel(spec, "zoo.open_model")
         name, weights, device, dtype = str(spec.name), spec.weights, spec.device, spec.dtype
     registry = registry or default_registry()
+    weights = None if weights == "none" else weights
     if dtype not in DTYPES:
         raise UsageError(f"dtype is one of {', '.join(map(str, DTYPES[1:]))}, got {dtype}")
     found = registry.find(name)
@@ -142,7 +149,7 @@ def open_model(
     untrained = not found.card.weights and not found.card.parts and found.card.parameters != 0
     if from_card and untrained:
         raise WeightsMissingError(
-            f"{found.card.name} has no weights of its own: give a file of them (--weights FILE), or none for a random initialisation (--weights none; in Python weights=None)"
+            f"{found.card.name} has no weights of its own: give a file of them (--weights FILE), or none for a random initialisation (--weights none; in Python zoo.ModelSpec({found.card.name!r}, weights=None))"
         )
     part_weights = "card" if weights is not None else None
     parts = {
@@ -157,14 +164,23 @@ def open_model(
         module = _construct(found, owner, registry, {**parts, **_side_files(found, located), **overrides})
     if "model" in located:
         _load(module, located["model"].path, found, owner, registry, trusted=from_card)
-    module = module.to(device=device).eval()
+    module = _moved(module, device).eval()
     if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
         module = cast(module, dtype, found.card.keep_float32)
     files = {role: file.sha256 for role, file in located.items()}
     named = found.name if from_card or found.tagged else found.card.name
-    identity = _identity(named, found, code_sha256(owner), files, overrides, parts, dtype, drawn)
+    decoded = decoded_by(located["model"].path, registry) if "model" in located else ""
+    known = {**files, "decoded by": decoded} if decoded else files
+    identity = _identity(named, found, code_sha256(owner), known, overrides, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
     return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
+
+
+def _moved(module: torch.nn.Module, device: str | torch.device) -> torch.nn.Module:
+    try:
+        return module.to(device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device}: {str(error).splitlines()[0]}") from error
 
 
 def device_of(built: Built) -> torch.device:

@@ -22,7 +22,7 @@ from zoo.nn.block import Block, Visible
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Decoder
 from zoo.nn.encoder_decoder import EncoderDecoder
-from zoo.nn.extension import Extension, Selection, refuse_virtual_tokens
+from zoo.nn.extension import refuse_virtual_tokens
 from zoo.nn.feed_forward import Dense, Gated, activation_function
 from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.mixture import Mixture, Routing, balance_loss
@@ -44,7 +44,6 @@ __all__ = [
     "Decoder",
     "Dense",
     "EncoderDecoder",
-    "Extension",
     "Gated",
     "GatedCrossAttention",
     "LearnedPositions",
@@ -54,7 +53,6 @@ __all__ = [
     "RelativeBias",
     "Rotary",
     "Routing",
-    "Selection",
     "Stack",
     "Visible",
     "activation_function",

@@ -17,7 +17,7 @@ from torch import nn
 from zoo.errors import UsageError
 from zoo.nn.cache import Cache
 
-ATTRIBUTE = "zoo_extension"  # of a model, and of the decoders in it
+ATTRIBUTE = "zoo_extension"  # of a model, of the decoders in it, and of an object whose method is a forward hook on a layer
 
 
 class Selection(Protocol):
@@ -44,7 +44,11 @@ class Selection(Protocol):
 
 
 class Extension(Protocol):
-    """What stands on one model. `names` are of what it holds; with none, the model computes as if it were not there."""
+    """What stands on one model. `names` are of what it holds; with none, the model computes as if it were not there.
+
+    It is found by the attribute `zoo_extension` (`ATTRIBUTE`), which the model and the decoders in it have in their `__dict__`, and each object whose
+    bound method is a forward hook on a layer.
+    """
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -102,7 +106,7 @@ def extension_of(model: Any) -> Extension | None:
 def extensions_on(part: nn.Module) -> list[Any]:
     """The extensions that stand on a module: a model knows its own, a layer has hooks of theirs."""
     hooks = (getattr(hook, "__self__", None) for hook in part._forward_hooks.values())  # noqa: SLF001 - torch names them nowhere else
-    found = [getattr(hook, "extension", None) for hook in hooks]
+    found = [getattr(hook, ATTRIBUTE, None) for hook in hooks]
     return [one for one in (*found, part.__dict__.get(ATTRIBUTE)) if one is not None]
 
 

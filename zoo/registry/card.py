@@ -55,7 +55,7 @@ class Weights:
         a file whose keys are not the module's own.
     classes: number of outputs of the trained classifier, where it differs from the card's.
     score_scale: name of the scale of the cosines, where thresholds were published for these very weights, as
-        `laion-english` (see `zoo.tasks.filtering.PRESETS`).
+        `laion-english` (see the presets of `zoo filter`).
     """
 
     tag: str
@@ -95,7 +95,7 @@ class Card:
     paper: address of the publication it comes from.
     summary: what it is for, in one line.
     preprocess: numbers of the preparation of an item, handed to the builder; for images those of
-        `zoo.media.image.to_pixels`.
+        `zoo.api.to_pixels`.
     keys: as that of a weights row, for local files of a card that has no rows.
     keep_float32: submodules that stay in float32 when the model is cast to 16 bits (see `zoo.models.precision`).
     default_for: tasks that may use this card when the user names none.

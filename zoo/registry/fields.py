@@ -62,8 +62,8 @@ def text_of(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
 def texts_of(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """A list of strings."""
     value = row.get(key, [])
-    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise FieldError(key, f"{key} must be a list of strings, got {value!r}")
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item.isprintable() for item in value):
+        raise FieldError(key, f"{key} must be a list of printable strings, got {value!r}")
     return tuple(value)
 
 

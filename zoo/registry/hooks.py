@@ -68,6 +68,6 @@ def zoo_open_weights(source: str, destination: Path, size_bytes: int | None) -> 
     place. `destination` may hold the beginning of an earlier, interrupted delivery of the same source. A manifest lists the
     schemes its plugin serves (`schemes = ["s3"]`), and no other plugin is imported or asked for them; those of the core (see
     `zoo.weights.stores`) are never asked of a plugin. Whatever is raised costs this source only: the next one is tried.
-    The caller verifies the sha256: a store need not. Raise `zoo.errors.WeightsMissingError`, saying why, when the bytes
+    The caller verifies the sha256: a store need not. Raise `zoo.api.WeightsMissingError`, saying why, when the bytes
     cannot be had.
     """

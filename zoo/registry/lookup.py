@@ -18,7 +18,7 @@ from zoo.registry.card import Card, Provider, Weights
 from zoo.registry.discovery import manifest_tasks, scan
 from zoo.registry.manifest import Family, card_from_hook
 from zoo.registry.needs import complaint
-from zoo.registry.plugin import Plugin, describe
+from zoo.registry.plugin import DISTRIBUTION_OF_THIS_PROCESS, Plugin, describe
 from zoo.registry.records import remember_default, remembered_default
 from zoo.registry.settings import Settings, config_file, load_settings
 from zoo.registry.suggest import did_you_mean, nearest
@@ -146,7 +146,8 @@ class Registry:
             )
         names = sorted(f"{card.provider.distribution}:{card.name}" for card in claims)
         if len(names) == 1:
-            remember_default(task, names[0])
+            if claims[0].provider.distribution != DISTRIBUTION_OF_THIS_PROCESS:
+                remember_default(task, names[0])
             return names[0]
         before = remembered_default(task)
         if before not in names:

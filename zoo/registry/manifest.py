@@ -51,7 +51,7 @@ from zoo.registry.fields import (
     text_of,
     texts_of,
 )
-from zoo.registry.offers import TABLES, Offers, parse_offers
+from zoo.registry.offers import TABLES, Offers, parse_offers, refuse_idle_checks
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -129,6 +129,8 @@ def read_manifest(
         cards = list(each(document, "card", lambda row: _checked(parse_card(row, provider), seen, package)))
         families = list(each(document, "family", lambda row: _parse_family(row, provider)))
         offers = parse_offers(document, package)
+        if not families:  # whose members are too many to know
+            refuse_idle_checks(offers, [card.name.partition("/")[2] for card in cards])
     except FieldError as error:
         line_number = line_of(text, error.table, error.number, error.key)
         raise ManifestError(f"{path}:{line_number}: {error}") from None

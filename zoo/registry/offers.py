@@ -26,8 +26,9 @@ run = "zoo_birds.checks:rank_is_kept"     # (zoo.testing.Subject) -> None; raise
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +41,32 @@ from zoo.registry.fields import (
     text_of,
     texts_of,
 )
-from zoo.registry.modality import AUDIO, IMAGE
+from zoo.registry.modality import AUDIO, IMAGE, SUFFIXES
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 SUFFIX = re.compile(r"\.[a-z0-9]{1,15}")
 MAGIC = re.compile(r"([0-9a-f]{2}){2,16}")
 READABLE = (IMAGE, AUDIO)
+# What the core reads by itself or lays beside media: a row that took one of these would break other people's folders.
+BESIDE = (
+    ".txt",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".toml",
+    ".tar",
+    ".zip",
+    ".npy",
+    ".npz",
+    ".parquet",
+    ".safetensors",
+    ".gguf",
+    ".bin",
+    ".pt",
+    ".pth",
+)
+TAKEN = frozenset((*(suffix for suffixes in SUFFIXES.values() for suffix in suffixes), *BESIDE))
+OWN_MAGICS = ("504b0304", "80", "47475546")  # zip and pickle of torch, GGUF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +87,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """A reader of media files that the core does not read. It serves every task, folders and indexes included.
+    """A reader of media files that the core does not read. It serves every task that names files or folders, indexes included; members of tars
+    and addresses are read by the core alone.
 
     modality: `image` or `audio`.
-    suffixes: of its files, in lower case and with the dot. Those of the core (.jpg, .wav ...) are never asked of a plugin.
+    suffixes: of its files, in lower case and with the dot. Those that have a meaning already (.jpg, .wav, .txt, .npy ...) are refused.
     read: `"package.module:function"`, (pathlib.Path) -> RGB `PIL.Image.Image`, or `zoo.api.Sound` as it was recorded. The core has looked at
-        the size of the file before, and holds what comes back to its limits of pixels and seconds. Raise `zoo.api.MediaError`, with the path,
+        the size of the file before, and holds what comes back to its limits of pixels and seconds of sound, but not to one of time. Raise `zoo.api.MediaError`, with the path,
         for what cannot be read; whatever else is raised costs this file only.
     """
 
@@ -102,7 +124,8 @@ class OwnCheck:
 
     name: lower-case letters, digits and hyphens; it is shown as `<plugin>:<name>`.
     promise: what holds where it passes, in one sentence.
-    run: `"package.module:function"`, (zoo.testing.Subject) -> None: raises `zoo.testing.CheckFailed` with what was found and what was expected, or
+    run: `"package.module:function"`, (zoo.testing.Subject) -> None. A subject has the card (`found`), the built model (`module`, `built`), whether it has trained weights
+        (`trained`), and builds it anew (`open(weights=..., dtype=...)`). It raises `zoo.testing.CheckFailed` with what was found and what was expected, or
         `zoo.testing.CheckSkipped` where it says nothing.
     models: patterns of the names of models it is for, without the plugin's; all where it is left out.
     """
@@ -159,6 +182,14 @@ def parse_offers(document: Mapping[str, Any], package: str) -> Offers:
     return offers
 
 
+def refuse_idle_checks(offers: Offers, models: Sequence[str]) -> None:
+    """Raise FieldError for a pattern of a check that matches no model: it would never run, and nobody would know."""
+    for check in offers.checks:
+        idle = next((pattern for pattern in check.models if not fnmatch.filter(models, pattern)), None)
+        if idle is not None:
+            raise FieldError("models", f"check {check.name!r} is for {idle!r}, and no model of this plugin is called so")
+
+
 def _command(row: Mapping[str, Any], package: str) -> Command:
     refuse_unknown(row, {"name", "summary", "build"})
     summary = text_of(row, "summary", required=True)
@@ -173,6 +204,13 @@ def _reader(row: Mapping[str, Any], package: str) -> Reader:
         raise FieldError(
             "suffixes", f'suffixes are lower-case file endings such as [".tif"], got {wrong or list(suffixes)!r}'
         )
+    taken = next((suffix for suffix in suffixes if suffix in TAKEN), None)
+    if taken is not None:
+        raise FieldError(
+            "suffixes", f"{taken} has a meaning already, and no plugin changes it: take a suffix of the format's own"
+        )
+    if len(set(suffixes)) < len(suffixes):
+        raise FieldError("suffixes", f"a suffix is named once, got {', '.join(suffixes)}")
     modality = choice_of(row, "modality", READABLE)
     return Reader(modality=modality, suffixes=suffixes, read=_own_target(row, "read", package))
 
@@ -182,6 +220,9 @@ def _format(row: Mapping[str, Any], package: str) -> Format:
     magic = text_of(row, "magic", required=True)
     if not MAGIC.fullmatch(magic):
         raise FieldError("magic", f"magic is how such a file begins, 2 to 16 bytes in lower-case hex, got {magic!r}")
+    own = next((one for one in OWN_MAGICS if magic.startswith(one)), None)
+    if own is not None:
+        raise FieldError("magic", f"a file that begins with {own} is read by the core, so this row would never be asked")
     return Format(name=text_of(row, "name", required=True), magic=magic, read=_own_target(row, "read", package))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 from uuid import uuid4
 
@@ -11,9 +12,10 @@ from zoo.errors import ManifestError, UsageError
 from zoo.registry.card import Card, Provider
 from zoo.registry.lookup import Registry, default_registry
 from zoo.registry.manifest import card_from_hook
+from zoo.registry.plugin import DISTRIBUTION_OF_THIS_PROCESS as DISTRIBUTION
 from zoo.registry.plugin import Plugin
 
-DISTRIBUTION = "this process"
+_LOCK = Lock()
 
 
 def register(card: Mapping[str, Any], build: Callable[..., Any], *, registry: Registry | None = None) -> Card:
@@ -25,6 +27,8 @@ def register(card: Mapping[str, Any], build: Callable[..., Any], *, registry: Re
     Example: `zoo.register({"name": "mine/tiny", "kind": "encoder", "modalities": ["image"]}, build_tiny)`
     """
     registry = registry or default_registry()
+    if not isinstance(card, Mapping):
+        raise UsageError(f"a card is a mapping with the fields of a [[card]] table, got {card!r:.80}")
     owner, slash, model = str(card.get("name", "")).partition("/")
     if not slash or not owner.isidentifier() or not model:
         raise UsageError(f"a registered model is called <plugin>/<model>, as in mine/tiny, got {card.get('name')!r}")
@@ -35,7 +39,8 @@ def register(card: Mapping[str, Any], build: Callable[..., Any], *, registry: Re
         raise UsageError(f"{owner!r} is the plugin of {installed.distribution}: register the model under another name")
     if not callable(build):
         raise UsageError(f"build is the function that builds {owner}/{model}, got {build!r:.80}")
-    named = [field for field in ("build", "keys", "exchange") if field in card]
+    rows = [card, *(row for row in card.get("weights", ()) if isinstance(row, Mapping))]
+    named = [field for row in rows for field in ("build", "keys", "exchange") if field in row]
     if named:
         raise UsageError(f"{named[0]} names a function of a distribution, and a registered card has none: hand over build")
     # Nobody can tell whether the function of an earlier process was the same, so what is kept under it ends with this one.
@@ -43,7 +48,13 @@ def register(card: Mapping[str, Any], build: Callable[..., Any], *, registry: Re
     try:
         made = card_from_hook({**card, "name": model}, provider)
     except ManifestError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"{owner}/{model}: {str(error).rpartition(': ')[2] if ': ' in str(error) else error}") from error
+    with _LOCK:
+        _add(registry, owner, made, build)
+    return made
+
+
+def _add(registry: Registry, owner: str, made: Card, build: Callable[..., Any]) -> None:
     own = next((plugin for plugin in registry.plugins if plugin.name == owner), None)
     if own is None:
         own = Plugin(name=owner, distribution=DISTRIBUTION, version="", module="")
@@ -51,4 +62,3 @@ def register(card: Mapping[str, Any], build: Callable[..., Any], *, registry: Re
     others = tuple(known for known in own.cards if known.name != made.name)
     registry.plugins[registry.plugins.index(own)] = replace(own, cards=(*others, made))
     registry.own_builders[made.name] = build
-    return made

@@ -17,6 +17,8 @@ from zoo.registry.card import Card, Provider
 from zoo.registry.manifest import Family
 from zoo.registry.offers import Offers
 
+DISTRIBUTION_OF_THIS_PROCESS = "this process"  # of models that were registered (`zoo.register`)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:

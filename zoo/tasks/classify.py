@@ -71,7 +71,7 @@ def classify(
 ) -> Classification:
     """Classify images, or sounds.
 
-    media: one or many of: path, pattern, folder, `PIL.Image.Image`, array (see `zoo.media.image.open_image`), `zoo.Sound`.
+    media: one or many of: path, pattern, folder, `PIL.Image.Image`, array (see `zoo.open_image`), `zoo.Sound`.
     labels: two or more different names. None: the folders of `shots`, or else the model's own classes.
     model: a dual encoder for free labels, an encoder with classes for its own; the installed default when None. A `zoo.ModelSpec` says
         how it is opened: with dtype bfloat16 or float16 it computes faster, and close calls (two labels within 0.05) are computed

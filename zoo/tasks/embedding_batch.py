@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from zoo.data.inputs import Source, printable
-from zoo.data.item_content import read_source, sha256_of_source
+from zoo.data.item_content import read_source, sha256_of_item
 from zoo.errors import MediaError
 from zoo.media.readers import open_media
 from zoo.models.build import Built
@@ -117,7 +117,7 @@ def _read(one: _Input, position: int, known: Known, *, allow_urls: bool) -> None
     except MediaError as error:
         one.fail(str(error))
         return
-    one.sha256 = sha256_of_source(one.content)
+    one.sha256 = sha256_of_item(one.source.item, one.content)
     if one.sha256 in known.anywhere:
         one.answer = Answer(one.sha256, place=known.anywhere[one.sha256])
         one.content = None

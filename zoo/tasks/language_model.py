@@ -82,7 +82,7 @@ def open_language_model(
     if isinstance(model, torch.nn.Module):
         raise UsageError(
             "a language model is named, or opened by zoo.open_model; a decoder module of your own is asked by the functions of "
-            "zoo.decoding (generate in zoo/decoding/generation.py)"
+            "zoo.api (generate_tokens, stream_tokens)"
         )
     if isinstance(model, Composition):
         return _of_composition(model)

@@ -20,7 +20,7 @@ import torch
 from zoo.data.inputs import printable
 from zoo.errors import MediaError, PluginError
 from zoo.media.image import read_file
-from zoo.media.readers import open_media, suffixes_of
+from zoo.media.readers import open_media, read_as, suffixes_of
 from zoo.models.build import Built
 from zoo.registry.modality import IMAGE
 from zoo.registry.plugin import describe
@@ -39,7 +39,7 @@ def update_index(
     now_ns = time.time_ns()
     there = dict(_scan(folder))
     before = (len(index.rows), dict(index.files))
-    todo = [name for name, seen in there.items() if not _unchanged(index.files.get(name), seen)]
+    todo = [name for name, seen in there.items() if read_as(name, IMAGE) or not _unchanged(index.files.get(name), seen)]
     changed = set(todo)
     index.files = {name: index.files[name] for name in there if name not in changed}
     known = set(index.rows) | set(index.unreadable)
@@ -125,7 +125,7 @@ def _read_and_compute(
         sha256 = None
         try:
             content = read_file(folder / name)
-            sha256 = hashlib.sha256(content).hexdigest()
+            sha256 = hashlib.sha256(content + read_as(folder / name, IMAGE).encode()).hexdigest()
             results[name] = (sha256, None)
             if sha256 not in known:
                 images[name] = open_media(content, IMAGE, path=folder / name, label=str(folder / name))

@@ -103,7 +103,7 @@ def transcribe(
 
     audio: one or many of: path, folder, pattern, the bytes of a file, `zoo.Sound`.
     model: a transcriber; the installed default when None. A `zoo.ModelSpec` says how it is opened: weights, device, dtype and kernel.
-        To ask many times, build it once: `open_transcriber`.
+        To ask many times, build it once: `zoo.open_transcriber`.
     language: a code or a name; None: as it sounds. task: "translate" writes English.
     vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.

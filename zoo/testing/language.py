@@ -50,7 +50,7 @@ def text_controls_nothing(subject: Subject) -> None:
     except UsageError:
         return
     except Exception as error:  # noqa: BLE001 - whatever it raises, it is no UsageError
-        raise CheckFailed(f"a lone surrogate raises {type(error).__name__}, expected zoo.errors.UsageError") from None
+        raise CheckFailed(f"a lone surrogate raises {type(error).__name__}, expected zoo.api.UsageError") from None
     raise CheckFailed("a lone surrogate, which is no text, was accepted")
 
 

@@ -49,14 +49,15 @@ def subjects(name: str) -> tuple[Plugin, list[Found], Registry]:
 
 def _items(session: pytest.Session, name: str) -> Iterator[pytest.Item]:
     from zoo.testing.check import Subject
-    from zoo.testing.runner import checks_for
+    from zoo.testing.runner import checks_for, own_checks
 
     plugin, models, registry = subjects(name)
     for check in checks_for(None):
         yield _Item.from_parent(session, name=f"{plugin.distribution}::{check}", check=check, subject=plugin)
     for found in models:
         subject = Subject(found, plugin, registry)
-        for check in checks_for(found.card.kind, found.card.modalities):
+        own = own_checks(plugin, found.card, registry).values()
+        for check in (*checks_for(found.card.kind, found.card.modalities), *own):
             yield _Item.from_parent(session, name=f"{found.name}::{check}", check=check, subject=subject)
 
 

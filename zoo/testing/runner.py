@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 from zoo import __version__
+from zoo.errors import UsageError
 from zoo.registry import child
 from zoo.registry.activation import resolve
 from zoo.registry.card import Card
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.modality import TEXT
-from zoo.registry.plugin import Plugin, code_sha256
+from zoo.registry.plugin import DISTRIBUTION_OF_THIS_PROCESS, Plugin, code_sha256
 from zoo.registry.records import write_record
 from zoo.testing import adapter, fusion, language, listing, numbers, pairs, process, speech, truth
 from zoo.testing.check import CHECKS, LEVELS, Check, Result, Subject, run_check
@@ -120,6 +121,10 @@ def check_model(name: str, *, registry: Registry | None = None, say: Callable[[s
     registry = registry or default_registry()
     found = registry.find(name)
     plugin = registry.owner(found.card)
+    if plugin.distribution == DISTRIBUTION_OF_THIS_PROCESS:
+        raise UsageError(
+            f"{found.card.name} is registered in this process, and checks run in others: put it into a distribution (zoo new {plugin.name})"
+        )
     results = {"plugin": _plugin_results(plugin, say), found.name: _model_results(found, plugin, registry, say)}
     return _report(plugin, results)
 

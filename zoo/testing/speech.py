@@ -87,9 +87,9 @@ def unknown_languages_are_refused(subject: Subject) -> None:
             raise CheckFailed(f"{asked} is refused without being named: {error}") from None
         except ValueError as error:
             raise CheckFailed(
-                f"{asked} raises {type(error).__name__}, expected zoo.errors.UsageError with what there is"
+                f"{asked} raises {type(error).__name__}, expected zoo.api.UsageError with what there is"
             ) from None
-        raise CheckFailed(f"{asked} was accepted, expected zoo.errors.UsageError with what there is")
+        raise CheckFailed(f"{asked} was accepted, expected zoo.api.UsageError with what there is")
 
 
 def _windows(

@@ -14,6 +14,7 @@ def speech(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
     """Add the arguments of `zoo speech`; returns what runs it."""
     parser.add_argument("files", nargs="+", type=Path, metavar="AUDIO", help="audio files")
     parser.add_argument("--model", metavar="NAME", help="a detector of voices; the installed default if left out")
+    parser.add_argument("--max-duration", type=float, default=4 * 3600.0, metavar="S", help="refuse longer sounds (14400)")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability at which speech begins (.5)")
     return run
 
@@ -23,15 +24,16 @@ def run(arguments: argparse.Namespace) -> int:
     from zoo import open_detector, speech_spans  # they import torch, which the help of a command should not
     from zoo.api import MediaError, UsageError, open_reader
 
-    missing = next((path for path in arguments.files if not path.is_file()), None)
-    if missing is not None:
-        raise UsageError(f"{missing}: there is no such file")
+    wrong = next((path for path in arguments.files if not path.is_file()), None)
+    if wrong is not None:
+        what = "is a folder, name the files in it" if wrong.is_dir() else "there is no such file"
+        raise UsageError(f"{wrong}: {what}")
     detector = open_detector(arguments.model)
     module: Any = detector.module
     results: list[dict[str, Any]] = []
     for path in arguments.files:
         try:
-            with open_reader(path, sample_rate_hz=module.sample_rate_hz) as reader:
+            with open_reader(path, sample_rate_hz=module.sample_rate_hz, max_duration_s=arguments.max_duration) as reader:
                 spans = speech_spans(reader, detector, threshold=arguments.threshold)
         except MediaError as error:
             results.append({"input": str(path), "error": str(error)})
@@ -41,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     provider = detector.found.card.provider
     plugin = {"dist": provider.distribution, "version": provider.version}
     if arguments.json:
-        print(json.dumps({"model": detector.name, "plugin": plugin, "results": results}, ensure_ascii=False, indent=2))
+        about = {"model": detector.name, "plugin": plugin, "random_weights": detector.random}
+        print(json.dumps({**about, "results": results}, ensure_ascii=False, indent=2))
         return int(any("error" in result for result in results))
     for result in results:
         if "error" in result:

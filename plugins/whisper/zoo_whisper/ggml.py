@@ -30,10 +30,12 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     reader = _Reader(path)
     if reader.take(4, "the first bytes") != MAGIC:
         raise WeightsError(f"{path} is no ggml file: it must begin with {MAGIC!r}")
-    reader.integers(NUMBERS, "the header")
+    vocabulary, *_ = reader.integers(NUMBERS, "the header")
     rows, columns = reader.integers(2, "the mel filters")
     reader.take(reader.size(4, rows, columns, what="the mel filters"), "the mel filters")
     (tokens,) = reader.integers(1, "the vocabulary")
+    if not 0 <= tokens <= vocabulary:
+        raise WeightsError(f"{path} is damaged: its vocabulary holds {tokens:,} tokens, and its header says {vocabulary:,}")
     for number in range(tokens):
         (length,) = reader.integers(1, f"token {number}")
         reader.take(reader.size(length, what=f"token {number}"), f"token {number}")
@@ -51,6 +53,8 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.stat().st_size:
+            raise WeightsError(f"{path} is empty")
         self.bytes = np.memmap(path, np.uint8, "r")
         self.at = 0
 
@@ -90,8 +94,12 @@ def _tensor(reader: _Reader) -> tuple[str, torch.Tensor]:
     name = reader.take(reader.size(length, what="a name"), "the name of a tensor").decode("utf-8", "replace")
     kind, block_bytes, per_block = TYPES[number]
     count = reader.size(*shape, what=name)
+    if min(shape) < 1 or not name.isprintable():
+        raise WeightsError(f"{reader.path} is damaged: a tensor {name!r:.80} of shape {list(shape)}")
     if shape[-1] % per_block:
-        raise WeightsError(f"{reader.path} is damaged: {name} has rows of {shape[-1]}, {kind} has blocks of {per_block}")
+        raise WeightsError(
+            f"{reader.path} is damaged: {name!r:.80} has rows of {shape[-1]}, {kind} has blocks of {per_block}"
+        )
     content = torch.from_numpy(reader.view(count // per_block * block_bytes, name).copy())
     if per_block == 1:
         tensor = content.view(torch.float32 if kind == "F32" else torch.float16).reshape(shape)

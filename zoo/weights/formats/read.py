@@ -103,4 +103,8 @@ def _read_extra(path: Path, other: WeightFormat) -> dict[str, torch.Tensor]:
             )
         if value.layout != torch.strided or value.device.type != "cpu":
             raise WeightsError(f"{path} must hold dense tensors on the CPU, got {key} as {value.layout} on {value.device}")
+        if not value.is_contiguous():
+            raise WeightsError(
+                f"{path} must hold tensors whose numbers lie one after another, got {key} with strides {value.stride()}"
+            )
     return dict(state)

@@ -11,7 +11,3 @@ def black_is_black(subject: Subject) -> None:
         pooled_BD = module(module.preprocess([Image.new("RGB", (4, 4))])).pooled_BD
     if bool(pooled_BD.any()):
         raise CheckFailed(f"a black image has {pooled_BD.tolist()}")
-
-
-def never_right(subject: Subject) -> None:
-    raise CheckFailed("it is never right")
