@@ -227,6 +227,7 @@ def test_real_weights_write_what_theirs_write(base, name) -> None:
     assert_same(windows, wanted)
 
 
+@slow
 def test_the_whole_ladder_is_theirs(base) -> None:
     """No window is probable enough here: the next temperature is tried, with the same samples drawn, and the last is kept."""
     options = {"language": "en", "no_speech_threshold": None, "logprob_threshold": -0.01}
@@ -245,7 +246,9 @@ def test_the_whole_ladder_is_theirs(base) -> None:
     "options",
     [
         {"word_timestamps": True},
-        {"beam_size": 2, "initial_prompt": "Mr. John Dashwood, a novel.", "clip_timestamps": (1.0, 4.0)},
+        pytest.param(
+            {"beam_size": 2, "initial_prompt": "Mr. John Dashwood, a novel.", "clip_timestamps": (1.0, 4.0)}, marks=slow
+        ),
         pytest.param({"beam_size": 3, "patience": 1.0}, marks=slow),
         pytest.param({"clip_timestamps": (1.0, 4.0, 5.0)}, marks=slow),
         pytest.param({"word_timestamps": True, "hallucination_silence_threshold": 1.0}, marks=slow),
