@@ -60,3 +60,15 @@ def test_threads_have_names_of_their_own_and_links_are_not_written_through(tmp_p
     with atomic_write(target, temporary=link) as temporary:
         temporary.write_text("y")
     assert (precious.read_text(), target.read_text(), target.is_symlink(), link.exists()) == ("thesis", "y", False, False)
+
+
+def test_writes_inside_each_other_do_not_share_a_name(tmp_path: Path) -> None:
+    """Two long names that begin alike, written by one thread at a time: each ends as it was written."""
+    first, second = tmp_path / f"{'n' * 60}-1", tmp_path / f"{'n' * 60}-2"
+    with atomic_write(first) as outer:
+        outer.write_text("1")
+        with atomic_write(second) as inner:
+            assert inner != outer
+            inner.write_text("2")
+    assert (first.read_text(), second.read_text()) == ("1", "2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, second.name]

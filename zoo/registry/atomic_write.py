@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 NAME_KEPT = 40  # characters of a name: with what is added, the longest name a file system takes stays one
+_numbers = count()  # of the names that this process has given
 
 
 @contextmanager
@@ -16,12 +17,12 @@ def atomic_write(path: Path, *, temporary: Path | None = None, durable: bool = T
     """The name to write to: when the block ends, what is there takes the place of `path`; an exception leaves `path` as it was.
 
     temporary: that name, in the folder of `path`, where a lock keeps others out and a later run is to find what a killed one left; else one
-        that no other thread has.
+        that nobody else has.
     durable: False where a file that a power cut damages is noticed, and costs less than waiting for the disk.
     Raises OSError where the disk refuses.
     """
     if temporary is None:
-        temporary = path.with_name(f".{path.name[:NAME_KEPT]}.{os.getpid()}.{threading.get_native_id()}.part")
+        temporary = path.with_name(f".{path.name[:NAME_KEPT]}.{os.getpid()}.{next(_numbers)}.part")
     temporary.unlink(missing_ok=True)  # it may be a link, which is not to be written through
     try:
         yield temporary

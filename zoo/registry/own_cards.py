@@ -48,7 +48,9 @@ def register(card: Mapping[str, Any], build: Callable[..., Any], *, registry: Re
     try:
         made = card_from_hook({**card, "name": model}, provider)
     except ManifestError as error:
-        raise UsageError(f"{owner}/{model}: {str(error).rpartition(': ')[2] if ': ' in str(error) else error}") from error
+        raise UsageError(
+            f"{owner}/{model}: {str(error).split(': ', 2)[-1]}"
+        ) from error  # without the origin, which is this call
     with _LOCK:
         _add(registry, owner, made, build)
     return made
