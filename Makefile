@@ -1,7 +1,12 @@
 # Everything on a machine that has Python 3.11, pip and make. Each target sets up .venv first; a second run starts at once.
 PYTHON ?= python3
 BIN := .venv/bin
+# pip compiles on one core. A file that is for another version of Python, as some packages have, is no error.
+COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib > .venv/compile.log || true
 INSTALL_INPUTS := requirements.txt constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml) adapters/pyproject.toml
+
+# Some machines forbid Python to keep its bytecode: every command would then compile the zoo anew, and tests start hundreds of commands.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check docs bench structure clean
 
@@ -42,11 +47,13 @@ bench: .venv/.installed-dev
 .venv/.installed: $(INSTALL_INPUTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --no-build-isolation -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-build-isolation -r requirements.txt
+	$(COMPILE)
 	touch $@
 
 .venv/.installed-dev: .venv/.installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements-dev.txt
+	$(COMPILE)
 	touch $@
 
 clean:

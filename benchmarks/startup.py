@@ -57,7 +57,8 @@ def measure(python: str, environment: dict[str, str]) -> None:
 def main() -> None:
     show(machine())
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"ZOO_CONFIG": f"{folder}/config.toml", "ZOO_STATE": f"{folder}/state"}
+        # Where Python may not keep its bytecode, each command would be measured with the compilation of all that it imports.
+        settings = {"PYTHONDONTWRITEBYTECODE": "", "ZOO_CONFIG": f"{folder}/config.toml", "ZOO_STATE": f"{folder}/state"}
         show("the first-party plugins")
         measure(sys.executable, {**os.environ, **settings})
         dists = sorted(path.parent for path in DISTS.glob("*/pyproject.toml") if path.parent.name != "zoodist-rival")

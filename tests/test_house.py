@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from warm_interpreter import WarmInterpreter
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("plugins/*/zoo_*/**/*.py"), *ROOT.glob("adapters/zoo_*/**/*.py")])
@@ -125,3 +127,8 @@ def test_the_bundled_photos_have_licences() -> None:
         assert row["title"]
         if row["licence"] == "CC-BY-2.0":
             assert row["file"] in (ROOT / "NOTICE").read_text()
+
+
+def test_commands_of_tests_run_warm_whatever_torch_has_written(warm: WarmInterpreter) -> None:
+    assert warm.reads_alike({**os.environ, "TORCHINDUCTOR_CACHE_DIR": "/elsewhere"})
+    assert not warm.reads_alike({**os.environ, "PYTHONHASHSEED": "1"})

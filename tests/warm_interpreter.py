@@ -28,6 +28,7 @@ READ_AT_START = (
     "LANG",
     "LC_",
 )  # variables that an interpreter, torch or a library reads when it starts
+SET_BY_TORCH = {"TORCHINDUCTOR_CACHE_DIR"}  # torch writes it into the environment as it imports its compiler
 _ENVIRONMENT = dict(os.environ)  # before any test has changed it
 
 
@@ -42,7 +43,7 @@ class WarmInterpreter:
     def reads_alike(self, environment: Mapping[str, str]) -> bool:
         """Whether an interpreter that starts now would read the same as this one did, and its libraries."""
         names = {name for name in (*environment, *os.environ, *self.environment) if name.startswith(READ_AT_START)}
-        return all(environment.get(name) == self.environment.get(name) for name in names)
+        return all(environment.get(name) == self.environment.get(name) for name in names - SET_BY_TORCH)
 
     def run(
         self,
@@ -135,8 +136,10 @@ def _end_of(process: int, timeout_s: int) -> int | None:
 
 
 def _become(request: dict) -> None:
-    """In a forked process: run a module as `python -m` does, and go through the whole end of an interpreter."""
+    """In a forked process: run a module as `python -m` does, and end as an interpreter does, but for tearing torch down (0.9 s)."""
+    import atexit
     import runpy
+    import threading
 
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     os.environ.clear()
@@ -152,5 +155,16 @@ def _become(request: dict) -> None:
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-    raise SystemExit(0)
+    code: object = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    threading._shutdown()  # waits for the threads, as an interpreter does
+    atexit._run_exitfuncs()
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
