@@ -8,7 +8,7 @@ INSTALL_INPUTS := requirements.txt constraints.txt pyproject.toml $(wildcard plu
 # Some machines forbid Python to keep its bytecode: every command would then compile the zoo anew, and tests start hundreds of commands.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check docs bench structure clean
+.PHONY: demo test check check-style check-types check-imports check-pages docs bench structure clean
 
 demo: .venv/.installed
 	$(BIN)/zoo fetch --defaults
@@ -18,11 +18,19 @@ test: .venv/.installed-dev
 	$(BIN)/zoo fetch --defaults
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-check: .venv/.installed-dev
+check: check-style check-types check-imports check-pages
+
+check-style: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+check-types: .venv/.installed-dev
 	$(BIN)/mypy
+
+check-imports: .venv/.installed-dev
 	$(BIN)/lint-imports
+
+check-pages: .venv/.installed-dev
 	$(BIN)/python docs/generate.py --check
 
 docs: .venv/.installed-dev
