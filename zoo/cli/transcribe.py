@@ -224,6 +224,7 @@ def _document(outcome: Any) -> dict[str, Any]:
                 "text": result.text,
                 "language": result.language,
                 "duration_s": result.duration_s,
+                "warnings": list(result.warnings),
                 "segments": [_segment(segment) for segment in result.segments],
             }
             for result in outcome.results

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.errors import MediaError, UsageError
-from zoo.media.audio_decoding import RATES_HZ, Limits, SamplesDecoder, opened, refuse_wild
+from zoo.media.audio_decoding import RATES_HZ, Limits, SamplesDecoder, refuse_wild
+from zoo.media.audio_opening import opened
 from zoo.media.audio_reader import AudioReader
 from zoo.media.resampling import Samples, resample
 

@@ -29,6 +29,11 @@ class AudioReader:
         """How long the sound is, once it was read to its end; before, what it says, 0 where it says nothing."""
         return self._decoder.duration_s
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the sound and changed how it is read, as far as it was read; each was logged once."""
+        return tuple(self._decoder.warnings)
+
     def read(self, start: int, count: int) -> Samples:
         """Samples `start` to `start + count`, float32[N]; N is less than `count` only where the sound ends."""
         if start < self._start:

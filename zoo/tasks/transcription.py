@@ -44,6 +44,7 @@ class Transcript:
     """What is said in one sound, or the reason why nobody knows.
 
     language: its code, as given or as it sounded; None where the model knows but one, or nothing was heard. duration_s: of the sound.
+    warnings: what is odd about the sound and changed how it was read.
     """
 
     input: str
@@ -52,6 +53,7 @@ class Transcript:
     duration_s: float
     segments: tuple[Segment, ...]
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +228,14 @@ class _Run:
         if not reader.duration_s:
             raise MediaError(f"{label}: it holds no sample")
         text = "".join(segment.text for segment in segments).strip()
-        return Transcript(input=label, text=text, language=language, duration_s=reader.duration_s, segments=tuple(segments))
+        return Transcript(
+            input=label,
+            text=text,
+            language=language,
+            duration_s=reader.duration_s,
+            segments=tuple(segments),
+            warnings=reader.warnings,
+        )
 
     def _windows(self, reader: AudioReader, source: AudioSource, journal: Path | None) -> Generator[Window]:
         if journal is None:
