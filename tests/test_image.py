@@ -3,8 +3,11 @@
 import io
 import os
 import random
+import struct
 import tracemalloc
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +92,110 @@ def test_palette_grey_alpha_and_16_bit(tmp_path: Path, photo: Image.Image) -> No
     assert open_image(saved(tmp_path, see_through, "see.png")).getpixel((0, 0)) == (255, 255, 255)
 
 
+def png(depth: int, colour_type: int, row: bytes, *chunks: tuple[bytes, bytes], interlaced: bool = False) -> bytes:
+    """One row of a PNG, two pixels wide, of any depth; Pillow writes none of 2, 4 and 16 bits with a transparent colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, depth, colour_type, 0, 0, interlaced)
+    half = len(row) // 2
+    packed = b"\0" + row[:half] + b"\0" + row[half:] if interlaced else b"\0" + row
+    body = b"".join(
+        chunk(*given) for given in ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(packed)), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def of_two_bytes(*numbers: int) -> bytes:
+    return struct.pack(f">{len(numbers)}H", *numbers)
+
+
+GREY, RGB, PALETTE, WHITE = 0, 2, 3, [255, 255, 255]
+TRANSPARENT = [  # bits, kind, a row of two pixels, tRNS, and both pixels on white: the first is always the transparent one
+    (1, GREY, b"\x40", of_two_bytes(0), [255, 255]),
+    (1, GREY, b"\x80", of_two_bytes(1), [255, 0]),
+    (2, GREY, b"\x90", of_two_bytes(2), [255, 85]),
+    (4, GREY, b"\x35", of_two_bytes(3), [255, 85]),
+    (4, GREY, b"\x03", of_two_bytes(0), [255, 51]),
+    (8, GREY, b"\x03\x33", of_two_bytes(3), [255, 51]),
+    (16, GREY, of_two_bytes(771, 770), of_two_bytes(771), [255, 3]),
+    (8, RGB, bytes([1, 2, 3, 1, 2, 4]), of_two_bytes(1, 2, 3), [WHITE, [1, 2, 4]]),
+    (16, RGB, of_two_bytes(257, 514, 771, 257, 514, 772), of_two_bytes(257, 514, 771), [WHITE, [1, 2, 3]]),
+    (16, RGB, of_two_bytes(0, 0, 0, 0, 1, 0), of_two_bytes(0, 0, 0), [WHITE, [0, 0, 0]]),
+    (4, PALETTE, b"\x10", b"\xff\0", [WHITE, [9, 9, 9]]),
+    (8, PALETTE, b"\1\0", b"\xff\0", [WHITE, [9, 9, 9]]),
+]
+
+
+@pytest.mark.parametrize(("depth", "kind", "row", "colour", "pixels"), TRANSPARENT)
+@pytest.mark.parametrize("orientation", [None, 1, 2, 3])
+def test_a_transparent_colour_is_white(
+    depth: int, kind: int, row: bytes, colour: bytes, pixels: list[Any], orientation: int | None
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation or 1
+    before = [(b"eXIf", exif.tobytes()[6:])] if orientation else []
+    palette = [(b"PLTE", bytes([9, 9, 9, 80, 81, 82]))] if kind == PALETTE else []
+    content = png(depth, kind, row, *before, *palette, (b"tRNS", colour))
+    expected = [pixel if isinstance(pixel, list) else [pixel] * 3 for pixel in pixels]
+    turned = expected[::-1] if orientation in (2, 3) else expected
+    assert np.asarray(open_image(content)).tolist() == [turned]
+    given = Image.open(io.BytesIO(content))
+    assert np.asarray(open_image(given)).tolist() == [turned]
+
+
+def test_transparency_costs_the_giver_nothing_and_interlacing_changes_nothing() -> None:
+    colour = (b"tRNS", of_two_bytes(257, 514, 771))
+    row = of_two_bytes(257, 514, 771, 257, 514, 772)
+    assert np.asarray(open_image(png(16, RGB, row, colour, interlaced=True))).tolist() == [[WHITE, [1, 2, 3]]]
+    given = Image.open(io.BytesIO(png(8, GREY, b"\1\2", (b"tRNS", of_two_bytes(2)))))
+    assert np.asarray(open_image(given)).tolist() == [[[1, 1, 1], WHITE]]
+    assert (given.mode, given.info["transparency"]) == ("L", 2)
+    assert np.asarray(open_image(given)).tolist() == [[[1, 1, 1], WHITE]]  # it was loaded since
+    with pytest.raises(MediaError, match="a damaged image"):
+        open_image(png(8, GREY, b"\1\2", (b"tRNS", b"\1")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("PNG", mode) for mode in ("P", "RGBA", "LA", "RGB", "L")),
+        *(("GIF", mode) for mode in ("P", "RGBA", "L")),
+        *(("WEBP", mode) for mode in ("P", "RGBA", "LA")),
+    ],
+)
+def test_what_can_be_looked_through_is_laid_on_white(kind: str, mode: str) -> None:
+    """However Pillow writes it: by alpha, by a palette, or by a colour."""
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2] = (30, 30, 30, 255)
+    whole = Image.fromarray(pixels)
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    if mode in ("RGB", "L", "P"):
+        whole = whole.convert("RGB").quantize() if mode == "P" else whole.convert("RGB").convert(mode)
+        options["transparency"] = whole.getpixel((0, 3))
+        whole.info["transparency"] = options["transparency"]
+    else:
+        whole = whole.convert(mode)
+    buffer = io.BytesIO()
+    whole.save(buffer, kind, **options)
+    seen = np.asarray(open_image(buffer.getvalue()))
+    assert (seen[2:] == 255).all()
+    assert (seen[:2] == 30).all()
+    assert np.array_equal(np.asarray(open_image(whole)), seen)
+
+
+def test_the_part_of_a_gif_that_its_first_frame_leaves_free_is_white() -> None:
+    buffer = io.BytesIO()
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    image.putpixel((0, 0), 0)
+    image.save(buffer, "GIF", transparency=0)
+    content = bytearray(buffer.getvalue())
+    content[6:10] = struct.pack("<HH", 3, 2)
+    assert np.asarray(open_image(bytes(content)))[0].tolist() == [WHITE, [9, 9, 9], WHITE]
+
+
 def test_cmyk_and_animation(tmp_path: Path, photo: Image.Image) -> None:
     cmyk = saved(tmp_path, photo.convert("CMYK"), "cmyk.jpg", quality=95)
     assert difference(open_image(cmyk), photo) < 60
@@ -149,8 +256,6 @@ def test_files_that_are_no_images(tmp_path: Path, photo: Image.Image) -> None:
 @pytest.mark.parametrize("side", [13_000, 20_000])
 def test_a_decompression_bomb_costs_nothing(tmp_path: Path, side: int) -> None:
     """Written without ever holding its pixels: a PNG header and one deflated run of zeros."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

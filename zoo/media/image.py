@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zoo.errors import MediaError, UsageError
 from zoo.media.file import check_file, describe_content
+from zoo.media.transparency import clear_pixels, on_white
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 64_000_000  # 192 MB as RGB: a 61-megapixel camera passes, a decompression bomb does not
 MAX_BYTES = 256_000_000
 LONG_SIDES = 4
+_ORIENTATION = 0x0112  # in EXIF
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -172,17 +174,16 @@ def read_file(path: Path) -> bytes:
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:
     try:
-        if image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1:
+        clear_HW = clear_pixels(image)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if image.mode == "RGB" and orientation == 1 and clear_HW is None:
             image.load()
             return image
-        image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             image = _scale_to_8_bits(image)
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            background = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(background, image)
-        return image.convert("RGB")
+        image = on_white(image, clear_HW)
+        image.getexif()[_ORIENTATION] = orientation
+        return ImageOps.exif_transpose(image)
     except Exception as error:  # as above: struct.error from EXIF data, for one
         raise MediaError(f"{label}: a damaged image ({error or type(error).__name__})") from error
 
