@@ -70,6 +70,26 @@ def test_samples_and_beams(main) -> None:
     assert greedy == beam
 
 
+def test_a_length_penalty_is_what_hypotheses_are_ranked_by(main) -> None:
+    """At the command line as in Python, and no penalty makes the empty answer win that the search never found among its best."""
+    for penalty in (0.0, 0.5, 1.0):
+        (answer,) = library.generate("x", model=tiny(), max_tokens=6, beams=3, length_penalty=penalty).results
+        run = main("generate", "x", *TINY, "--beams", "3", "--length-penalty", str(penalty), "--max-tokens", "6", "--json")
+        document = json.loads(run.stdout)
+        assert (document["results"][0]["text"], document["settings"]["length_penalty"]) == (answer.text, penalty)
+        assert answer.tokens == 6
+    with pytest.raises(UsageError, match="length_penalty ranks the hypotheses of a search: give beams as well"):
+        library.generate("x", model=tiny(), length_penalty=0.5)
+
+
+def test_a_score_per_byte_counts_the_bytes_of_the_choice_alone() -> None:
+    """The blank that is put between prompt and choice is no part of it."""
+    (summed,) = library.score("x", ["a", "hello"], model=tiny()).results
+    (by_byte,) = library.score("x", ["a", "hello"], model=tiny(), normalise="byte").results
+    for choice in ("a", "hello"):
+        assert by_byte.logprobs[choice] == pytest.approx(summed.logprobs[choice] / len(choice), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +114,8 @@ def test_samples_and_beams(main) -> None:
         (("x", "--choices", "a,b", "--stop", "x"), "--choices ranks given answers: leave out --stop, --max-tokens"),
         (("x", "--normalise", "byte"), "--normalise is about --choices: give some, or leave it out"),
         (("x", "--stream", "--beams", "2"), "--stream shows one answer while it comes"),
+        (("x", "--length-penalty", "0"), "--length-penalty ranks the hypotheses of a search: add --beams 4, say"),
+        (("x", "--beams", "2", "--length-penalty", "-1"), "--length-penalty must be at least 0, got -1"),
         (("x", "--beams", "0"), "--beams must be at least 1, got 0"),
         (("a\udcff",), "a text must be valid Unicode, got a lone surrogate at character 1: decode it as UTF-8"),
         (("x", "--kernel", "int4", "--dtype", "bfloat16"), "kernel int4 takes a model on the CPU in float32"),

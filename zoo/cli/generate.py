@@ -45,6 +45,12 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--samples", type=int, default=1, metavar="N", help="answers to give (1)")
     command.add_argument("--beams", type=int, metavar="N", help="search for the likeliest answer with N hypotheses")
     command.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="X",
+        help="with --beams: 1 ranks by the mean of the tokens, 0 by their sum (1)",
+    )
+    command.add_argument(
         "--kernel", choices=KERNELS, default="float32", help="number format of the linear layers (float32)"
     )
     command.add_argument(
@@ -95,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             sampling=sampling,
             stop=arguments.stop,
             beams=arguments.beams,
+            **({} if arguments.length_penalty is None else {"length_penalty": arguments.length_penalty}),
             samples=arguments.samples,
             **common,
         )
@@ -198,6 +205,8 @@ def check_together(arguments: argparse.Namespace) -> None:
         arguments.stop or arguments.max_tokens is not None or arguments.samples != 1 or arguments.beams is not None
     ):
         raise UsageError("--choices ranks given answers: leave out --stop, --max-tokens, --samples and --beams")
+    if arguments.length_penalty is not None and arguments.beams is None:
+        raise UsageError("--length-penalty ranks the hypotheses of a search: add --beams 4, say")
     if arguments.normalise is not None and not chosen:
         raise UsageError("--normalise is about --choices: give some, or leave it out")
     if arguments.samples != 1 and not drawing:
@@ -210,6 +219,8 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if arguments.length_penalty is not None and not 0 <= arguments.length_penalty < float("inf"):
+        raise UsageError(f"--length-penalty must be at least 0, got {arguments.length_penalty:g}")
     if not -(2**63) <= arguments.seed < 2**63:
         raise UsageError(f"--seed must fit 64 bits, got {arguments.seed}")
     if "" in arguments.stop:
@@ -232,7 +243,20 @@ def read_choices(arguments: argparse.Namespace) -> list[str] | None:
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What an answer depends on besides the model and the prompt, for who wants it again."""
-    names = ("chat", "system", "max_tokens", "stop", "beams", "samples", "normalise", *SAMPLING, "seed", "device", "dtype")
+    names = (
+        "chat",
+        "system",
+        "max_tokens",
+        "stop",
+        "beams",
+        "length_penalty",
+        "samples",
+        "normalise",
+        *SAMPLING,
+        "seed",
+        "device",
+        "dtype",
+    )
     found = {name: getattr(arguments, name) for name in names}
     chosen = arguments.choices is not None
     return {

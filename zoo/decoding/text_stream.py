@@ -29,6 +29,13 @@ class TextStream:
             return ""
         return self._release(self._decoder.decode(data), final=False)
 
+    def copy(self) -> TextStream:
+        """The same text so far, to go on in another way."""
+        twin = TextStream(self._stop)
+        twin.stopped, twin._held = self.stopped, self._held
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
+
     def close(self) -> str:
         """What is left at the end; an unfinished character becomes U+FFFD."""
         if self.stopped:

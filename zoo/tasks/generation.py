@@ -77,6 +77,7 @@ def generate(
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     beams: int | None = None,
+    length_penalty: float = 1.0,
     samples: int = 1,
 ) -> Generation:
     """Text that goes on from each prompt.
@@ -87,12 +88,15 @@ def generate(
     model: a decoder; the installed default when None. A `zoo.ModelSpec` says how it is opened: weights, device, dtype and kernel. To ask
         many times, open it once: `open_language_model`.
     sampling: greedy when None (equal prompts in one call draw alike: `samples` is for several draws). stop: strings at which an answer ends. beams: search with so many hypotheses instead, ranked
-        by the mean log-probability of their tokens. samples: answers to each prompt, one after another in the results.
+        by the log-probability of their tokens over their number to the power of `length_penalty` (1: the mean; 0: the sum, which favours
+        short answers). samples: answers to each prompt, one after another in the results.
     Raises UsageError for arguments that make no sense and a prompt that leaves no room, and what building the model raises.
     """
     asked = _prompts(prompts)
     if beams is not None and (sampling is not None or samples != 1):
         raise UsageError("beams search for the likeliest answer: leave out sampling and samples")
+    if beams is None and length_penalty != 1.0:
+        raise UsageError("length_penalty ranks the hypotheses of a search: give beams as well")
     language = model if isinstance(model, LanguageModel) else open_language_model(model)
     rows = [language.write(prompt, chat=chat, system=system) for prompt in asked]
     with plugin_errors(language.built):
@@ -101,7 +105,13 @@ def generate(
         else:
             answers = [
                 beam_answer(
-                    language.decoder, row.prompt, beams=beams, max_tokens=max_tokens, stop=stop, prefixes=language.prefixes
+                    language.decoder,
+                    row.prompt,
+                    beams=beams,
+                    max_tokens=max_tokens,
+                    length_penalty=length_penalty,
+                    stop=stop,
+                    prefixes=language.prefixes,
                 )
                 for row in rows
             ]
@@ -143,7 +153,7 @@ def score(
 ) -> Generation:
     """Which choice is the likeliest answer to each prompt, by the log-probability of its tokens.
 
-    normalise: "sum", or per "token" or "byte", or "calibrated" by the empty prompt (see `zoo.decoding.scoring.Scored.score`).
+    normalise: "sum", or per "token" or "byte" of the choice as it was given, or "calibrated" by the empty prompt (see `zoo.decoding.scoring.Scored.score`).
     A choice is scored as it stands; where neither it nor the end of the prompt has a blank, one is put between, outside a
     conversation. Other arguments as those of `generate`. Raises UsageError for fewer than two different choices.
     """
@@ -160,7 +170,7 @@ def score(
                 language.decoder,
                 row.prompt,
                 [language.tokenizer.encode(name) for name in answers],
-                sizes_bytes=[len(name.encode()) for name in answers],
+                sizes_bytes=[len(name.encode()) for name in names],  # without the blank that was put before it
                 calibrate=normalise == "calibrated",
                 prefixes=language.prefixes,
             )
