@@ -12,6 +12,7 @@ from zoo_lm.folder import hub_folder
 from zoo_lm.json_tokenizer import JsonTokenizer
 from zoo_lm.llama import open_folder, open_hub
 
+from zoo.decoding.generation import generate
 from zoo.errors import StateMismatchError, UsageError, WeightsError, WeightsMissingError
 from zoo.models.contracts import Decoder
 from zoo.models.contracts import Tokenizer as Contract
@@ -274,3 +275,34 @@ def test_the_cache_of_the_hub_works_without_a_network(tmp_path: Path, monkeypatc
     next((tmp_path / "models--somebody--llama" / "snapshots" / "0123abc").glob("*.safetensors")).unlink()
     with pytest.raises(WeightsMissingError, match="the network is switched off"):
         open_hub("somebody/llama")
+
+
+def test_a_folder_without_a_tokenizer_ends_where_the_model_ends(tmp_path: Path) -> None:
+    """The end is named in config.json, or in generation_config.json, which transformers prefers; with neither it is LlamaConfig's."""
+    reference = saved(tmp_path)
+    prompt = batch().tokens_BT[:1, :4]
+    with torch.no_grad():
+        free = reference.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)[0, 4:].tolist()
+    generation = tmp_path / "generation_config.json"
+    kept = generation.read_text()
+    for place, end in ((tmp_path / "config.json", free[2]), (generation, [free[1]])):
+        generation.unlink(missing_ok=True)
+        if place == generation:
+            generation.write_text(kept)
+        change(place, eos_token_id=end)
+        decoder: Any = open_folder(tmp_path)
+        (answer,) = generate(decoder, [prompt[0].tolist()], max_tokens=8)
+        theirs = (
+            type(reference).from_pretrained(tmp_path).generate(prompt, max_new_tokens=8, do_sample=False)[0, 4:].tolist()
+        )
+        assert [*answer.ids, *decoder.tokenizer.end_ids] == theirs
+        assert answer.finish == "end"
+    assert (decoder.tokenizer.start_id, decoder.tokenizer.vocabulary) == (reference.config.bos_token_id, VOCABULARY)
+    assert isinstance(decoder.tokenizer, Contract)
+    with pytest.raises(UsageError, match="has no tokenizer.json, so it turns no text into token ids"):
+        decoder.tokenizer.encode("a")
+    generation.unlink()
+    change(tmp_path / "config.json", eos_token_id="gone", bos_token_id="gone")
+    assert open_folder(tmp_path).tokenizer.end_ids == (2,)  # type: ignore[union-attr]
+    change(tmp_path / "config.json", eos_token_id=None, bos_token_id=None)
+    assert open_folder(tmp_path).tokenizer is None

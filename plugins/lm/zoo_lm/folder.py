@@ -13,6 +13,7 @@ import torch
 
 from zoo.api import UsageError, WeightsError, WeightsMissingError, hub_file, read_state_dict
 from zoo_lm.json_tokenizer import JsonTokenizer
+from zoo_lm.token_ids import TokenIds
 
 OPTIONAL = ("generation_config.json", "tokenizer.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -76,23 +77,25 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> JsonTokenizer | None:
-    """The tokenizer of `tokenizer.json` if there is one; its start and end are those of the configuration.
+def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> JsonTokenizer | TokenIds | None:
+    """The tokenizer of `tokenizer.json`; without that file the start and the ends alone (`TokenIds`), or None where none are named.
 
-    `generation_config.json`, where it names ends, overrules the configuration, as it does in transformers.
+    The start and the ends are those of the configuration. `generation_config.json`, where it names them, overrules it, as it does in
+    transformers.
     """
     folder = Path(folder)
-    if not (folder / "tokenizer.json").is_file():
-        return None
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    end = generation.get("eos_token_id", config.get("eos_token_id"))
+    named = {**config, **{field: generation[field] for field in ("bos_token_id", "eos_token_id") if field in generation}}
+    start, end = named.get("bos_token_id"), named.get("eos_token_id")
     ends = end if isinstance(end, list) else [] if end is None else [end]
-    start = config.get("bos_token_id")
-    if not all(isinstance(token, int) for token in [*ends, 0 if start is None else start]):
+    if not all(type(token) is int for token in [*ends, 0 if start is None else start]):
         raise UsageError(f"bos_token_id and eos_token_id in {folder} must be whole numbers, got {start!r} and {end!r}")
-    return JsonTokenizer(
-        folder / "tokenizer.json", start_id=start, end_ids=tuple(ends), vocabulary=int(config["vocab_size"])
-    )
+    vocabulary = int(config["vocab_size"])
+    if (folder / "tokenizer.json").is_file():
+        return JsonTokenizer(folder / "tokenizer.json", start_id=start, end_ids=tuple(ends), vocabulary=vocabulary)
+    if start is None and not ends:
+        return None
+    return TokenIds(folder, start_id=start, end_ids=tuple(ends), vocabulary=vocabulary)
 
 
 def _weight_map(path: Path) -> dict[str, str]:

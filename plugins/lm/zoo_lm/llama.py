@@ -46,6 +46,10 @@ SIZES = {
     "max_position_embeddings": "context",
 }
 OPTIONAL = {"num_key_value_heads": (int,), "head_dim": (int,), "rms_norm_eps": (int, float), "rope_theta": (int, float)}
+UNSAID = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # of `LlamaConfig`, where a file does not say them; null says that there is none
 LARGEST = 1 << 20  # of any whole number in a configuration
 PLAIN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}
 SCALINGS = {
@@ -148,7 +152,8 @@ def to_transformers(state: State) -> dict[str, torch.Tensor]:
 
 
 def open_folder(folder: Path) -> nn.Module:
-    """The decoder of a folder that transformers saved a Llama in, in float32 and eval mode, with its tokenizer if it has one.
+    """The decoder of a folder that transformers saved a Llama in, in float32 and eval mode, with its tokenizer. One without `tokenizer.json` knows its
+    start and its ends, and takes and gives token ids alone.
 
     Read are `config.json`, the safetensors that it or an index names, and `tokenizer.json`; nothing in the folder is run.
     Raises UsageError for a folder without them and for a configuration that this architecture does not have, WeightsError for
@@ -169,7 +174,7 @@ def open_folder(folder: Path) -> nn.Module:
     refuse_nonfinite(ours, str(folder))
     load_strict(module, ours, str(folder))
     decoder: Any = module
-    decoder.tokenizer = read_tokenizer(folder, config)
+    decoder.tokenizer = read_tokenizer(folder, {**UNSAID, **config})
     return module.eval()
 
 

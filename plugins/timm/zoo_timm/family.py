@@ -14,6 +14,7 @@ RESIZE = {"center": "shortest", "squash": "squash"}
 def family(pattern: str) -> Iterator[dict[str, Any]]:
     """Cards of the architectures whose name matches a shell-style pattern; weights come from the Hugging Face hub.
 
+    The first row is that of timm's default tag, which `timm.create_model` means by a name without a tag; the card's own numbers are its.
     The hub's files are not pinned by timm, so the rows carry no sha256: the hash seen at the first download is kept.
     """
     tags: dict[str, list[str]] = {}
@@ -21,8 +22,10 @@ def family(pattern: str) -> Iterator[dict[str, Any]]:
         arch, _, tag = name.partition(".")
         tags.setdefault(arch, []).append(tag)
     for arch in timm.list_models(pattern):
-        rows = [row for tag in dict.fromkeys(tags.get(arch, [])) if (row := _weights(arch, tag)) is not None]
         first = get_pretrained_cfg(arch)
+        default = first.tag if first else None
+        ordered = sorted(dict.fromkeys(tags.get(arch, [])), key=lambda tag: tag != (default or ""))
+        rows = [row for tag in ordered if (row := _weights(arch, tag)) is not None]
         classes = _classes(first.num_classes) if first else 0
         yield {
             "name": arch,
