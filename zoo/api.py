@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.weights.formats.gguf import read_gguf
     from zoo.weights.formats.gguf_blocks import dequantise, quantised_type
     from zoo.weights.plugin_formats import read_weights as read_state_dict
+    from zoo.weights.settings import arguments_from, own_settings, settings_beside
     from zoo.weights.stores import hub_file
     from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
@@ -115,6 +116,7 @@ _EXPORTS = {
     "Word": "zoo.models.transcript",
     "ZooError": "zoo.errors",
     "apply_kernel": "zoo.nn.kernels.apply",
+    "arguments_from": "zoo.weights.settings",
     "centroid_loss": "zoo.training.losses",
     "completion_loss": "zoo.training.losses",
     "dequantise": "zoo.weights.formats.gguf_blocks",
@@ -128,6 +130,7 @@ _EXPORTS = {
     "offline": "zoo.registry.settings",
     "open_image": "zoo.media.readers",
     "open_reader": "zoo.media.readers",
+    "own_settings": "zoo.weights.settings",
     "part_key": "zoo.adapters.adapter",
     "perplexity": "zoo.decoding.scoring",
     "quantised_type": "zoo.weights.formats.gguf_blocks",
@@ -135,6 +138,7 @@ _EXPORTS = {
     "read_state_dict": "zoo.weights.plugin_formats:read_weights",
     "refuse_nonfinite": "zoo.weights.strict_load",
     "score_choices": "zoo.decoding.scoring",
+    "settings_beside": "zoo.weights.settings",
     "stream_tokens": "zoo.decoding.generation:stream",
     "to_pixels": "zoo.media.image",
     "to_waveforms": "zoo.media.audio",
@@ -192,6 +196,7 @@ __all__ = [
     "Word",
     "ZooError",
     "apply_kernel",
+    "arguments_from",
     "centroid_loss",
     "completion_loss",
     "dequantise",
@@ -205,6 +210,7 @@ __all__ = [
     "offline",
     "open_image",
     "open_reader",
+    "own_settings",
     "part_key",
     "perplexity",
     "quantised_type",
@@ -212,6 +218,7 @@ __all__ = [
     "read_state_dict",
     "refuse_nonfinite",
     "score_choices",
+    "settings_beside",
     "stream_tokens",
     "to_pixels",
     "to_waveforms",

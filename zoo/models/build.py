@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
+from zoo.models.file_settings import files_of, numbers_of, settings_of_file, without_files
 from zoo.models.precision import cast
 from zoo.nn.extension import content_key, extension_of
 from zoo.registry.activation import call_hook, resolve
@@ -108,8 +109,9 @@ def build(
     """Build a model by name, in eval mode.
 
     weights: "card" for the card's own (the tag in the name, or the first), a path to a file of the same architecture, or
-        None for a random initialisation. What differs for the weights' row (its variant and classes) holds for the row's own
-        weights, and for others where the name carries its tag. overrides replace the card's variant arguments.
+        None for a random initialisation. What differs for the weights' row (its variant, preparation and classes) holds for the row's
+        own weights, and for others where the name carries its tag. What a file of yours says itself (GGUF, config.json beside it) replaces
+        that, with a word, or is refused. overrides replace the card's variant arguments.
     Raises UnknownNameError, PluginError, WeightsError or UsageError.
     """
     return open_model(name, weights=weights, device=device, dtype=dtype, **overrides).module
@@ -156,12 +158,14 @@ def open_model(
         role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
         for role, part in found.card.parts.items()
     }
-    located = locate_files(found, registry=registry, model=from_card) if weights is not None else {}
-    if weights is not None and not from_card:
-        located["model"] = _local_weights(Path(weights), found)
+    local = None if weights is None or from_card else _local_weights(Path(weights), found)
+    said = {} if local is None else settings_of_file(local.path, found, owner, registry, {**_arguments(found), **overrides})
+    wanted = without_files(found, said)
+    located = {} if weights is None else locate_files(wanted, registry=registry, model=from_card)
+    located |= {} if local is None else {"model": local, **files_of(said, local)}
     drawn = None if "model" in located or parts else _random_state()
     with _NoRandomParameters() if "model" in located else contextlib.nullcontext():
-        module = _construct(found, owner, registry, {**parts, **_side_files(found, located), **overrides})
+        module = _construct(found, owner, registry, {**parts, **said, **_side_files(found, located), **overrides})
     if "model" in located:
         _load(module, located["model"].path, found, owner, registry, trusted=from_card)
     module = _moved(module, device).eval()
@@ -169,9 +173,8 @@ def open_model(
         module = cast(module, dtype, found.card.keep_float32)
     files = {role: file.sha256 for role, file in located.items()}
     named = found.name if from_card or found.tagged else found.card.name
-    decoded = decoded_by(located["model"].path, registry) if "model" in located else ""
-    known = {**files, "decoded by": decoded} if decoded else files
-    identity = _identity(named, found, code_sha256(owner), known, overrides, parts, dtype, drawn)
+    known, numbers = files | _decoder(located, registry), {**numbers_of(said), **overrides}
+    identity = _identity(named, found, code_sha256(owner), known, numbers, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
     return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
 
@@ -202,7 +205,7 @@ def weight_hashes(built: Built) -> dict[str, dict[str, str]]:
 def _without_variant(found: Found) -> Found:
     """The card as it is: what differs for its first row says nothing about other weights, unless the caller named that row."""
     row = found.weights
-    return found if row is None else replace(found, weights=replace(row, variant={}, classes=None))
+    return found if row is None else replace(found, weights=replace(row, variant={}, preprocess={}, classes=None))
 
 
 def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) -> None:
@@ -235,16 +238,20 @@ class _NoRandomParameters(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[str, Any]) -> torch.nn.Module:
-    card = found.card
-    row = found.weights
+def _arguments(found: Found) -> dict[str, Any]:
+    """What the builder is called with, as card and row say it."""
+    card, row = found.card, found.weights
     preprocess = {**card.preprocess, **(row.preprocess if row else {})}
-    arguments = {
+    return {
         **card.variant,
         **(row.variant if row else {}),
         **({"preprocess": preprocess} if preprocess else {}),
-        **extra,
     }
+
+
+def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[str, Any]) -> torch.nn.Module:
+    card = found.card
+    arguments = {**_arguments(found), **extra}
     try:
         builder = registry.builder(card)
         if builder is not None:
@@ -283,6 +290,12 @@ def _load(
     if not trusted:
         refuse_nonfinite(state, origin)
     load_strict(module, state, origin, release=True)
+
+
+def _decoder(located: Mapping[str, Located], registry: Registry) -> dict[str, str]:
+    """What reads the weights, where that is no format of the core's own."""
+    decoded = decoded_by(located["model"].path, registry) if "model" in located else ""
+    return {"decoded by": decoded} if decoded else {}
 
 
 def _random_state() -> str:

@@ -148,7 +148,12 @@ def try_in_child(plugin: Plugin, *, timeout_s: float) -> Plugin:
 def targets(plugin: Plugin) -> list[str]:
     """Every function that the plugin's cards name."""
     rows = [row.keys for card in plugin.cards for row in card.weights]
-    named = (*(card.build for card in plugin.cards), *rows, *plugin.offers.targets())
+    named = (
+        *(card.build for card in plugin.cards),
+        *(card.settings for card in plugin.cards),
+        *rows,
+        *plugin.offers.targets(),
+    )
     return list(dict.fromkeys(target for target in named if target))
 
 

@@ -97,6 +97,9 @@ class Card:
     preprocess: numbers of the preparation of an item, handed to the builder; for images those of
         `zoo.api.to_pixels`.
     keys: as that of a weights row, for local files of a card that has no rows.
+    settings: `"package.module:function"` of the plugin, (path of a weight file that a person gave, arguments of the builder) -> arguments that
+        change because the file, or one beside it, says so (see `zoo.api.arguments_from`). It raises `zoo.api.WeightsError` for what the
+        model cannot keep.
     keep_float32: submodules that stay in float32 when the model is cast to 16 bits (see `zoo.models.precision`).
     default_for: tasks that may use this card when the user names none.
     devices: what it is meant for, where that is not everything; asked by `zoo can`.
@@ -123,6 +126,7 @@ class Card:
     summary: str = ""
     preprocess: Mapping[str, Any] = field(default_factory=_empty)
     keys: str | None = None
+    settings: str | None = None
     keep_float32: tuple[str, ...] = ()
     default_for: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()

@@ -150,7 +150,7 @@ def card_from_hook(row: object, provider: Provider) -> Card:
 
 _CARD_FIELDS = {
     *("name", "kind", "modalities", "build", "variant", "parts", "weights", "parameters", "tokens", "embedding_width"),
-    *("classes", "licence", "paper", "summary", "preprocess", "keys", "keep_float32", "default_for"),
+    *("classes", "licence", "paper", "summary", "preprocess", "keys", "settings", "keep_float32", "default_for"),
     *("devices", "dtypes", "applies_to", "exchange", "module_names"),
 }
 
@@ -184,6 +184,7 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
         summary=text_of(row, "summary"),
         preprocess=table_of(row, "preprocess"),
         keys=keys,
+        settings=target_of(row, "settings"),
         keep_float32=texts_of(row, "keep_float32"),
         default_for=texts_of(row, "default_for"),
         devices=texts_of(row, "devices"),
@@ -262,7 +263,7 @@ def _checked(card: Card, seen: set[str], package: str) -> Card:
     if card.name in seen:
         raise FieldError("name", f"two cards are called {card.name!r}")
     seen.add(card.name)
-    targets = (("build", card.build), ("keys", card.keys), ("exchange", card.exchange))
+    targets = (("build", card.build), ("keys", card.keys), ("settings", card.settings), ("exchange", card.exchange))
     for key, target in (*targets, *(("keys", row.keys) for row in card.weights)):
         if target is not None and target.partition(":")[0].partition(".")[0] != package:
             raise FieldError(key, f"{key} may only point inside the plugin's own package {package!r}, got {target!r}")

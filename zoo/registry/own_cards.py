@@ -40,7 +40,7 @@ def register(card: Mapping[str, Any], build: Callable[..., Any], *, registry: Re
     if not callable(build):
         raise UsageError(f"build is the function that builds {owner}/{model}, got {build!r:.80}")
     rows = [card, *(row for row in card.get("weights", ()) if isinstance(row, Mapping))]
-    named = [field for row in rows for field in ("build", "keys", "exchange") if field in row]
+    named = [field for row in rows for field in ("build", "keys", "settings", "exchange") if field in row]
     if named:
         raise UsageError(f"{named[0]} names a function of a distribution, and a registered card has none: hand over build")
     # Nobody can tell whether the function of an earlier process was the same, so what is kept under it ends with this one.

@@ -85,8 +85,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> JsonTokenizer | T
     """
     folder = Path(folder)
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    named = {**config, **{field: generation[field] for field in ("bos_token_id", "eos_token_id") if field in generation}}
-    start, end = named.get("bos_token_id"), named.get("eos_token_id")
+    start, end = (generation.get(field, config.get(field)) for field in ("bos_token_id", "eos_token_id"))
     ends = end if isinstance(end, list) else [] if end is None else [end]
     if not all(type(token) is int for token in [*ends, 0 if start is None else start]):
         raise UsageError(f"bos_token_id and eos_token_id in {folder} must be whole numbers, got {start!r} and {end!r}")

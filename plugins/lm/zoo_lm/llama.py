@@ -200,7 +200,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"config.json must have a number above 0 as {field}, got {value!r:.80}")
         if kinds == (int,) and value is not None and value > LARGEST:
             raise UsageError(f"config.json must have at most {LARGEST:,} as {field}, got {value:,}")
-    theta, scaling = _positions(config)
+    theta, scaling = positions_of(config)
     for name, number in (scaling or {}).items():
         if name != "kind" and type(number) not in (int, float):
             raise UsageError(f"config.json must have a number as {name} of its rotary positions, got {number!r:.80}")
@@ -215,7 +215,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _positions(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+def positions_of(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """The rotary base and scaling, as transformers 5 writes them (`rope_parameters`) or as it did before (`rope_scaling`)."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(found, Mapping) or not all(

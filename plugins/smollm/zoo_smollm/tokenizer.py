@@ -41,7 +41,7 @@ def open_tokenizer(path: Path) -> "GgufTokenizer":
     """The tokenizer in the metadata of a GGUF file.
 
     Raises WeightsError for a file that cannot be read, for another kind of tokenizer or way to cut text than the ones known
-    here, and for a vocabulary that contradicts itself.
+    here, for one that puts a token before or after each text, and for a vocabulary that contradicts itself.
     """
     metadata = read_gguf(path).metadata
     model, splitting = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
@@ -53,6 +53,14 @@ def open_tokenizer(path: Path) -> "GgufTokenizer":
         raise WeightsError(
             f"{path} has tokenizer.ggml.pre {_shown(splitting)}, only {', '.join(map(repr, SPLITTINGS))} is known here: "
             f"cut in another way, text would become other tokens than the model was trained on"
+        )
+    added = [
+        key for key in ("add_bos_token", "add_eos_token") if metadata.get(f"tokenizer.ggml.{key}") not in (None, False)
+    ]
+    if added:
+        raise WeightsError(
+            f"{path} has tokenizer.ggml.{added[0]} {_shown(metadata[f'tokenizer.ggml.{added[0]}'])}: its model was trained on texts with a "
+            f"token that is not put there here"
         )
     tokens, control = _vocabulary(path, metadata)
     numbers = {token: number for number, token in enumerate(tokens) if number not in control}

@@ -1,6 +1,6 @@
 """timm's own registry as cards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
@@ -34,7 +34,8 @@ def family(pattern: str) -> Iterator[dict[str, Any]]:
             "build": "zoo_timm.encoders:image_encoder",
             "variant": {"arch": arch},
             **({"classes": classes} if classes else {}),
-            "preprocess": _preprocess(first.to_dict() if first else {}),
+            "settings": "zoo_timm.settings:from_config",
+            **({"preprocess": preprocess_of(first.to_dict())} if first and is_known(first) else {}),
             "weights": rows,
             "summary": f"timm {arch}",
         }
@@ -44,7 +45,7 @@ def _weights(arch: str, tag: str) -> dict[str, Any] | None:
     config = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
     if config is None or not config.hf_hub_id:
         return None
-    if config.crop_mode not in RESIZE or config.input_size[1] != config.input_size[2]:
+    if not is_known(config):
         return None
     repository = config.hf_hub_id
     if repository.endswith("/"):
@@ -56,7 +57,7 @@ def _weights(arch: str, tag: str) -> dict[str, Any] | None:
         "keys": "zoo_timm.keys:from_timm",
         "variant": {"num_classes": config.num_classes},
         "classes": _classes(config.num_classes),
-        "preprocess": _preprocess(config.to_dict()),
+        "preprocess": preprocess_of(config.to_dict()),
         "file": [{"role": "model", "sources": [f"hf:{repository}@main/{filename}"]}],
     }
 
@@ -66,10 +67,16 @@ def _classes(outputs: int) -> int:
     return outputs if infer_imagenet_subset({"num_classes": outputs}) else 0
 
 
-def _preprocess(config: dict[str, Any]) -> dict[str, Any]:
-    resolved = resolve_data_config(pretrained_cfg=config)
+def is_known(config: Any) -> bool:
+    """Whether images are prepared for it in a way that the zoo has, too."""
+    return config.crop_mode in RESIZE and config.input_size[1] == config.input_size[2]
+
+
+def preprocess_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of timm -> those of `zoo.api.to_pixels`; timm's defaults where it says nothing."""
+    resolved = resolve_data_config(pretrained_cfg=dict(config))
     return {
-        "resize": RESIZE.get(resolved["crop_mode"], "shortest"),
+        "resize": RESIZE[resolved["crop_mode"]],
         "size": resolved["input_size"][1],
         "crop": resolved["crop_pct"],
         "interpolation": resolved["interpolation"],

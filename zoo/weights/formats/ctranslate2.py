@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import WeightsError
 
@@ -65,6 +65,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         aligned = (reader.place - len(raw)) % dtype.itemsize == 0
         tensors[name] = torch.frombuffer(raw if aligned else bytearray(raw), dtype=dtype).view(shape)
     return tensors
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The single numbers among its variables, as `encoder/num_heads`. Raises WeightsError as `read_tensors`."""
+    return {name: tensor.item() for name, tensor in read_tensors(path).items() if tensor.ndim == 0 and tensor.numel()}
 
 
 class _Reader:

@@ -126,6 +126,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def read_settings(path: Path) -> Mapping[str, Any]:
+    """A GGUF file's metadata. Raises WeightsError as `read_gguf`."""
+    return read_gguf(path).metadata
+
+
 class _Header:
     """A place in the mapped file's header; what is read must lie inside the file and inside the most a header may be."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,18 +24,27 @@ class WeightFormat:
         more than it must: a file that two formats claim is not read.
     read: the path -> name to dense tensor on the CPU. It runs no code from the file, trusts no number in it, and raises
         WeightsError, with the path, for one that is damaged.
+    settings: the path -> what the file says beside its tensors; None where the format has no place for it.
     """
 
     name: str
     recognises: Callable[[bytes], bool]
     read: Callable[[Path], Mapping[str, torch.Tensor]]
+    settings: Callable[[Path], Mapping[str, Any]] | None = None
 
 
 FORMATS = (
-    WeightFormat("safetensors file", safetensors.is_safetensors, safetensors.read_tensors),
-    WeightFormat("torch checkpoint", torch_checkpoint.is_torch_checkpoint, torch_checkpoint.read_tensors),
-    WeightFormat("GGUF file", gguf.is_gguf, gguf.read_tensors),
-    WeightFormat("model.bin of CTranslate2", ctranslate2.is_ctranslate2, ctranslate2.read_tensors),
+    WeightFormat("safetensors file", safetensors.is_safetensors, safetensors.read_tensors, safetensors.read_settings),
+    WeightFormat(
+        "torch checkpoint",
+        torch_checkpoint.is_torch_checkpoint,
+        torch_checkpoint.read_tensors,
+        torch_checkpoint.read_settings,
+    ),
+    WeightFormat("GGUF file", gguf.is_gguf, gguf.read_tensors, gguf.read_settings),
+    WeightFormat(
+        "model.bin of CTranslate2", ctranslate2.is_ctranslate2, ctranslate2.read_tensors, ctranslate2.read_settings
+    ),
 )
 
 
@@ -59,6 +69,13 @@ def read_state_dict(path: Path, extra: Sequence[WeightFormat] = ()) -> dict[str,
     *names, last = (f"a {known.name}" for known in (*FORMATS, *extra))
     reasons = "; ".join((f"it begins with {head[:4]!r}", *complaints))
     raise WeightsError(f"{path} is neither {', '.join(names)} nor {last} ({reasons})")
+
+
+def read_own_settings(path: Path) -> Mapping[str, Any]:
+    """What a file of one of the core's own formats says beside its tensors; empty for any other."""
+    with path.open("rb") as file:
+        own, _ = _claim(path, file.read(HEAD_BYTES), FORMATS)
+    return {} if own is None or own.settings is None else own.settings(path)
 
 
 def _claim(path: Path, head: bytes, formats: Sequence[WeightFormat]) -> tuple[WeightFormat | None, list[str]]:

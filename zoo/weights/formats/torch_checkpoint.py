@@ -27,13 +27,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     Raises WeightsError for a damaged one, for one that inflates, and for one that holds more than tensors.
     """
-    _refuse_inflation(path)
-    load = _torch_load()
-    try:
-        state = load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} cannot be read as tensors alone ({reason})") from error
+    state = _unpickled(path)
     if isinstance(state, Mapping):
         state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -42,6 +36,31 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if stored_bytes > MAX_INFLATION * path.stat().st_size:
         raise WeightsError(f"{path} declares {stored_bytes:,} bytes of tensors in {path.stat().st_size:,}: refused")
     return dict(state)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors, as the `dims` of openai-whisper. Raises WeightsError as `read_tensors`."""
+    state = _unpickled(path, mapped=True)
+    if not isinstance(state, Mapping):
+        return {}
+    return {
+        str(key): value
+        for key, value in state.items()
+        if key not in STATE_KEYS and not isinstance(value, (torch.Tensor, torch.nn.Parameter))
+    }
+
+
+def _unpickled(path: Path, *, mapped: bool = False) -> Any:
+    """What the file holds, by torch's own reader of tensors. mapped: leave the tensors in the file, where its format allows that."""
+    _refuse_inflation(path)
+    load = _torch_load()
+    with path.open("rb") as file:
+        mapped = mapped and file.read(len(ZIP)) == ZIP
+    try:
+        return load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} cannot be read as tensors alone ({reason})") from error
 
 
 def _refuse_inflation(path: Path) -> None:
