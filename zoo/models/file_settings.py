@@ -15,7 +15,7 @@ from zoo.weights.delivery import Located, sha256_of
 from zoo.weights.formats.gguf import is_gguf
 from zoo.weights.formats.read import HEAD_BYTES
 
-BESIDE = ("config.json", "open_clip_config.json")
+BESIDE = ("config.json",)
 PATH = "_path"  # how arguments end that are files
 
 

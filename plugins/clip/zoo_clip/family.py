@@ -50,7 +50,7 @@ def _dual_card(name: str, arch: str, config: Mapping[str, Any], rows: list[dict[
         "kind": "dual_encoder",
         "modalities": ["image", "text"],
         "keep_float32": ["temperature"],
-        "preprocess": _preprocess({}, config),
+        "preprocess": _shared(rows, config),
         "summary": f"open_clip {arch}",
     }
 
@@ -61,7 +61,7 @@ def _image_card(name: str, arch: str, config: Mapping[str, Any], rows: list[dict
         **_card(name, arch, config, rows, builder="zoo_clip.towers:image_tower", keys="zoo_clip.keys:image_tower"),
         "kind": "encoder",
         "modalities": ["image"],
-        "preprocess": _preprocess({}, config),
+        "preprocess": _shared(rows, config),
         **({"tokens": tokens} if tokens else {}),
         "summary": f"image tower of open_clip {arch}: patch tokens and the embedding",
     }
@@ -91,6 +91,7 @@ def _card(
         "variant": {"arch": arch},
         "weights": [{**row, "keys": keys} for row in rows],
         "keys": keys,
+        "settings": keys.replace("zoo_clip.keys:", "zoo_clip.settings:"),
         "embedding_width": config["embed_dim"],
         "paper": PAPER,
     }
@@ -154,6 +155,12 @@ def _preprocess(entry: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
         "mean": list(entry.get("mean", open_clip.OPENAI_DATASET_MEAN)),
         "std": list(entry.get("std", open_clip.OPENAI_DATASET_STD)),
     }
+
+
+def _shared(rows: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are prepared for weights of one's own: as for all published ones where those agree (SigLIP), else as open_clip does."""
+    own = _preprocess({}, config)
+    return next((row["preprocess"] for row in rows if all(row["preprocess"] == other["preprocess"] for other in rows)), own)
 
 
 def _image_tokens(vision: Mapping[str, Any]) -> dict[str, int] | None:

@@ -41,11 +41,14 @@ def process_as_found() -> Iterator[None]:
 with process_as_found():
     import open_clip
     from open_clip.hf_model import HFTextEncoder
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 
 __all__ = [
+    "CLIPTextCfg",
+    "CLIPVisionCfg",
     "HFTextEncoder",
     "ModifiedResNet",
     "ResidualAttentionBlock",

@@ -24,10 +24,10 @@ def mixtral(path: Path, arguments: Arguments) -> dict[str, Any]:
     """Of `MixtralConfig`. Raises as `llama`."""
     return _rotary(
         path,
-        {"chosen": 2, **arguments},
+        {"experts_per_token": 2, **arguments},
         "mixtral",
         {"hidden_act": "silu", "quantization_config": None, "sliding_window": None},
-        {"num_local_experts": "experts", "num_experts_per_tok": "chosen"},
+        {"num_local_experts": "experts"},
     )
 
 
@@ -61,7 +61,12 @@ def _rotary(
         known,
         origin=origin,
         same={**sizes, "num_key_value_heads": "kv_heads", "head_dim": "head_width"},
-        used={"rms_norm_eps": "epsilon", "rope_theta": "theta", "max_position_embeddings": "context"},
+        used={
+            "rms_norm_eps": "epsilon",
+            "rope_theta": "theta",
+            "max_position_embeddings": "context",
+            "num_experts_per_tok": "experts_per_token",
+        },
         only=only,
     )
     return changed if scaling == known["scaling"] else {**changed, "scaling": scaling}
