@@ -57,10 +57,9 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.registry.settings import offline
     from zoo.training.losses import Completion, centroid_loss, completion_loss, encode_completions
     from zoo.weights.derived import derived
-    from zoo.weights.formats.gguf import read_gguf
     from zoo.weights.formats.gguf_blocks import dequantise, quantised_type
     from zoo.weights.plugin_formats import read_weights as read_state_dict
-    from zoo.weights.settings import arguments_from, own_settings, settings_beside
+    from zoo.weights.settings import arguments_from, settings_of
     from zoo.weights.stores import hub_file
     from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
@@ -130,15 +129,13 @@ _EXPORTS = {
     "offline": "zoo.registry.settings",
     "open_image": "zoo.media.readers",
     "open_reader": "zoo.media.readers",
-    "own_settings": "zoo.weights.settings",
     "part_key": "zoo.adapters.adapter",
     "perplexity": "zoo.decoding.scoring",
     "quantised_type": "zoo.weights.formats.gguf_blocks",
-    "read_gguf": "zoo.weights.formats.gguf",
     "read_state_dict": "zoo.weights.plugin_formats:read_weights",
     "refuse_nonfinite": "zoo.weights.strict_load",
     "score_choices": "zoo.decoding.scoring",
-    "settings_beside": "zoo.weights.settings",
+    "settings_of": "zoo.weights.settings",
     "stream_tokens": "zoo.decoding.generation:stream",
     "to_pixels": "zoo.media.image",
     "to_waveforms": "zoo.media.audio",
@@ -210,15 +207,13 @@ __all__ = [
     "offline",
     "open_image",
     "open_reader",
-    "own_settings",
     "part_key",
     "perplexity",
     "quantised_type",
-    "read_gguf",
     "read_state_dict",
     "refuse_nonfinite",
     "score_choices",
-    "settings_beside",
+    "settings_of",
     "stream_tokens",
     "to_pixels",
     "to_waveforms",

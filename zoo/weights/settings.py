@@ -21,21 +21,20 @@ LARGEST_COUNT = 1 << 20  # of a whole number that a file may set: a context of m
 SHOWN = 6  # differences in one message
 
 
-def own_settings(path: Path) -> Mapping[str, Any]:
+def settings_of(path: Path, *, beside: str | None = None) -> Mapping[str, Any]:
     """What a weight file says beside its tensors: metadata of GGUF and safetensors, what a torch checkpoint holds beside them, the
-    single numbers of CTranslate2. Empty for a file that says nothing, or of another format. Raises WeightsError for a damaged one.
+    single numbers of CTranslate2. Empty for a file that says nothing, or of another format.
+
+    beside: in place of that, the JSON object in the file of this name (config.json, say) in the folder that the weights lie in; empty
+        where there is none.
+    Raises WeightsError for a file that is damaged, and for one beside it that is too large, no valid JSON or no object.
     """
-    return read_own_settings(path)
+    return read_own_settings(path) if beside is None else _json_object(path.parent / beside)
 
 
-def settings_beside(path: Path, name: str) -> Mapping[str, Any] | None:
-    """The JSON object in the file `name` (config.json, say) of the folder that a weight file lies in; None where there is none.
-
-    Raises WeightsError for one that cannot be read, is too large or is no object.
-    """
-    beside = path.parent / name
+def _json_object(beside: Path) -> Mapping[str, Any]:
     if not beside.is_file():
-        return None
+        return {}
     try:
         if beside.stat().st_size > LARGEST_FILE_BYTES:
             raise WeightsError(f"{beside} has more than {LARGEST_FILE_BYTES:,} bytes: it holds no settings")

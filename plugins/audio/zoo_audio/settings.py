@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.api import arguments_from, settings_beside
+from zoo.api import arguments_from, settings_of
 from zoo_audio.wav2vec2 import CONVOLUTIONS
 
 SAME = {
@@ -24,9 +24,9 @@ def from_folder(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     channels, kernels, strides = zip(*arguments.get("convolutions", CONVOLUTIONS), strict=True)
     known = {"convolution_bias": False, "norm": "group", "norm_first": False, "position_kernel": 128, "position_groups": 16, **arguments,
              "channels": channels, "kernels": kernels, "strides": strides}  # fmt: skip
-    said = settings_beside(path, "config.json") or {}
+    said = settings_of(path, beside="config.json")
     arguments_from(said, known, origin=path.parent / "config.json", same=SAME, only=ONLY)
-    prepared = settings_beside(path, "preprocessor_config.json") or {}
+    prepared = settings_of(path, beside="preprocessor_config.json")
     numbers = dict(arguments["preprocess"])
     only = {"sampling_rate": numbers["sample_rate_hz"], "do_normalize": (True, False)}
     arguments_from(prepared, {}, origin=path.parent / "preprocessor_config.json", only=only)

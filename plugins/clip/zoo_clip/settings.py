@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zoo.api import WeightsError, arguments_from, settings_beside
+from zoo.api import WeightsError, arguments_from, settings_of
 from zoo_clip.architecture import architecture
 from zoo_clip.library import CLIPTextCfg, CLIPVisionCfg
 
@@ -37,8 +37,8 @@ def text_tower(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(path: Path, arguments: Mapping[str, Any], towers: tuple[str, ...]) -> dict[str, Any]:
-    said = settings_beside(path, FILE)
-    if said is None:
+    said = settings_of(path, beside=FILE)
+    if not said:
         return {}
     origin = path.parent / FILE
     model, prepared = (_table(said, name, origin) for name in ("model_cfg", "preprocess_cfg"))

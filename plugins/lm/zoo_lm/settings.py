@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.api import WeightsError, arguments_from, settings_beside
+from zoo.api import WeightsError, arguments_from, settings_of
 from zoo_lm.llama import PLAIN, SIZES, positions_of
 
 Arguments = Mapping[str, Any]
@@ -75,7 +75,7 @@ def _rotary(
 def _config(path: Path, kind: str) -> tuple[Path, Mapping[str, Any]]:
     """The file and what it says, if it is there. Raises WeightsError for one of another architecture."""
     origin = path.parent / "config.json"
-    said = settings_beside(path, origin.name) or {}
+    said = settings_of(path, beside=origin.name)
     if said and said.get("model_type") != kind:
         raise WeightsError(
             f"{origin} is that of another model: model_type is {said.get('model_type')!r:.60}, the model is built as {kind!r} alone"

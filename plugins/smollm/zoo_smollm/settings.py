@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.api import WeightsError, arguments_from, own_settings
+from zoo.api import WeightsError, arguments_from, settings_of
 from zoo_smollm.keys import HEAD_WIDTH
 
 ARCHITECTURE = "llama"
@@ -41,7 +41,7 @@ def from_gguf(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Empty for a file of another format, which says nothing. Raises WeightsError for another architecture, other sizes, and a setting of
     the architecture that is not known here.
     """
-    said = own_settings(path)
+    said = settings_of(path)
     if "general.architecture" not in said:
         return {}
     unknown = sorted(key for key in said if key.startswith(f"{ARCHITECTURE}.") and key not in {*SAME, *USED, *ONLY})

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as InTurn
 
-from zoo.api import UsageError, WeightsError, read_gguf
+from zoo.api import UsageError, WeightsError, settings_of
 from zoo.nn import BYTES, check_text, check_token
 from zoo_smollm.chat import END_TURN, START_TURN, chat_ids, is_known_template
 
@@ -43,7 +43,7 @@ def open_tokenizer(path: Path) -> "GgufTokenizer":
     Raises WeightsError for a file that cannot be read, for another kind of tokenizer or way to cut text than the ones known
     here, for one that puts a token before or after each text, and for a vocabulary that contradicts itself.
     """
-    metadata = read_gguf(path).metadata
+    metadata = settings_of(path)
     model, splitting = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if not isinstance(model, str) or model != "gpt2":  # an array of numbers would compare one by one
         raise WeightsError(

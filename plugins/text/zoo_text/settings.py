@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.api import arguments_from, settings_beside
+from zoo.api import arguments_from, settings_of
 from zoo_text.minilm import NORM_EPSILON
 
 SAME = {
@@ -24,7 +24,7 @@ def from_folder(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Where texts are cut, and the folder's own tokenizer. Raises WeightsError for another architecture, other sizes and another pooling."""
     changed: dict[str, Any] = {}
     for name in FILES:
-        said = settings_beside(path, name) or {}
+        said = settings_of(path, beside=name)
         changed |= arguments_from(said, arguments, origin=path.parent / name, same=SAME, used=USED, only=ONLY)
     tokenizer = path.parent / "tokenizer.json"
     return {**changed, "tokenizer_path": tokenizer} if tokenizer.is_file() else changed

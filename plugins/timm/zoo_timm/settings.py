@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.models import get_arch_name
 
-from zoo.api import WeightsError, settings_beside
+from zoo.api import WeightsError, settings_of
 from zoo_timm.family import RESIZE, preprocess_of
 
 
@@ -15,8 +15,8 @@ def from_config(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises WeightsError for another architecture, arguments of it that are not known here, and a preparation that the zoo has not.
     """
-    said = settings_beside(path, "config.json")
-    if said is None or "architecture" not in said:
+    said = settings_of(path, beside="config.json")
+    if "architecture" not in said:
         return {}
     origin = path.parent / "config.json"
     architecture = said["architecture"]

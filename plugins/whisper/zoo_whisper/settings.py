@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.api import WeightsError, arguments_from, own_settings, settings_beside
+from zoo.api import WeightsError, arguments_from, settings_of
 
 HEADER = struct.Struct("<4s10i")  # of ggml
 GGML_MAGIC = b"lmgg"
@@ -33,7 +33,7 @@ def from_file(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     said = {**_own(path)}
     for name in BESIDE:
-        said |= settings_beside(path, name) or {}
+        said |= settings_of(path, beside=name)
     whole = "vocabulary" in arguments
     known = {"context": 448, **arguments, "decoder_layers": arguments.get("decoder_layers") or arguments["layers"]}
     same = {name: argument for name, argument in SAME.items() if whole or argument in ("bands", "width", "heads", "layers")}
@@ -51,7 +51,7 @@ def _own(path: Path) -> Mapping[str, Any]:
         head = file.read(HEADER.size)
     if head[:4] == GGML_MAGIC and len(head) == HEADER.size:
         return dict(zip(DIMS, HEADER.unpack(head)[1:], strict=True))
-    own = own_settings(path)
+    own = settings_of(path)
     dims = own.get("dims", own)
     return dims if isinstance(dims, Mapping) else {}
 
