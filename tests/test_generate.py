@@ -56,8 +56,8 @@ def test_standard_input_is_a_part() -> None:
     )
     assert json.loads(run.stdout)["results"][0]["input"] == "a\nb\n\N{HEBREW LETTER ALEF}"
     wrong = subprocess.run(command, input=b"\xff", capture_output=True, check=False, timeout=120)
-    assert wrong.returncode == 2
-    assert b"zoo: standard input must be UTF-8 text" in wrong.stderr
+    assert wrong.returncode == 1
+    assert b"zoo: standard input: not UTF-8 text (the byte 0xff at byte 0)" in wrong.stderr
 
 
 def test_samples_and_beams(main) -> None:
@@ -107,7 +107,7 @@ def test_a_score_per_byte_counts_the_bytes_of_the_choice_alone() -> None:
         (("x", "--seed", str(2**64)), "--seed must fit 64 bits, got 18446744073709551616"),
         (("x", "--stop", ""), "--stop ends an answer at a text, got an empty one"),
         (("-", "-"), "- reads standard input, which is there once: give it once"),
-        (("photo.jpg",), "there is no file photo.jpg; if it is meant as text, end it with something else than the name of a file"),
+        (("photo.jpg",), "there is no file photo.jpg; if it is meant as text, put text: before it ('text:photo.jpg')"),
         (("x", "--explain", "page.txt"), "--explain writes an HTML file, got page.txt; to see the prompt alone, put --explain last"),
         (("x", "--samples", "3"), "--samples are drawn, and greedy answers are all the same: add --temperature 1"),
         (("x", "--choices", ","), "(in quotes with commas inside), got []"),
@@ -198,9 +198,13 @@ def test_texts_are_classified_by_examples(main, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ('{"text": "a"}\n', MediaError, "example 1 must have the fields text and label, got {'text': 'a'}"),
-        ("[1]\n", MediaError, r"example 1 cannot be read \(expected an object, got \[1\]\)"),
-        ("{\n", MediaError, "example 1 cannot be read"),
+        (
+            '{"text": "a"}\n',
+            MediaError,
+            r'shots.jsonl:1: an example has the fields text and label, both texts, got {"text": "a"}',
+        ),
+        ("[1]\n", MediaError, r"shots.jsonl:1: expected an object with named fields, got \[1\]"),
+        ("{\n", MediaError, "shots.jsonl:1: no JSON"),
         ("", MediaError, "holds no examples"),
         ('{"text": "a", "label": "x"}\n', UsageError, "texts need labels: name at least two, or give examples of two"),
     ],

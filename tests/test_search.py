@@ -307,7 +307,7 @@ def test_a_moved_folder_is_not_computed_again(folder: Path, tmp_path: Path, mode
         (["{folder}", "a cat", "--top", "0"], 2, "top is at least 1, got 0"),
         (["{folder}/chelsea.jpg", "a cat"], 2, "chelsea.jpg: a file, expected a folder of images (zoo search DIR QUERY)"),
         (["/no/where", "a cat"], 2, "/no/where: there is no such folder, expected a folder of images"),
-        (["{folder}", "absent.jpg"], 2, "absent.jpg: there is no such image file to search with"),
+        (["{folder}", "absent.jpg"], 2, "there is no file absent.jpg; if it is meant as text, put text: before it"),
         (["{folder}", "a cat", "--model", "timm/efficientnet_lite0"], 2,
          "zoo search needs a dual encoder, timm/efficientnet_lite0 is of kind encoder (zoo list --kind dual_encoder"),
         (["{bad}", "a cat"], 1, "none of its 1 images can be read; {bad}/bad.jpg: not an image that can be read"),

@@ -41,7 +41,7 @@ MISTYPED = {
     "embed": (["embed", "chelsae.jpg", "--out", "e.npz"], 1, "chelsae.jpg: there is no such file"),
     "embed out": (["embed", PHOTO, "--out", "nowhere/e.npz"], 2, "--out nowhere/e.npz: there is no folder nowhere"),
     "search": (["search", "photoss", "a cat"], 2, "photoss: there is no such folder, expected a folder of images"),
-    "search by image": (["search", str(PHOTOS), "chelsae.jpg"], 2, "chelsae.jpg: there is no such image file to search with"),
+    "search by image": (["search", str(PHOTOS), "chelsae.jpg"], 2, "there is no file chelsae.jpg; if it is meant as text"),
     "filter": (["filter", "pairs.jsonl", "--dry-run"], 2, "pairs.jsonl: there is no such file"),
     "filter out": (["filter", str(PHOTOS), "--out", "no/out", "--threshold", "0"], 2, "--out no/out: there is no folder no"),
 }  # fmt: skip

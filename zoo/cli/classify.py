@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import KERNELS, add_model_arguments, check_weights, model_for
-from zoo.cli.output import about_model, print_json, read_stdin, separated, spell_model, warn_of_random_weights
+from zoo.cli.options import KERNELS, add_column_argument, add_model_arguments, check_column, check_weights, model_for
+from zoo.cli.output import about_model, print_json, read_stdin_lines, separated, spell_model, warn_of_random_weights
+from zoo.data.lines import TABLES
+from zoo.data.walk import is_file
 from zoo.errors import UsageError
+from zoo.media.file import expanded
 
 LINE = 60  # characters of a text that stand before its answer
 SHOWN = 3  # labels on a line, where nobody says how many
@@ -26,10 +31,13 @@ def add_commands(commands: Any) -> None:
         "media", nargs="+", metavar="MEDIA", help="image or audio files, folders or patterns; texts with --text"
     )
     command.add_argument(
-        "--text", action="store_true", help="MEDIA are texts (- for the lines of stdin), and a decoder ranks the labels"
+        "--text",
+        action="store_true",
+        help="MEDIA are texts or text files (- for the lines of stdin, text:... for a text), and a decoder ranks the labels",
     )
     command.add_argument("--labels", help="comma-separated labels")
-    command.add_argument("--labels-file", type=Path, metavar="FILE", help="one label a line")
+    command.add_argument("--labels-file", type=Path, metavar="FILE", help="one label a line, or with --column a table")
+    add_column_argument(command)
     command.add_argument(
         "--template",
         action="append",
@@ -65,14 +73,19 @@ def read_labels(arguments: argparse.Namespace) -> list[str] | None:
     if arguments.labels is not None and arguments.labels_file is not None:
         raise UsageError("give --labels or --labels-file, not both")
     if arguments.labels_file is not None:
-        try:
-            lines = arguments.labels_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--labels-file {arguments.labels_file}: cannot be read ({error})") from error
-        return [line.strip() for line in lines if line.strip()]
+        from zoo.data.lines import line_texts
+
+        path = expanded(arguments.labels_file)
+        lines = line_texts(path, arguments.column, f"--labels-file {arguments.labels_file}")
+        labels = [line.strip() for line in lines if line.strip()]
+        # Of a column each label is there as often as it is used.
+        return labels if arguments.column is None else list(dict.fromkeys(labels))
     if arguments.labels is None:
         return None
-    return separated(arguments.labels)
+    labels = separated(arguments.labels)
+    if len(labels) == 1 and is_file(expanded(labels[0])):
+        raise UsageError(f"--labels {labels[0]}: a file, where labels are expected: --labels-file {labels[0]}")
+    return labels
 
 
 def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -92,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("normalise", "kernel"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name} is about texts: add --text")
+    if arguments.column is not None and arguments.labels_file is None:
+        raise UsageError("--column is about tables of texts: add --text, or --labels-file")
     labels = read_labels(arguments)
     templates = read_templates(arguments)
     # Paths first: importing torch takes a second, and a typing error should not.
@@ -102,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     items = media_items(arguments.media)
     require_one(items)
     if arguments.shots is not None:
-        shot_names(Path(arguments.shots).expanduser(), labels)
+        shot_names(expanded(arguments.shots), labels)
     from zoo.tasks.classify import classify
 
     outcome = classify(
@@ -135,9 +150,10 @@ def run_texts(arguments: argparse.Namespace) -> int:
     check_weights(arguments)
     from zoo.tasks.text_classification import TEMPLATE, classify_texts
 
-    texts = read_texts(arguments.media)
+    check_column(arguments.column, [*arguments.media, arguments.labels_file])
+    texts = read_texts(arguments.media, arguments.column)
     outcome = classify_texts(
-        texts,
+        [text for text, _ in texts],
         labels,
         shots=arguments.shots,
         template=arguments.template[0].replace("\\n", "\n") if arguments.template else TEMPLATE,
@@ -147,20 +163,32 @@ def run_texts(arguments: argparse.Namespace) -> int:
     )
     warn_of_random_weights(outcome.provenance)
     if arguments.json:
-        print_json(document(outcome))
+        print_json(document(outcome, [file for _, file in texts]))
     else:
         briefly = tuple(replace(answer, input=_beginning(answer.input)) for answer in outcome.results)
         print_answers(replace(outcome, results=briefly), shown=arguments.top or SHOWN)
     return 1 if any(answer.error for answer in outcome.results) else 0
 
 
-def read_texts(given: list[str]) -> list[str]:
-    """Texts as given; - is the lines of standard input. Raises UsageError for no text."""
-    texts: list[str] = []
-    for text in given:
-        texts += read_stdin().splitlines() if text == "-" else [text]
-    if not any(text.strip() for text in texts):
-        raise UsageError("there is no text to classify: each is an argument, or - for the lines of standard input")
+def read_texts(given: list[str], column: str | None) -> list[tuple[str, str | None]]:
+    """(text, file that it was read from) of each argument; - is the lines of standard input. Raises UsageError for no text."""
+    from zoo.data.arguments import file_texts, read_argument
+
+    texts: list[tuple[str, str | None]] = []
+    for argument in given:
+        if argument == "-":
+            texts += [(line, None) for line in read_stdin_lines()]
+            continue
+        meant = read_argument(argument)
+        if isinstance(meant, str):
+            texts.append((meant, None))
+        else:
+            of_table = column if meant.suffix.lower() in TABLES else None
+            texts += [(text, argument) for text in file_texts(meant, of_table)]
+    if not any(text.strip() for text, _ in texts):
+        raise UsageError(
+            "there is no text to classify: each is an argument, a text file, or - for the lines of standard input"
+        )
     return texts
 
 
@@ -170,18 +198,22 @@ def _beginning(text: str) -> str:
     return line if len(line) <= LINE else f"{line[: LINE - 3]}..."
 
 
-def document(outcome: Any) -> dict[str, Any]:
-    """The JSON document of a classification."""
+def document(outcome: Any, files: Sequence[str | None] = ()) -> dict[str, Any]:
+    """The JSON document of a classification. files: of the texts among its inputs, where they were read from."""
     return {
         **about_model(outcome.provenance),
         "method": outcome.method,
         "loo_accuracy": outcome.loo_accuracy,
         "weights": outcome.provenance.weights,
         "results": [
-            {"input": answer.input, "error": answer.error}
-            if answer.error
-            else {"input": answer.input, "label": answer.label, "score": answer.score, "scores": answer.scores}
-            for answer in outcome.results
+            {"input": answer.input}
+            | ({"file": file} if file else {})
+            | (
+                {"error": answer.error}
+                if answer.error
+                else {"label": answer.label, "score": answer.score, "scores": answer.scores}
+            )
+            for answer, file in zip_longest(outcome.results, files)
         ],
     }
 

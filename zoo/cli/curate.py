@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.cli.options import add_model_arguments, check_weights, model_for
 from zoo.cli.output import about_model, print_json, print_table, spell_model, warn_of_random_weights
+from zoo.media.file import expanded
 
 
 def add_commands(commands: Any) -> None:
@@ -34,10 +35,11 @@ def add_commands(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     # Paths first: importing torch takes a second, and a typing error should not.
+    from zoo.data.pairs import UNREADABLE_FOLDER
     from zoo.data.shards import find_shards
 
     check_weights(arguments)
-    find_shards(arguments.source, None if arguments.out is None or arguments.dry_run else arguments.out.expanduser())
+    find_shards(arguments.source, None if arguments.out is None or arguments.dry_run else expanded(arguments.out))
     from zoo.tasks.filtering import filter_pairs
 
     outcome = filter_pairs(
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_quantiles(outcome)
     else:
         print_shards(outcome)
-    return 1 if failed else 0
+    return 1 if failed or UNREADABLE_FOLDER in outcome.counts["dropped"] else 0
 
 
 def document(outcome: Any) -> dict[str, Any]:

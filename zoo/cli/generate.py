@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
+from zoo.cli.options import (
+    KERNELS,
+    add_column_argument,
+    add_model_arguments,
+    check_column,
+    check_weights,
+    load_adapter,
+    model_spec,
+    text_option,
+)
 from zoo.cli.output import about_model, print_json, read_stdin, separated, spell_model, warn_of_random_weights
+from zoo.data.lines import TABLES
+from zoo.data.walk import is_folder
 from zoo.errors import UsageError
-from zoo.registry.modality import IMAGE, SUFFIXES
+from zoo.registry.modality import IMAGE
 
 MAX_TOKENS = 256
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -22,10 +31,12 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         "generate",
         help="go on from a prompt, or choose the likeliest of given answers",
-        description="PART: a text, or for a composition a media file; several are joined by line breaks, in their order, so that "
-        "examples are just more parts. - reads a text from stdin; a folder of images (FOLDER/) is a film.",
+        description="PART: a text or a text file, or for a composition a media file; several are joined by line breaks, in their order, "
+        "so that examples are just more parts. - reads a text from stdin, a folder of images is a film, and text:... is a text, whatever "
+        "it looks like.",
     )
-    command.add_argument("parts", nargs="+", metavar="PART", help="a text, a media file, or - for standard input")
+    command.add_argument("parts", nargs="+", metavar="PART", help="a text, a text or media file, or - for standard input")
+    add_column_argument(command)
     command.add_argument("--choices", help="comma-separated answers: rank them by likelihood instead of generating")
     command.add_argument("--normalise", choices=("sum", "token", "byte", "calibrated"), help="how choices are ranked (sum)")
     command.add_argument("--chat", action="store_true", help="the prompt is a message to a model trained to answer")
@@ -65,7 +76,9 @@ def add_commands(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    prompt = read_parts(arguments.parts)
+    check_column(arguments.column, arguments.parts)
+    prompt = read_parts(arguments.parts, arguments.column)
+    arguments.system = text_option(arguments.system, "--system")
     check_explain(arguments)
     choices = read_choices(arguments)
     check_weights(arguments)
@@ -125,53 +138,45 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_parts(parts: list[str]) -> str | list[str | Path]:
+def read_parts(parts: list[str], column: str | None = None) -> str | list[str | Path]:
     """The prompt: texts, joined by line breaks where no medium stands among them; media as paths, in their order.
 
-    Raises UsageError for what is named like a medium and is no file.
+    Raises UsageError for what is named like a file and is none, MediaError for what is no text.
     """
-    from zoo.media.readers import suffixes_of
+    from zoo.data.arguments import Text, file_texts, media_suffixes, read_argument
 
-    media = {suffix for modality in SUFFIXES for suffix in suffixes_of(modality)}
     found: list[str | Path] = []
     for part in parts:
         if part == "-":
             if parts.count("-") > 1:
                 raise UsageError("- reads standard input, which is there once: give it once")
-            found.append(read_stdin())
+            found.append(Text(read_stdin()))
             continue
-        named = "\n" not in part and Path(part).suffix.lower() in media
-        if named and not _is(Path.is_file, part):
-            raise UsageError(
-                f"there is no file {part}; if it is meant as text, end it with something else than the name of a file"
-            )
-        if part.endswith(("/", os.sep)) and "\n" not in part and " " not in part and not _is(Path.is_dir, part):
-            raise UsageError(
-                f"there is no folder {part}; if it is meant as text, end it with something else than {part[-1]}"
-            )
-        if named or (part.endswith(("/", os.sep)) and _is(Path.is_dir, part)):
-            found.append(Path(part))
-        elif _is(_is_film, part):
-            print(f"zoo: {part} is read as text; {part}/ is the film in that folder", file=sys.stderr)
-            found.append(part)
+        meant = read_argument(part)
+        if isinstance(meant, str):
+            found.append(meant)
+        elif is_folder(meant):
+            found.append(_film(meant, part))
+        elif meant.suffix.lower() in media_suffixes():
+            found.append(meant)
         else:
-            found.append(part)
+            found += file_texts(meant, column if meant.suffix.lower() in TABLES else None)
     if any(isinstance(part, Path) for part in found):
         return found
     return "\n".join(map(str, found))
 
 
-def _is_film(folder: Path) -> bool:
+def _film(folder: Path, part: str) -> Path:
+    """The folder itself. Raises UsageError where it holds no images."""
+    from zoo.data.arguments import forced
+    from zoo.data.walk import listing
     from zoo.media.readers import suffixes_of
 
-    return folder.is_dir() and any(path.suffix.lower() in suffixes_of(IMAGE) for path in folder.iterdir())
-
-
-def _is(question: Callable[[Path], bool], part: str) -> bool:
-    try:
-        return question(Path(part))
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+    there = listing(folder)
+    if not there.problem and not any(Path(name).suffix.lower() in suffixes_of(IMAGE) for name in there.files):
+        suffixes = ", ".join(suffixes_of(IMAGE))
+        raise UsageError(f"{folder} holds no images, so it is no film: expected files {suffixes}; {forced(part)}")
+    return folder
 
 
 def check_explain(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,31 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seed", type=int, default=0, help="seed of what is drawn: answers with --temperature, weights none (0)"
     )
+
+
+def add_column_argument(command: argparse.ArgumentParser) -> None:
+    """--column, for commands that read texts from files."""
+    command.add_argument("--column", metavar="NAME", help="which column of a .csv, .tsv or .jsonl holds the texts")
+
+
+def check_column(column: str | None, names: Sequence[object]) -> None:
+    """Raise UsageError for a column where none of the names is that of a table."""
+    from zoo.data.lines import TABLES
+
+    if column is not None and not any(str(name).lower().endswith(TABLES) for name in names):
+        raise UsageError(f"--column is about tables ({', '.join(TABLES)}), and none is given")
+
+
+def text_option(given: str | None, option: str) -> str | None:
+    """The text of an option, by the rule of arguments: as given, or what the text file of that name holds. Raises UsageError."""
+    if given is None:
+        return None
+    from zoo.data.arguments import argument_texts
+
+    texts = argument_texts(given)
+    if len(texts) != 1:
+        raise UsageError(f"{option} {given}: a table, where one text is expected")
+    return texts[0]
 
 
 def prepare_torch(arguments: argparse.Namespace) -> None:

@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zoo.errors import UsageError
+
+STDIN = "standard input"
 
 if TYPE_CHECKING:
     from zoo.models.provenance import Provenance
@@ -62,14 +64,23 @@ def separated(text: str) -> list[str]:
 
 
 def read_stdin() -> str:
-    """Standard input as text, without its last line break, which is the shell's. Raises UsageError for what is no UTF-8."""
+    """Standard input as one text, without its last line break, which is the shell's. Raises MediaError for what is no UTF-8."""
+    from zoo.data.lines import whole_text
+
+    return whole_text(_stdin(), STDIN)
+
+
+def read_stdin_lines() -> list[str]:
+    """The lines of standard input. Raises MediaError for what is no UTF-8, and for one that is too long."""
+    from zoo.data.lines import stream_lines
+
+    return [line for _, line in stream_lines(_stdin(), STDIN)]
+
+
+def _stdin() -> BinaryIO:
     if sys.stdin is None:
         raise UsageError("standard input is closed: - reads a text from there")
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input must be UTF-8 text ({error})") from error
-    return text.removesuffix("\n").removesuffix("\r")
+    return sys.stdin.buffer
 
 
 def counted(number: int, what: str) -> str:

@@ -8,9 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import add_model_arguments, check_weights, model_for
+from zoo.cli.options import add_column_argument, add_model_arguments, check_column, check_weights, model_for
 from zoo.cli.output import about_model, counted, print_json, print_table, spell_model, warn_of_random_weights
+from zoo.data.lines import TABLES
 from zoo.errors import UsageError
+from zoo.media.file import expanded
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
 
 
@@ -18,11 +20,13 @@ def add_commands(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
         help="write the vectors of images, sounds and texts into one file",
-        description="ITEM: an image or audio file, a folder, a pattern; anything else is a text. Interrupted work goes on where it was.",
+        description="ITEM: an image, audio or text file, a folder, a pattern; anything else is a text, and text:... whatever it looks like. "
+        "Interrupted work goes on where it was.",
     )
     embed.add_argument("items", nargs="*", metavar="ITEM", help="image or audio files, folders, patterns, or texts")
     embed.add_argument("--out", type=Path, required=True, metavar="FILE", help="ending in .npz, .parquet or .jsonl")
-    embed.add_argument("--texts", type=Path, metavar="FILE", help="one text a line")
+    embed.add_argument("--texts", type=Path, metavar="FILE", help="one text a line, or with --column a table")
+    add_column_argument(embed)
     embed.add_argument("--list", type=Path, metavar="FILE", help="one path of an image or a sound a line")
     embed.add_argument("--batch-size", type=int, help="images or sounds computed together (4 on a CPU)")
     embed.add_argument("--allow-urls", action="store_true", help="also follow http(s) addresses")
@@ -35,7 +39,7 @@ def add_commands(commands: Any) -> None:
         description="The index of DIR is kept in DIR/.zoo-index and brought up to date by each search.",
     )
     search.add_argument("folder", metavar="DIR", help="a folder of images")
-    search.add_argument("query", nargs="?", metavar="QUERY", help="a text, or an image file")
+    search.add_argument("query", nargs="?", metavar="QUERY", help="a text, or the file of one or of an image")
     search.add_argument("--query-image", metavar="FILE", help="an image file, whatever it is called")
     search.add_argument("--top", type=int, default=10, help="images to show (10)")
     search.add_argument("--batch-size", type=int, help="images computed together (4 on a CPU)")
@@ -44,9 +48,18 @@ def add_commands(commands: Any) -> None:
 
 
 def run_embed(arguments: argparse.Namespace) -> int:
+    from zoo.data.lines import line_texts
+
     items: list[str | Path] = list(arguments.items)
-    items += [Path(line.strip()) for line in read_lines("--list", arguments.list) if line.strip()]
-    texts = read_lines("--texts", arguments.texts)
+    if arguments.list is not None:
+        lines = line_texts(expanded(arguments.list), None, f"--list {arguments.list}")
+        items += [Path(line.strip()) for line in lines if line.strip()]
+    check_column(arguments.column, [*arguments.items, arguments.texts])
+    texts: list[str] = []
+    if arguments.texts is not None:
+        path = expanded(arguments.texts)
+        column = arguments.column if path.suffix.lower() in TABLES else None
+        texts = line_texts(path, column, f"--texts {arguments.texts}")
     if "" in (line.strip() for line in texts):
         number = [line.strip() for line in texts].index("") + 1
         raise UsageError(
@@ -57,8 +70,8 @@ def run_embed(arguments: argparse.Namespace) -> int:
     from zoo.data.tables import check_out
 
     check_weights(arguments)
-    check_out(arguments.out.expanduser())
-    sources = mixed_sources(items, texts)
+    check_out(expanded(arguments.out))
+    sources = mixed_sources(items, texts, arguments.column)
     if all(source.modality != TEXT for source in sources):
         require_one([source.item for source in sources])
     # Before the work: a mistyped folder has become a text, and this is where it shows.
@@ -115,7 +128,7 @@ def run_search(arguments: argparse.Namespace) -> int:
     check_weights(arguments)
     refuse_empty(arguments.folder, "a folder of images")
     search_query(arguments.query, arguments.query_image)
-    require_folder(Path(arguments.folder).expanduser())
+    require_folder(expanded(arguments.folder))
     from zoo.tasks.search import search
 
     outcome = search(
@@ -153,14 +166,3 @@ def run_search(arguments: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return code
-
-
-def read_lines(option: str, path: Path | None) -> list[str]:
-    """The lines of a file, as they are: a line feed ends one, and nothing else does. Raises UsageError."""
-    if path is None:
-        return []
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option} {path}: cannot be read ({error})") from error
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]

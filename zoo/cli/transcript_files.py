@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UsageError, ZooError
+from zoo.media.file import expanded
 from zoo.registry.atomic_write import write_text
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
@@ -32,7 +33,7 @@ def format_of(out: str | None, asked: str | None, *, several: bool, as_json: boo
 
 
 def names_folder(out: str) -> bool:
-    return out.endswith(("/", os.sep)) or Path(out).expanduser().is_dir()
+    return out.endswith(("/", os.sep)) or expanded(out).is_dir()
 
 
 def transcript_files(out: str, sounds: Sequence[Path], format_: str) -> dict[Path, Path]:
@@ -40,7 +41,7 @@ def transcript_files(out: str, sounds: Sequence[Path], format_: str) -> dict[Pat
 
     Raises UsageError for what cannot be written and for what is one of the sounds.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     if len(sounds) == 1 and not names_folder(out):
         if not path.parent.is_dir():
             raise UsageError(f"--out {out}: there is no folder {path.parent}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,6 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from zoo.data.arguments import PREFIX, file_texts, forced, holds_text, is_there, media_suffixes, read_argument
+from zoo.data.lines import TABLES, short_enough
+from zoo.data.walk import Found, is_folder, matching, walk
 from zoo.errors import MediaError, UsageError
 from zoo.media.audio import Sound
 from zoo.media.file import expanded
@@ -22,10 +24,15 @@ from zoo.media.image import MAX_PIXELS
 from zoo.media.readers import open_media, suffixes_of
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
 
+LONGEST_PATTERN = 512  # characters between two slashes; a name has 255 at most
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input: how to name it in a result, where its pixels or samples are, and which of the two they are."""
+    """One input: how to name it in a result, where its pixels or samples are, and which of the two they are (or the file of a text).
+
+    A folder that cannot be looked into is an input, too: reading it says why, and it costs itself alone.
+    """
 
     label: str
     source: str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Sound
@@ -58,11 +65,12 @@ def media_items(inputs: Iterable[Any] | Any) -> list[Item]:
     return items
 
 
-def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Source]:
-    """Images, sounds and texts, in order: as `media_items` for what is a path, an image, an array or a sound; any other string is
-    a text; a Source is itself.
+def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str], column: str | None = None) -> list[Source]:
+    """Images, sounds and texts, in order: as `media_items` for what is an image, an array, a sound or an address; other strings and paths
+    by the rule of `zoo.data.arguments`; a Source is itself.
 
-    texts: more texts, whatever they look like. Raises UsageError when there is nothing, or what is there is neither.
+    texts: more texts, whatever they look like. column: of the tables among the items. Raises UsageError when there is nothing, or what is
+    there is neither.
     """
     if isinstance(texts, str):
         raise UsageError(f"texts are a list, got the single string {texts!r}")
@@ -72,14 +80,39 @@ def mixed_sources(items: Iterable[Any] | Any, texts: Sequence[str]) -> list[Sour
     for one in given:
         if isinstance(one, Source):
             sources.append(one)
-        elif isinstance(one, str) and _is_text(one):
-            sources.append(_text_source(one))
+        elif isinstance(one, (str, Path)) and not is_url(one):
+            sources += _named_sources(one, column)
         else:
             sources += [Source(item.modality, item) for item in media_items([one])]
     sources += [_text_source(text) for text in texts]
     if not sources:
         raise UsageError("nothing to embed: name image or audio files, folders, patterns or texts")
     return sources
+
+
+def _named_sources(given: str | Path, column: str | None) -> list[Source]:
+    """What a string or a path stands for where media and texts are taken."""
+    if given == "":
+        refuse_empty(given, "an image file, a folder, a pattern or a text")
+    if _is_pattern(given):
+        found = matching(str(expanded(given)))
+        if any(not one.problem for one in found) or not any(character.isspace() for character in str(given)):
+            return [source for one in _matches(given, found) for source in _sources_of(one, column)]
+    named = isinstance(given, str) and not given.startswith(PREFIX) and given.lower().endswith(media_suffixes())
+    meant = read_argument(given) if isinstance(given, str) and not named else expanded(given)
+    if isinstance(meant, str):  # a medium that is not there is one among the results, as everywhere
+        return [_text_source(meant)]
+    return _sources_of(Found(meant), column, label=str(given))
+
+
+def _sources_of(found: Found, column: str | None, label: str | None = None) -> list[Source]:
+    """A path as media, or as the texts that it holds."""
+    path = expanded(found.path)
+    if found.problem or not holds_text(path):
+        return [Source(item.modality, item) for item in _expand_found(found, None, label)]
+    if path.suffix.lower() in TABLES:
+        return [_text_source(text) for text in file_texts(path, column)]
+    return [Source(TEXT, Item(label or str(path), path, TEXT))]
 
 
 def audio_files(inputs: Iterable[str | Path]) -> list[Item]:
@@ -98,13 +131,13 @@ def refuse_empty(given: object, expected: str) -> None:
 
 def require_one(items: Sequence[Item]) -> None:
     """Raise MediaError when not one of the items is there: said before anything is loaded for them."""
-    if items and all(isinstance(item.source, Path) and not _exists(item.source) for item in items):
+    if items and all(isinstance(item.source, Path) and not is_there(item.source) for item in items):
         others = f", nor any of the other {len(items) - 1}" if len(items) > 1 else ""
         raise MediaError(f"{printable(items[0].label)}: there is no such file{others}")
 
 
 def require_folder(folder: Path) -> None:
-    """Raise UsageError for what is no folder of images."""
+    """Raise UsageError for what is no folder of images, MediaError for one that cannot be read."""
     if not folder.is_dir():
         what = "a file" if folder.exists() else "there is no such folder"
         raise UsageError(f"{folder}: {what}, expected a folder of images (zoo search DIR QUERY)")
@@ -113,6 +146,9 @@ def require_folder(folder: Path) -> None:
             f"{folder}: the folder holds sounds, and images alone are searched (zoo embed gives their vectors)"
         )
     if not holds(folder, IMAGE):
+        for found in walk(folder):
+            if found.problem:
+                raise MediaError(f"{found.path}: {found.problem}")
         raise UsageError(f"{folder}: the folder holds no image ({', '.join(suffixes_of(IMAGE))})")
 
 
@@ -120,19 +156,32 @@ def search_query(query: Any, query_image: Any) -> tuple[str, Any, str]:
     """What to search with: (modality, text or RGB image, how it is called). Raises UsageError and MediaError."""
     if (query is None) == (query_image is None):
         raise UsageError("give a query: either a text or an image file, or --query-image FILE")
-    if query_image is None and isinstance(query, str):
-        is_image_name = query.lower().endswith(suffixes_of(IMAGE))
-        if not is_image_name:
+    if query_image is None and isinstance(query, (str, Path)):
+        query = _text_or_file(query)
+        if isinstance(query, str):
             if not query.strip():
                 raise UsageError("the query is empty: say what to look for, as in zoo search photos 'a red car'")
             return TEXT, printable(query), printable(query)
-        query = Path(query)
     image = query if query_image is None else query_image
     label = printable(str(image)) if isinstance(image, (str, Path)) else "the image"
-    source = Path(image).expanduser() if isinstance(image, (str, Path)) else image
+    source = expanded(image) if isinstance(image, (str, Path)) else image
     if isinstance(source, Path) and not source.exists():
         raise UsageError(f"{label}: there is no such image file to search with")
     return IMAGE, open_media(source, IMAGE), label
+
+
+def _text_or_file(query: str | Path) -> str | Path:
+    """A query as a text, where it is one or the file of one; else as the path of an image."""
+    meant = read_argument(query) if isinstance(query, str) else query
+    if isinstance(meant, str):
+        return short_enough(meant, "the query")
+    if is_folder(meant):
+        raise UsageError(f"{meant}: a folder, where a text or an image is expected; {forced(str(meant))}")
+    if not holds_text(meant):
+        return meant
+    if meant.suffix.lower() in TABLES:
+        raise UsageError(f"{meant}: a table, where one text or an image is expected")
+    return file_texts(meant)[0]
 
 
 def is_url(given: object) -> bool:
@@ -146,13 +195,14 @@ def printable(text: str) -> str:
 
 def holds(folder: Path, modality: str) -> bool:
     """Whether a folder has a file of the modality, however deep."""
-    return any(file.suffix.lower() in suffixes_of(modality) and file.is_file() for file in folder.rglob("*"))
+    suffixes = suffixes_of(modality)
+    return any(found.path.suffix.lower() in suffixes for found in walk(folder) if not found.problem)
 
 
 def _modality_of_path(path: Path) -> str:
     if path.suffix.lower() in suffixes_of(AUDIO):
         return AUDIO
-    if not path.is_dir() or not holds(path, AUDIO):
+    if not is_folder(path) or not holds(path, AUDIO):
         return IMAGE
     if holds(path, IMAGE):
         raise UsageError(
@@ -160,13 +210,6 @@ def _modality_of_path(path: Path) -> str:
             f"'{path}/**/*.wav'"
         )
     return AUDIO
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a path, or holding a NUL
-        return False
 
 
 def _text_source(text: str) -> Source:
@@ -177,19 +220,13 @@ def _text_source(text: str) -> Source:
     return Source(TEXT, Item(text, printable(text).encode()))
 
 
-def _is_text(given: str) -> bool:
-    """What is no address, no path that exists, no pattern, and has no suffix of a medium (a mistyped path must not become a text)."""
-    path = expanded(given)
-    if is_url(given) or given.lower().endswith((*suffixes_of(IMAGE), *suffixes_of(AUDIO))) or given.endswith(("/", os.sep)):
+def _is_pattern(given: str | Path) -> bool:
+    text = str(given)
+    if len(max(text.split("/"), key=len)) > LONGEST_PATTERN:
         return False
-    try:
-        if path.exists():
-            return False
-    except (OSError, ValueError):  # too long for a path, or holding a NUL
-        return True
-    if not glob.has_magic(given):
-        return True
-    return any(character.isspace() for character in given) and not glob.glob(str(path), recursive=True)  # noqa: PTH207 - as in inputs
+    if not glob.has_magic(text) or text.startswith(PREFIX) or any(character in text for character in "\n\0"):
+        return False
+    return not is_there(expanded(given))
 
 
 def _expand(given: Any) -> list[Item]:
@@ -219,35 +256,57 @@ def expand_files(given: str | Path, modality: str | None) -> list[Item]:
         if modality == AUDIO:
             raise UsageError(f"{text}: addresses of sounds are not followed: download the file first")
         return [Item(text, text)]
-    path = expanded(given)
-    if glob.has_magic(text) and not path.exists():
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
-        if not matches:
-            raise UsageError(f"{text}: no file matches the pattern")
-        return [item for match in matches for item in expand_files(match, modality)]
-    modality = modality or _modality_of_path(path)
-    if path.is_dir():
-        there = sorted(file for file in path.rglob("*") if file.is_file())
-        files = [file for file in there if file.suffix.lower() in suffixes_of(modality)]
-        if not files:
-            raise UsageError(f"{path}: the folder holds no {modality} ({', '.join(suffixes_of(modality))})")
-        _say_left_out(path, there, modality)
-        return [Item(str(file), file, modality) for file in files]
-    return [Item(text, path, modality)]
+    if _is_pattern(given):
+        found = _matches(given, matching(str(expanded(given))))
+        return [item for one in found for item in _expand_found(one, modality)]
+    return _expand_found(Found(expanded(given)), modality, text)
 
 
-def _say_left_out(folder: Path, there: Sequence[Path], modality: str) -> None:
-    """One warning that counts the files of a folder that are of no such modality; what begins with a dot is nobody's input."""
+def _matches(given: str | Path, found: list[Found]) -> list[Found]:
+    if not found:
+        raise UsageError(f"{given}: no file matches the pattern")
+    return found
+
+
+def _expand_found(given: Found, modality: str | None, label: str | None = None) -> list[Item]:
+    """The items of a path: a folder's files of the modality, and in their place each folder of it that cannot be looked into."""
+    path = given.path
+    modality = modality or (IMAGE if given.problem else _modality_of_path(path))
+    if given.problem or not is_folder(path):
+        return [Item(label or str(path), path, modality)]
+    there = list(walk(path))
+    suffixes = suffixes_of(modality)
+    wanted = [found for found in there if found.problem or (found.path.suffix.lower() in suffixes and not found.linked)]
+    if not wanted:
+        raise UsageError(f"{path}: the folder holds no {modality} ({', '.join(suffixes)})")
+    _say_left_out(path, there, modality)
+    return [Item(str(found.path), found.path, modality) for found in wanted]
+
+
+def _say_left_out(folder: Path, there: Sequence[Found], modality: str) -> None:
+    """A warning that counts the files of a folder that are of no such modality, and one for links to folders."""
+    suffixes = suffixes_of(modality)
     others = Counter(
-        file.suffix.lower() or file.name
-        for file in there
-        if file.suffix.lower() not in suffixes_of(modality)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        found.path.suffix.lower() or found.path.name
+        for found in there
+        if not found.problem and not found.linked and found.path.suffix.lower() not in suffixes
     )
+    warn = logging.getLogger("zoo").warning
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
         more = ", ..." if len(others) > 5 else ""
-        logging.getLogger("zoo").warning(
+        warn(
             "%s: %d %s left out, no %s by the suffix (%s%s)",
             printable(str(folder)), others.total(), "file" if others.total() == 1 else "files", modality, printable(kinds), more,
+        )  # fmt: skip
+    say_links(folder, there)
+
+
+def say_links(folder: Path, there: Iterable[Found]) -> None:
+    """A warning that counts the links to folders in a folder: they are not followed."""
+    links = [found.path for found in there if found.linked]
+    if links:
+        logging.getLogger("zoo").warning(
+            "%s: %d %s not followed (%s): name the folder itself",
+            printable(str(folder)), len(links), "link to a folder is" if len(links) == 1 else "links to folders are", printable(str(links[0])),
         )  # fmt: skip

@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from zoo.data.inputs import Item, is_url, printable
-from zoo.errors import MediaError
+from zoo.data.lines import MAX_TEXT_BYTES, read_text
+from zoo.errors import MediaError, UsageError
 from zoo.media.audio import Sound
 from zoo.media.audio_decoding import MAX_BYTES as MAX_AUDIO_BYTES
 from zoo.media.file import check_file, expanded
 from zoo.media.image import MAX_BYTES, MAX_PIXELS, open_image, read_file
 from zoo.media.readers import MediaReader, open_media, read_as
-from zoo.registry.modality import AUDIO, IMAGE
+from zoo.registry.modality import AUDIO, IMAGE, TEXT
 from zoo.registry.settings import offline
 
 TIMEOUT_S = 30
@@ -51,6 +52,8 @@ def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image | Sound 
     """
     if isinstance(item.source, (bytes, Sound)):
         return item.source
+    if item.modality == TEXT:
+        return text_of(Path(str(item.source))).encode()
     if item.modality == AUDIO and isinstance(item.source, (str, Path)):
         path = expanded(item.source)
         check_file(path, "an audio file", max_bytes=MAX_AUDIO_BYTES)
@@ -62,6 +65,18 @@ def read_source(item: Item, *, allow_urls: bool) -> bytes | Image.Image | Sound 
             raise MediaError(f"{item.source}: addresses are not followed unless you say so (--allow-urls, allow_urls=True)")
         return _download(str(item.source))
     return read_file(Path(item.source))
+
+
+def text_of(path: Path) -> str:
+    """What a text file holds. Raises MediaError where that is no text, or nothing."""
+    check_file(path, "a text file", max_bytes=MAX_TEXT_BYTES)
+    try:
+        text = read_text(path)
+    except UsageError as error:  # it costs itself alone
+        raise MediaError(str(error)) from None
+    if not text.strip():
+        raise MediaError(f"{path}: the file holds no text")
+    return text
 
 
 def sha256_of_source(data: bytes | Image.Image | Sound | Path) -> str:

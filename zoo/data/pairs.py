@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zoo.data.inputs import printable
+from zoo.data.lines import MAX_LINE_BYTES, MAX_TEXT_BYTES, byte_lines, decoded
+from zoo.data.walk import listings
+from zoo.errors import MediaError
 from zoo.media.readers import suffixes_of
 from zoo.registry.atomic_write import replace_durably
 from zoo.registry.modality import IMAGE
 
-MAX_TEXT_BYTES = 1_000_000
-MAX_LINE_BYTES = 16_000_000
+UNREADABLE_FOLDER = "unreadable-folder"  # a reason: pairs that nobody could count are missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +78,23 @@ class FolderShard:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for parent, names in _folders(self.source):
-            for name in names:
-                digest.update(_stamp(parent / name).encode())
+        for one in listings(self.source):
+            if one.problem:
+                digest.update(f"{one.folder!r} {one.problem}\n".encode())
+            for name in one.files:
+                digest.update(_stamp(one.folder / name).encode())
         return digest.hexdigest()
 
     def pairs(self) -> Iterator[Pair]:
-        for parent, names in _folders(self.source):
+        for one in listings(self.source):
+            if one.problem:
+                key = printable(one.folder.relative_to(self.source).as_posix())
+                yield Pair(key, None, "", [], (UNREADABLE_FOLDER, one.problem))
             stems: dict[str, list[Path]] = {}
-            for name in names:
-                stems.setdefault(Path(name).stem, []).append(parent / name)
+            for name in one.files:
+                stems.setdefault(Path(name).stem, []).append(one.folder / name)
             for stem, files in stems.items():
-                yield from self._sample((parent / stem).relative_to(self.source).as_posix(), files)
+                yield from self._sample((one.folder / stem).relative_to(self.source).as_posix(), files)
 
     @contextmanager
     def writer(self, staging: Path) -> Iterator[Write]:
@@ -113,6 +120,7 @@ class FolderShard:
 
     def _sample(self, key: str, files: list[Path]) -> Iterator[Pair]:
         suffixes = suffixes_of(IMAGE)
+        files = [file for file in files if file.suffix.lower() in (".txt", *suffixes) or file.is_file()]
         images = [file for file in files if file.suffix.lower() in suffixes]
         texts = [file for file in files if file.suffix.lower() == ".txt"]
         shown = printable(key)
@@ -155,11 +163,11 @@ class JsonlShard:
 
     def pairs(self) -> Iterator[Pair]:
         with self.source.open("rb") as stream:
-            for number, line in enumerate(_lines(stream), 1):
+            for number, start, line in byte_lines(stream):
                 if line is None:
                     yield _bad_line(number, f"longer than the limit of {MAX_LINE_BYTES:,} bytes")
                 elif line.strip():
-                    yield self._sample(number, line)
+                    yield self._sample(number, start, line)
 
     @contextmanager
     def writer(self, staging: Path) -> Iterator[Write]:
@@ -169,9 +177,11 @@ class JsonlShard:
     def publish(self, staging: Path, out: Path) -> None:
         replace_durably(staging, out)
 
-    def _sample(self, number: int, line: bytes) -> Pair:
+    def _sample(self, number: int, start: int, line: bytes) -> Pair:
         try:
-            row = json.loads(line)
+            row = json.loads(decoded(line, self.source.name, start))
+        except MediaError as error:
+            return _bad_line(number, str(error))
         except (ValueError, RecursionError) as error:
             return _bad_line(number, f"not JSON ({error})")
         if not isinstance(row, dict):
@@ -191,7 +201,7 @@ class JsonlShard:
         if not there:
             return Pair(key, None, "", line, ("missing-image", f"{printable(image)}: there is no such file"))
         unique = "" if isinstance(named, str) else json.dumps([image, text])
-        return Pair(key, path, text, line, empty_text(text), unique)
+        return Pair(key, path, text, line, text_problem(text), unique)
 
 
 def stamp(status: os.stat_result) -> str:
@@ -204,22 +214,23 @@ def read_text(data: bytes) -> tuple[str, tuple[str, str] | None]:
     if len(data) > MAX_TEXT_BYTES:
         return "", ("unreadable-text", f"longer than the limit of {MAX_TEXT_BYTES:,} bytes")
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return "", ("unreadable-text", f"not UTF-8 ({error})")
-    return text, empty_text(text)
+        text = decoded(data, "the text")
+    except MediaError as error:
+        return "", ("unreadable-text", str(error))
+    return text, text_problem(text)
 
 
-def empty_text(text: str) -> tuple[str, str] | None:
-    return None if text.strip() else ("empty-text", "the text holds nothing")
-
-
-def _folders(source: Path) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, its files, sorted) of a tree; what begins with a dot is not data."""
-    for parent, folders, names in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files = [name for name in sorted(names) if not name.startswith(".") and Path(parent, name).is_file()]
-        yield Path(parent), files
+def text_problem(text: str) -> tuple[str, str] | None:
+    """What is wrong with a caption, if anything is: it is empty, too long, or holds half a character, which only JSON can write."""
+    if not text.strip():
+        return ("empty-text", "the text holds nothing")
+    try:
+        size_bytes = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        return ("unreadable-text", f"not Unicode (a lone surrogate at character {error.start:,})")
+    if size_bytes > MAX_TEXT_BYTES:
+        return ("unreadable-text", f"longer than the limit of {MAX_TEXT_BYTES:,} bytes")
+    return None
 
 
 def _stamp(path: Path) -> str:
@@ -233,21 +244,12 @@ def _stamp(path: Path) -> str:
 def _head(path: Path) -> bytes:
     """The bytes of a text file, and of one that is too long only enough to see that."""
     try:
-        with path.open("rb") as stream:
-            return stream.read(MAX_TEXT_BYTES + 1)
+        if path.is_file():  # and no pipe, which waits for somebody to write
+            with path.open("rb") as stream:
+                return stream.read(MAX_TEXT_BYTES + 1)
     except OSError:
-        return b"\xff"  # what cannot be read is reported as what is no text
-
-
-def _lines(stream: Any) -> Iterator[bytes | None]:
-    """The lines of a file, each with its end; None for one that is too long to be held."""
-    while line := stream.readline(MAX_LINE_BYTES):
-        if line.endswith(b"\n") or len(line) < MAX_LINE_BYTES:
-            yield line
-            continue
-        while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-            pass
-        yield None
+        pass
+    return b"\xff"  # what cannot be read is reported as what is no text
 
 
 def _bad_line(number: int, why: str) -> Pair:

@@ -11,6 +11,7 @@ from zoo.data.inputs import refuse_empty
 from zoo.data.pairs import FolderShard, JsonlShard, Shard
 from zoo.data.tar_pairs import TarShard, expand_pattern
 from zoo.errors import UsageError
+from zoo.media.file import expanded
 
 FILES = (".jsonl", ".tar")
 
@@ -18,7 +19,7 @@ FILES = (".jsonl", ".tar")
 def find_shards(source: str, out: Path | None) -> list[Shard]:
     """What is to be filtered, each with its place in `out`. Raises UsageError."""
     refuse_empty(source, "a folder, a .jsonl, a .tar or a pattern of tars")
-    path = Path(source).expanduser()
+    path = expanded(source)
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent} (mkdir -p {out.parent})")
     if path.is_dir():

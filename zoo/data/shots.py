@@ -7,6 +7,8 @@ from pathlib import Path
 
 from zoo.data.inputs import Item, expand_files, holds, printable
 from zoo.data.item_content import read_source, sha256_of_source
+from zoo.data.lines import TABLES
+from zoo.data.walk import listing
 from zoo.errors import MediaError, UsageError
 from zoo.media.readers import suffixes_of
 from zoo.registry.modality import AUDIO, IMAGE
@@ -17,10 +19,13 @@ _PLURAL = {IMAGE: "images", AUDIO: "sounds"}
 def shot_names(folder: Path, labels: Sequence[str] | None) -> list[str]:
     """The classes of a folder of examples: `labels`, or every folder in it when None. Raises UsageError."""
     if not folder.is_dir():
-        raise UsageError(f"--shots {folder}: there is no such folder; expected one folder of examples for each class")
-    names = list(
-        labels or sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    )
+        what = "a file" if folder.exists() else "there is no such folder"
+        texts = " (examples of texts: add --text)" if folder.suffix.lower() in TABLES else ""
+        raise UsageError(f"--shots {folder}: {what}; expected one folder of examples for each class{texts}")
+    there = listing(folder)
+    if there.problem:
+        raise MediaError(f"--shots {folder}: {there.problem}")
+    names = list(labels or sorted([*there.folders, *there.links]))
     if len(names) < 2:
         raise UsageError(f"--shots {folder}: expected at least two folders, one for each class, found {len(names)}")
     missing = [name for name in names if not (folder / name).is_dir()]

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from braceexpand import braceexpand
 
 from zoo.data.inputs import printable
-from zoo.data.pairs import MAX_TEXT_BYTES, Pair, Write, read_text, stamp
-from zoo.errors import UsageError, ZooError
+from zoo.data.lines import MAX_TEXT_BYTES, decoded
+from zoo.data.pairs import Pair, Write, read_text, stamp, text_problem
+from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.image import MAX_BYTES
 from zoo.registry.atomic_write import replace_durably
 from zoo.registry.modality import IMAGE, SUFFIXES
@@ -174,13 +175,14 @@ def _sample(key: str, members: list[_Member]) -> Pair:
 
 def _caption(data: bytes) -> tuple[str, tuple[str, str] | None]:
     try:
-        row = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        row = json.loads(decoded(data, "its .json"))
+    except (MediaError, ValueError, RecursionError) as error:
         return "", ("unreadable-text", f"its .json is not JSON ({error})")
     caption = row.get("caption") if isinstance(row, dict) else None
     if not isinstance(caption, str):
         return "", ("missing-text", 'its .json has no "caption"')
-    return read_text(caption.encode("utf-8", "replace"))
+    problem = text_problem(caption)
+    return ("" if problem else caption), problem
 
 
 def _is_gzip(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -23,12 +24,14 @@ def check_file(path: Path, what: str, *, max_bytes: int) -> None:
     """
     try:
         if path.is_dir():
-            raise MediaError(f"{path}: a folder, expected {what}")
+            with os.scandir(path):  # where that is refused, nobody meant one file
+                raise MediaError(f"{path}: a folder, expected {what}")
         status = path.stat()
     except FileNotFoundError:
         raise MediaError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
-        raise MediaError(f"{path}: cannot be read ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise MediaError(f"{path}: cannot be read ({reason})") from error
     if not stat.S_ISREG(status.st_mode):  # a pipe or /dev/zero, which a list from elsewhere may name, has no end
         raise MediaError(f"{path}: not a regular file, expected {what}")
     if status.st_size > max_bytes:

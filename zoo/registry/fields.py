@@ -126,7 +126,7 @@ def line_of(text: str, table: str, number: int, key: str) -> int:
 
     tomllib keeps no positions, so the source is searched; only error messages depend on it.
     """
-    lines = text.splitlines()
+    lines = text.split("\n")  # as TOML counts them
     start, end = 0, len(lines)
     if table:
         headers = [index for index, line in enumerate(lines) if re.match(rf"\s*\[\[\s*{table}\s*\]\]", line)]

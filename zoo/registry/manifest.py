@@ -109,9 +109,12 @@ def read_manifest(
     """
     sha256 = hashlib.sha256(raw).hexdigest()
     provider = Provider(plugin=plugin, distribution=distribution, version=version, manifest_sha256=sha256)
-    text = raw.decode("utf-8", errors="replace")
     try:
+        text = raw.decode("utf-8")
         document = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise ManifestError(f"{path}:{number}: not valid TOML: no UTF-8 at byte {error.start:,}") from None
     except RecursionError:
         raise ManifestError(f"{path}:1: not valid TOML: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:

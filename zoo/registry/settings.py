@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from zoo.registry.atomic_write import write_text
 
 APPLICATION = "modalzoo"
 KEYS = ("disabled", "only", "pins", "defaults")
+NO_HOME = "set HOME, or ZOO_CONFIG, ZOO_CACHE and ZOO_STATE to paths without ~"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +47,31 @@ class Settings:
 
 
 def config_file() -> Path:
-    return Path(os.environ.get("ZOO_CONFIG") or platformdirs.user_config_path(APPLICATION) / "config.toml")
+    return _place("ZOO_CONFIG", lambda: platformdirs.user_config_path(APPLICATION) / "config.toml")
 
 
 def cache_dir() -> Path:
-    return Path(os.environ.get("ZOO_CACHE") or platformdirs.user_cache_path(APPLICATION))
+    return _place("ZOO_CACHE", lambda: platformdirs.user_cache_path(APPLICATION))
 
 
 def state_dir() -> Path:
-    return Path(os.environ.get("ZOO_STATE") or platformdirs.user_state_path(APPLICATION))
+    return _place("ZOO_STATE", lambda: platformdirs.user_state_path(APPLICATION))
+
+
+def _place(variable: str, usual: Callable[[], Path]) -> Path:
+    """The path that a variable names, or the usual one; ~ is the home of the user, and never a folder of that name.
+
+    Raises ManifestError where nobody says where that home is: no HOME, and no entry for the user.
+    """
+    given = os.environ.get(variable)
+    try:
+        path = (Path(given) if given else usual()).expanduser()
+    except (RuntimeError, KeyError):  # as pathlib and pwd say it
+        said = f"{variable}={given}" if given else f"{variable} is not set"
+        raise ManifestError(
+            f"there is no home folder (no HOME, and the user has no entry), and {said}: {NO_HOME}"
+        ) from None
+    return path
 
 
 def offline() -> bool:

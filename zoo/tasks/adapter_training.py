@@ -12,6 +12,7 @@ import torch
 
 from zoo.adapters.adapt import Adapters, adapters_of
 from zoo.data.item_content import load
+from zoo.data.lines import json_lines, short_enough
 from zoo.data.shots import shot_items, shot_names
 from zoo.errors import MediaError, UsageError
 from zoo.models.build import Built, ModelSpec
@@ -130,21 +131,16 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
             f"{path}{'' if path.is_file() else ' is not there'}: examples are a .jsonl file with the fields prompt and completion, or a folder with one folder of images for each class"
         )
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise MediaError(f"{path}:{number}: no JSON ({error})") from None
+    for number, row in json_lines(path):
         fields = next(
             (pair for pair in FIELDS if isinstance(row, dict) and all(isinstance(row.get(one), str) for one in pair)), None
         )
         if fields is None:
             raise MediaError(
-                f"{path}:{number}: an example has the fields prompt and completion, both texts, got {line[:80]}"
+                f"{path}:{number}: an example has the fields prompt and completion, both texts, got {json.dumps(row, ensure_ascii=False)[:80]}"
             )
-        pairs.append((row[fields[0]], row[fields[1]]))
+        first, second = (short_enough(row[field], f"{path}:{number}: {field}") for field in fields)
+        pairs.append((first, second))
     if not pairs:
         raise MediaError(f"{path} holds no examples")
     return pairs

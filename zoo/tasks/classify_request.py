@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from zoo.data.inputs import Item, media_items, printable
 from zoo.data.shots import distinct_shots, shot_items, shot_names
 from zoo.errors import UsageError
+from zoo.media.file import expanded
 from zoo.models.build import Built, ModelSpec
 from zoo.registry.activation import warn
 from zoo.registry.lookup import default_registry
@@ -46,7 +50,7 @@ def resolve(media: Any, labels: Sequence[str] | None, templates: Sequence[str], 
     _check_templates(templates)
     examples: list[tuple[Item, int]] | None = None
     if shots is not None:
-        folder = Path(shots).expanduser()
+        folder = expanded(shots)
         names = shot_names(folder, names)
         examples, copies = distinct_shots(shot_items(folder, names, modality), names)
         if copies:
@@ -84,8 +88,11 @@ def open_classifier(asked: ModelSpec | Built, request: Request) -> Built:
     return built
 
 
-def check_labels(labels: Sequence[str]) -> list[str]:
-    """Labels without the blanks around them. Raises UsageError for fewer than two, and for any that are empty or alike."""
+def check_labels(labels: Sequence[str], *, capitals_count: bool = False) -> list[str]:
+    """Labels without the blanks around them. Raises UsageError for fewer than two, and for any that are empty or alike.
+
+    capitals_count: two labels may differ in capitals alone, as for what reads them with their capitals.
+    """
     if isinstance(labels, str):
         raise UsageError(f"labels are a list of names, got the single string {labels!r}")
     wrong = [label for label in labels if not isinstance(label, str)]
@@ -98,18 +105,23 @@ def check_labels(labels: Sequence[str]) -> list[str]:
         raise UsageError(f"an empty label among {names}")
     if len(names) == 1:
         raise UsageError(f"one label given ({names[0]}): everything would get it; name at least two")
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
+    repeated = _alike(names, str)
     if repeated:
-        raise UsageError(f"labels given twice: {', '.join(repeated)}")
-    folded = [name.casefold() for name in names]
-    alike = (
-        [name for name, fold in zip(names, folded, strict=True) if folded.count(fold) > 1]
-        if len(set(folded)) < len(folded)
-        else []
-    )
+        raise UsageError(f"labels given twice: {', '.join(sorted(set(repeated)))}")
+    composed = _alike(names, partial(normalize, "NFC"))
+    if composed:
+        raise UsageError(f"labels that look the same, in other characters of Unicode: {', '.join(composed)}")
+    # In small letters as text encoders read them. Folding would go further, and make one word of Masse and Maße.
+    alike = [] if capitals_count else _alike(names, str.lower)
     if alike:
         raise UsageError(f"labels that differ in capitals alone, which text encoders do not see: {', '.join(alike)}")
     return names
+
+
+def _alike(names: Sequence[str], read: Callable[[str], str]) -> list[str]:
+    """The names that are the same as another when they are read so."""
+    counts = Counter(map(read, names))
+    return [name for name in names if counts[read(name)] > 1] if len(counts) < len(names) else []
 
 
 def _check_templates(templates: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from zoo.data.inputs import Source, mixed_sources, printable
 from zoo.data.journal import alone
 from zoo.data.lost_rows import expected_rows, refuse_to_lose
 from zoo.errors import UsageError
+from zoo.media.file import expanded
 from zoo.models.build import Built, ModelSpec, device_of
 from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import AUDIO
@@ -89,7 +90,7 @@ def embed(
     Raises UsageError for arguments that make no sense, ZooError when the disk refuses, and what building the model raises. An
     item that cannot be read becomes a result with `error`; it never costs the others theirs.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     tables.check_out(out)
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size is at least 1, got {batch_size}")

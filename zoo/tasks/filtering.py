@@ -21,6 +21,7 @@ from zoo.data.journal import alone
 from zoo.data.pairs import JsonlShard, Shard
 from zoo.data.shards import find_shards
 from zoo.errors import UsageError
+from zoo.media.file import expanded
 from zoo.models.build import Built, ModelSpec, device_of
 from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import IMAGE, TEXT
@@ -113,7 +114,7 @@ def filter_pairs(
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size is at least 1, got {batch_size}")
     _check_places(out, report, dry_run=dry_run)
-    target = None if out is None or dry_run else Path(out).expanduser()
+    target = None if out is None or dry_run else expanded(out)
     shards = find_shards(str(source), target)
     if report is not None and target is not None:
         refuse_report(Path(report), target, shards)

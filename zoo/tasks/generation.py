@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from zoo.data.arguments import Text, file_texts, holds_text, is_there, known_suffixes
+from zoo.data.lines import short_enough
 from zoo.decoding.beams import beam_answer
 from zoo.decoding.generation import Generated, Piece, stream
 from zoo.decoding.generation import generate as generate_ids
@@ -21,10 +23,9 @@ from zoo.models.build import Built, ModelSpec
 from zoo.models.composition import Composition
 from zoo.models.fusion.item import Item
 from zoo.models.provenance import Provenance, provenance_of
-from zoo.registry.modality import VIDEO
 from zoo.tasks.encoding import plugin_errors
 from zoo.tasks.language_model import LanguageModel, open_language_model
-from zoo.tasks.media_prompt import Part, modality_of
+from zoo.tasks.media_prompt import Part
 
 ROLES = ("system", "user", "assistant")
 
@@ -226,7 +227,10 @@ def _prompts(prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]]) ->
                 f"a prompt is a string, or a list of texts and media, prompt {number} is {type(prompt).__name__}; one prompt of several "
                 f"parts is a list in the list: [[picture, 'a text']]"
             )
-        files = [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str) and _is_medium(part)]
+        for part in [prompt] if isinstance(prompt, str) else prompt:
+            if isinstance(part, str):
+                short_enough(part, f"prompt {number}")
+        files = [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str) and _named_file(part)]
         if files:
             raise UsageError(
                 f"prompt {number} has the text {files[0]!r}, which names a file: give it as pathlib.Path({files[0]!r})"
@@ -237,14 +241,24 @@ def _prompts(prompts: str | Sequence[str | Sequence[Part | tuple[str, str]]]) ->
             raise UsageError(
                 f"the parts of prompt {number} are texts, paths, pictures or items of zoo.models.fusion.item, got {got}"
             )
-    return asked
+    return [_with_texts(prompt) for prompt in asked]
 
 
-def _is_medium(text: str) -> bool:
-    try:
-        return "\n" not in text and modality_of(Path(text)) not in (None, VIDEO) and Path(text).is_file()
-    except (OSError, ValueError):  # a name that no file can have
+def _named_file(text: str) -> bool:
+    """Whether a text among parts is the name of a file that is there, and nobody said that it is a text."""
+    if isinstance(text, Text) or Path(text).suffix.lower() not in known_suffixes():
         return False
+    return "\n" not in text and is_there(Path(text)) and Path(text).is_file()
+
+
+def _with_texts(prompt: Any) -> Any:
+    """A prompt with what its text files hold in their place. Raises UsageError for a table, which holds many."""
+    if isinstance(prompt, (str, tuple)) or not any(isinstance(part, Path) and holds_text(part) for part in prompt):
+        return prompt
+    parts: list[Any] = []
+    for part in prompt:
+        parts += file_texts(part) if isinstance(part, Path) and holds_text(part) else [part]
+    return parts if any(not isinstance(part, str) for part in parts) else "\n".join(parts)
 
 
 def _check_choices(choices: Sequence[str]) -> list[str]:

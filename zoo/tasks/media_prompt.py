@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from zoo.data.walk import listing
 from zoo.decoding.prompt import Prompt
 from zoo.errors import MediaError, UsageError
 from zoo.media.audio import Sound
@@ -182,7 +183,11 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
 
 
 def _frames(folder: Path) -> list[Path]:
-    frames = sorted((path for path in folder.iterdir() if path.suffix.lower() in suffixes_of(IMAGE)), key=_in_order)
+    there = listing(folder)
+    if there.problem:
+        raise MediaError(f"{folder}: {there.problem}")
+    files = (folder / name for name in there.files)
+    frames = sorted((path for path in files if path.suffix.lower() in suffixes_of(IMAGE)), key=_in_order)
     if not frames:
         raise MediaError(f"{folder} holds no images, so it is no film: expected files {', '.join(suffixes_of(IMAGE))}")
     if len(frames) > MOST_FRAMES:

@@ -7,9 +7,8 @@ than a clock can tell is not believed by its times.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo.data.inputs import printable
+from zoo.data.inputs import printable, say_links
+from zoo.data.walk import walk
 from zoo.errors import MediaError, PluginError
 from zoo.media.image import read_file
 from zoo.media.readers import open_media, read_as, suffixes_of
@@ -25,7 +25,7 @@ from zoo.models.build import Built
 from zoo.registry.modality import IMAGE
 from zoo.registry.plugin import describe
 from zoo.tasks.encoding import vectors_or_reasons
-from zoo.tasks.photo_index import FOLDER, Index, Seen, save_index
+from zoo.tasks.photo_index import Index, Seen, save_index
 from zoo.tasks.running import CPU_BATCH, DEVICE_BATCH, in_threads, progress_bar
 
 RACY_NS = 2_000_000_000  # two writes within one tick of a file system's clock (2 s on FAT) leave the same times
@@ -34,10 +34,13 @@ SAVE_EVERY_S = 30.0
 
 def update_index(
     index: Index, folder: Path, home: Path, built: Built, *, batch_size: int | None, device: str, progress: bool
-) -> int:
-    """Bring an index to what the folder holds now, saving it on the way; returns how many images were computed."""
+) -> tuple[int, list[tuple[str, str]]]:
+    """Bring an index to what the folder holds now, saving it on the way.
+
+    Returns how many images were computed, and (path, why) of each folder of it that could not be looked into.
+    """
     now_ns = time.time_ns()
-    there = dict(_scan(folder))
+    there, problems = _scan(folder)
     before = (len(index.rows), dict(index.files))
     todo = [name for name, seen in there.items() if read_as(name, IMAGE) or not _unchanged(index.files.get(name), seen)]
     changed = set(todo)
@@ -74,7 +77,7 @@ def update_index(
     finally:  # an interrupted first search of a large folder goes on where it was
         if before != (len(index.rows), index.files) or computed:
             save_index(index, home)
-    return computed
+    return computed, problems
 
 
 def paths_of(index: Index) -> dict[str, list[str]]:
@@ -95,20 +98,26 @@ def unreadable_files(index: Index, folder: Path) -> list[tuple[str, str]]:
     return complaints
 
 
-def _scan(folder: Path) -> Iterator[tuple[str, Seen]]:
-    """(path inside the folder, what its metadata says) of every image, sorted within each folder."""
+def _scan(folder: Path) -> tuple[dict[str, Seen], list[tuple[str, str]]]:
+    """What its metadata says of every image, by its path inside the folder; and (path, why) of what cannot be looked at."""
     suffixes = suffixes_of(IMAGE)
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name != FOLDER)
-        for name in sorted(names):
-            path = Path(parent, name)
-            if path.suffix.lower() in suffixes and path.is_file():
-                try:
-                    status = path.stat()
-                except OSError:  # it went away meanwhile
-                    continue
+    there: dict[str, Seen] = {}
+    problems: list[tuple[str, str]] = []
+    found = list(walk(folder))
+    say_links(folder, found)
+    for one in found:
+        problem = one.problem
+        if not problem and not one.linked and one.path.suffix.lower() in suffixes:
+            try:
+                status = one.path.stat()
+            except OSError as error:  # it went away meanwhile, or is a link to what is not there
+                problem = f"cannot be read ({error.strerror or error})"
+            else:
                 seen = Seen(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, None)
-                yield path.relative_to(folder).as_posix(), seen
+                there[one.path.relative_to(folder).as_posix()] = seen
+        if problem:
+            problems.append((printable(str(one.path)), problem))
+    return there, problems
 
 
 def _unchanged(old: Seen | None, new: Seen) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from zoo.data.inputs import printable, refuse_empty, require_folder, search_query
 from zoo.errors import MediaError, UsageError
+from zoo.media.file import expanded
 from zoo.models.build import Built, ModelSpec, device_of
 from zoo.models.provenance import Provenance, provenance_of
 from zoo.registry.modality import IMAGE, TEXT
@@ -65,7 +66,7 @@ def search(
     Raises UsageError for arguments that make no sense, MediaError when the query or every image is unreadable.
     """
     refuse_empty(folder, "a folder of images")
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if top < 1:
         raise UsageError(f"top is at least 1, got {top}")
     if batch_size is not None and batch_size < 1:
@@ -81,8 +82,11 @@ def search(
     home, note = index_home(folder, built)
     with locked(home):
         index, rebuilt = load_index(home, len(query_E))
-        computed = update_index(index, folder, home, built, batch_size=batch_size, device=device, progress=progress)
-    complaints = tuple(unreadable_files(index, folder))
+        computed, problems = update_index(
+            index, folder, home, built, batch_size=batch_size, device=device, progress=progress
+        )
+    files = unreadable_files(index, folder)
+    complaints = (*files, *problems)
     if not index.rows and complaints:
         path, why = complaints[0]
         raise MediaError(f"{folder}: none of its {len(index.files)} images can be read; {path}: {why}")
@@ -91,7 +95,7 @@ def search(
         query=label,
         query_modality=modality,
         index=home,
-        images=len(index.files) - len(complaints),
+        images=len(index.files) - len(files),
         computed=computed,
         unreadable=complaints,
         notes=tuple(text for text in (note, rebuilt) if text),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.data.arguments import file_texts
+from zoo.data.lines import MAX_TEXT_BYTES, TABLES, short_enough, table_rows
 from zoo.errors import MediaError, UsageError
 from zoo.models.build import Built, ModelSpec
 from zoo.models.composition import Composition
@@ -22,7 +23,7 @@ NOTHING = "N/A"
 
 
 def classify_texts(
-    texts: str | Sequence[str],
+    texts: str | Path | Sequence[str | Path],
     labels: Sequence[str] | None = None,
     *,
     shots: str | Path | Sequence[tuple[str, str]] | None = None,
@@ -33,8 +34,8 @@ def classify_texts(
 ) -> Classification:
     """Classify texts by the log-probability of each label after a prompt.
 
-    labels: two or more different names; those of the shots when None. shots: (text, label) pairs, or a `.jsonl` or `.csv` file
-        of them (see `read_shots`), put before each text in the order given.
+    texts: strings are texts, and paths are text files. labels: two or more different names; those of the shots when None.
+    shots: (text, label) pairs, or a table of them (see `read_shots`), put before each text in the order given.
     template: the prompt of one text, with `{text}`; the label follows after a blank.
     normalise: as for `zoo.score`; but "calibrated" compares with the same prompt for a text that says nothing, examples and
         all, so that no label wins by its place among them (Zhao et al. 2021, arXiv:2102.09690).
@@ -61,7 +62,7 @@ def classify_texts(
     results = []
     for text, choice in zip(items, choices, strict=True):
         if isinstance(choice, str):
-            results.append(Answer(text, None, None, {}, error=f"{' '.join(text.split())[:40]!r}: {choice}"))
+            results.append(Answer(text, None, None, {}, error=f"{' '.join(text[:200].split())[:40]!r}: {choice}"))
             continue
         best = dict(list(choice.scores.items())[:limit])
         results.append(Answer(text, choice.choice, choice.scores[choice.choice], best))
@@ -72,12 +73,13 @@ def classify_texts(
     )
 
 
-def _texts(texts: str | Sequence[str]) -> list[str]:
-    items = [texts] if isinstance(texts, str) else list(texts)
-    wrong = next((item for item in items if not isinstance(item, str)), None)
+def _texts(texts: str | Path | Sequence[str | Path]) -> list[str]:
+    items = [texts] if isinstance(texts, (str, Path)) else list(texts)
+    wrong = next((item for item in items if not isinstance(item, (str, Path))), None)
     if wrong is not None:
-        raise UsageError(f"a text is a string, got {wrong!r:.80}")
-    return items
+        raise UsageError(f"a text is a string, and a text file a path, got {wrong!r:.80}")
+    read = (file_texts(item) if isinstance(item, Path) else [item] for item in items)
+    return [text for texts_of_one in read for text in texts_of_one]
 
 
 def _examples(
@@ -88,7 +90,7 @@ def _examples(
     for example in examples:
         if len(example) != 2 or not all(isinstance(part, str) for part in example):
             raise UsageError(f"an example is a pair of two strings, text and label, got {example!r:.80}")
-    names = check_labels(labels) if labels is not None else sorted({label for _, label in examples})
+    names = check_labels(labels, capitals_count=True) if labels is not None else sorted({label for _, label in examples})
     if len(names) < 2:
         raise UsageError("texts need labels: name at least two, or give examples of two (--labels a,b or --shots FILE)")
     unknown = sorted({label for _, label in examples} - set(names))
@@ -101,6 +103,8 @@ def _choice(
     language: LanguageModel, prompt: str, names: Sequence[str], normalise: str, base: Choice | None
 ) -> Choice | str:
     """The choice for a prompt, or why there is none. base: log-probabilities after a prompt whose text says nothing."""
+    if len(prompt) > MAX_TEXT_BYTES:
+        return f"the text, with what stands around it, is longer than the limit of {MAX_TEXT_BYTES:,} characters"
     tokens, context = len(language.tokenizer.encode(prompt)), language.decoder.context
     longest = max(len(language.tokenizer.encode(joined(prompt, name))) for name in names)
     if tokens + longest > context:
@@ -125,37 +129,22 @@ def _check_room(language: LanguageModel, before: str, template: str, examples: S
 
 
 def read_shots(path: Path) -> list[tuple[str, str]]:
-    """(text, label) pairs of a `.jsonl` file of objects, or a `.csv` file with a header line; the names are `text` and `label`.
+    """(text, label) pairs of a table: `.jsonl`, `.csv` or `.tsv`, with the fields `text` and `label`.
 
     Raises UsageError for another ending or no such file, MediaError with the line for what cannot be read.
     """
-    if path.suffix.lower() not in (".jsonl", ".csv"):
+    if path.suffix.lower() not in TABLES:
         raise UsageError(f"--shots {path}: examples of texts are a .jsonl or .csv file with the fields text and label")
     if not path.is_file():
         raise UsageError(f"--shots {path}: there is no such file")
     pairs = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True) if path.suffix.lower() == ".csv" else map(_object, file)
-            for number, row in enumerate(rows, start=1):
-                if row is None:
-                    continue
-                text, label = row.get("text"), row.get("label")
-                if not isinstance(text, str) or not isinstance(label, str) or not label.strip():
-                    raise MediaError(f"{path}: example {number} must have the fields text and label, got {str(row)[:80]}")
-                pairs.append((text, label.strip()))
-    except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise MediaError(f"{path}: example {len(pairs) + 1} cannot be read ({error})") from error
+    for number, row in table_rows(path):
+        text, label = row.get("text"), row.get("label")
+        if not isinstance(text, str) or not isinstance(label, str) or not label.strip():
+            raise MediaError(
+                f"{path}:{number}: an example has the fields text and label, both texts, got {json.dumps(row, ensure_ascii=False)[:80]}"
+            )
+        pairs.append((short_enough(text, f"{path}:{number}: text"), label.strip()))
     if not pairs:
         raise MediaError(f"{path} holds no examples")
     return pairs
-
-
-def _object(line: str) -> dict[str, object] | None:
-    """One line of a `.jsonl` file; None for an empty one. Raises ValueError."""
-    if not line.strip():
-        return None
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, got {line.strip()[:40]}")  # noqa: TRY004 - the caller handles what json raises
-    return row

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.errors import UsageError
+from zoo.media.file import expanded
 
 # Of Hugging Face, newer and older, and of CTranslate2.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
@@ -12,7 +13,7 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
 
 def local_file(path: Path) -> Path:
     """The weight file that a person names by its path, or by the folder that holds it as hubs lay it out. Raises UsageError."""
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_file():
         return path
     if not path.is_dir():
