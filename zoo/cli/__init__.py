@@ -13,9 +13,10 @@ from importlib import import_module
 from typing import NoReturn
 
 from zoo import __version__
-from zoo.cli.output import add_output_options
+from zoo.cli.output import add_output_options, say
 from zoo.cli.plugin_commands import HELP, RUN, add_plugin_commands
 from zoo.errors import UsageError, ZooError
+from zoo.registry.terminal import message as terminal_message
 
 # command -> the module of this package that adds it, in the order of the help. Only that of the command asked for is imported.
 COMMANDS = {
@@ -54,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
     """One line on stderr for wrong usage, as for every other error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see: {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {terminal_message(message)} (see: {self.prog} --help)\n")
 
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -84,10 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ZooError as error:
         if debug:
             raise
-        print(f"zoo: {error}", file=sys.stderr)
+        say(f"zoo: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt as stop:
-        print("zoo: interrupted" + (f"; {stop}" if str(stop) else ""), file=sys.stderr)
+        say("zoo: interrupted" + (f"; {stop}" if str(stop) else ""), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        print(f"zoo: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr)
+        say(f"zoo: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr)
         return 1
     return code
 

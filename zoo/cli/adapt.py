@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.options import prepare_torch
-from zoo.cli.output import add_output_options, print_json
+from zoo.cli.output import add_output_options, print_json, say
 from zoo.errors import UsageError
 from zoo.registry.atomic_write import atomic_write
 
@@ -150,9 +150,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(document)
         return code
-    print(arguments.out)
+    say(arguments.out)
     first, last = document["held_out_loss_before"], document["held_out_loss"]
-    print(
+    say(
         f"zoo: {document['method']} on {arguments.model}: {trained.parameters:,} parameters ({trained.share:.3%}), {trained.fitted.steps} steps on "
         f"{trained.examples} examples in {trained.fitted.seconds:.0f} s"
         + (f"; held-out loss {first:.3f} -> {last:.3f} nats ({trained.held_out} examples)" if last is not None else "")
@@ -197,9 +197,9 @@ def _list(arguments: argparse.Namespace) -> int:
             return 0
         width = max((len(str(row["name"])) for row in rows), default=0)
         for row in rows:
-            print(f"{row['name']:{width}}  {row['summary']}")
+            say(f"{row['name']:{width}}  {row['summary']}")
         if not rows:
-            print("zoo: no method is installed: pip install modalzoo-adapters", file=sys.stderr)
+            say("zoo: no method is installed: pip install modalzoo-adapters", file=sys.stderr)
         return 0
     if arguments.path.is_dir():
         return _list_folder(arguments)
@@ -219,9 +219,9 @@ def _list(arguments: argparse.Namespace) -> int:
         )
         return 0
     weights = record.base.get("weights", record.base.get("vectors", "?"))[:12]
-    print(f"{record.method}, {count:,} numbers, for {record.base.get('model', 'a model')} with weights {weights}")
+    say(f"{record.method}, {count:,} numbers, for {record.base.get('model', 'a model')} with weights {weights}")
     for name, value in record.options.items():
-        print(f"  {name} = {value}")
+        say(f"  {name} = {value}")
     return 0
 
 
@@ -236,7 +236,7 @@ def _list_folder(arguments: argparse.Namespace) -> int:
             {"folder": str(arguments.path), "peft_type": config.get("peft_type"), "options": config, "parameters": count}
         )
         return 0
-    print(f"{config.get('peft_type')} of HF PEFT, {count:,} numbers, for {config.get('base_model_name_or_path')}")
+    say(f"{config.get('peft_type')} of HF PEFT, {count:,} numbers, for {config.get('base_model_name_or_path')}")
     for name in (
         "r",
         "lora_alpha",
@@ -247,7 +247,7 @@ def _list_folder(arguments: argparse.Namespace) -> int:
         "num_virtual_tokens",
     ):
         if config.get(name) is not None:
-            print(f"  {name} = {config[name]}")
+            say(f"  {name} = {config[name]}")
     return 0
 
 
@@ -275,8 +275,8 @@ def _merge(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"model": arguments.model, "file": str(arguments.out)})
         return 0
-    print(arguments.out)
-    print(f"zoo: use them with --model {arguments.model} --weights {arguments.out}", file=sys.stderr)
+    say(arguments.out)
+    say(f"zoo: use them with --model {arguments.model} --weights {arguments.out}", file=sys.stderr)
     return 0
 
 
@@ -286,5 +286,5 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"model": arguments.model, "folder": str(arguments.out)})
         return 0
-    print(arguments.out)
+    say(arguments.out)
     return 0

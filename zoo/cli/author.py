@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.options import DTYPES
-from zoo.cli.output import print_json, print_table
+from zoo.cli.output import print_json, print_table, say
 from zoo.cli.scaffold import CHOICES, new_plugin
 from zoo.errors import UsageError
 
@@ -54,8 +54,8 @@ def run_new(arguments: argparse.Namespace) -> int:
         print_json({"folder": str(folder), "files": [str(file) for file in files]})
     else:
         for file in files:
-            print(file)
-        print(f"Next: zoo install -e {folder}, then zoo check {arguments.name}", file=sys.stderr)
+            say(file)
+        say(f"Next: zoo install -e {folder}, then zoo check {arguments.name}", file=sys.stderr)
     return 0
 
 
@@ -77,7 +77,7 @@ def _warn_of_namesakes(name: str) -> None:
             version = f" {metadata.version(distribution)}"
         except Exception:  # noqa: BLE001 - damaged metadata may fail in any way, and has no version worth a word
             version = ""
-        print(f"zoo: warning: plugin {name!r} is installed already ({distribution}{version}): {outcome}", file=sys.stderr)
+        say(f"zoo: warning: plugin {name!r} is installed already ({distribution}{version}): {outcome}", file=sys.stderr)
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -141,18 +141,18 @@ def run_lock(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json({"file": str(arguments.file), "plugins": len(registry.plugins)})
         else:
-            print(f"{arguments.file}: {len(registry.plugins)} plugins")
+            say(f"{arguments.file}: {len(registry.plugins)} plugins")
         return 0
     found = differences(registry, arguments.file)
     if arguments.json:
         print_json({"file": str(arguments.file), "differences": found})
     else:
-        print("\n".join(found) or f"{arguments.file}: nothing differs")
+        say("\n".join(found) or f"{arguments.file}: nothing differs")
     return 1 if found else 0
 
 
 def _progress(name: str) -> None:
-    print(f"checking {name} ...", file=sys.stderr)
+    say(f"checking {name} ...", file=sys.stderr)
 
 
 def _print_report(report: Any) -> None:
@@ -160,12 +160,12 @@ def _print_report(report: Any) -> None:
         counts = [
             f"{sum(result.status == status for result in results)} {status}" for status in ("passed", "failed", "skipped")
         ]
-        print(f"{name}: {', '.join(count for count in counts if not count.startswith('0 '))}")
+        say(f"{name}: {', '.join(count for count in counts if not count.startswith('0 '))}")
         for result in results:
             if result.status != "passed":
-                print(f"  {result.status:<8}{result.check}: {result.message}")
+                say(f"  {result.status:<8}{result.check}: {result.message}")
     verdict = "passed" if report.passed else "FAILED"
-    print(f"{report.distribution} {report.version}, files sha256 {str(report.files_sha256)[:16]}: {verdict}")
+    say(f"{report.distribution} {report.version}, files sha256 {str(report.files_sha256)[:16]}: {verdict}")
 
 
 def _list_checks(*, as_json: bool) -> int:

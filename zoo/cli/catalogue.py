@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoo.cli.output import human_bytes, human_count, print_json, print_table, without_none
+from zoo.cli.output import human_bytes, human_count, print_json, print_table, say, without_none
 from zoo.errors import PluginError, ResolutionError, UnknownNameError
 from zoo.registry.card import KINDS, Card, Weights
 from zoo.registry.lookup import Found, Registry, default_registry
@@ -50,7 +50,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         raise _no_match(arguments, registry)
     elsewhere = _ways_to_members(arguments, registry, listed={family.provider.plugin for family in families})
     if elsewhere and (cards or families):
-        print(
+        say(
             f"zoo: the members of families are listed with their plugin's name, and are not among these: {', '.join(elsewhere)}",
             file=sys.stderr,
         )
@@ -160,7 +160,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     fields |= {"licence": fields["licence"] or "unknown", "code_sha256": code}
     for key, value in fields.items():
         if key != "weights" and value not in (None, "", [], {}):
-            print(f"{key:<16}{_words(value)}")
+            say(f"{key:<16}{_words(value)}")
     # A name that is the card's own asks for all of it; one with a tag for those weights.
     tagged = chosen is not None and arguments.name.rpartition(":")[2] not in (
         found.card.name,
@@ -171,19 +171,19 @@ def run_show(arguments: argparse.Namespace) -> int:
         _print_row(f"weights {'*' if row is chosen else ' '} {row.tag}", found.card, row)
     others = [row.tag for row in found.card.weights if row not in rows_shown]
     if others:
-        print(f"other weights: {', '.join(others)} (zoo show {found.card.name} shows all)")
+        say(f"other weights: {', '.join(others)} (zoo show {found.card.name} shows all)")
     for role, name, part, error in parts:
         if part is None:
-            print(f"part {role}: {name}: {error}")
+            say(f"part {role}: {name}: {error}")
         elif part.weights is None:
-            print(f"part {role}: {part.name}  no weights of its own")
+            say(f"part {role}: {part.name}  no weights of its own")
         else:
             _print_row(f"part {role}: {part.name}", part.card, part.weights)
     return 0
 
 
 def _print_row(title: str, card: Card, row: Weights) -> None:
-    print(f"{title}  {human_bytes(row.size_bytes)}  {row.licence or card.licence or 'licence unknown'}")
+    say(f"{title}  {human_bytes(row.size_bytes)}  {row.licence or card.licence or 'licence unknown'}")
     details = {
         "score scale": row.score_scale,
         "classes": row.classes,
@@ -193,11 +193,11 @@ def _print_row(title: str, card: Card, row: Weights) -> None:
     }
     for name, value in details.items():
         if value not in (None, "", {}):
-            print(f"    {name}  {_words(value)}")
+            say(f"    {name}  {_words(value)}")
     for file in row.files:
-        print(f"    {file.role}  sha256 {file.sha256 or 'not pinned by its publisher'}")
+        say(f"    {file.role}  sha256 {file.sha256 or 'not pinned by its publisher'}")
         for source in file.sources:
-            print(f"      {source if isinstance(source, str) else ' + '.join(source)}")
+            say(f"      {source if isinstance(source, str) else ' + '.join(source)}")
 
 
 def _parts(card: Card, registry: Registry, above: str = "") -> Iterator[tuple[str, str, Found | None, str | None]]:

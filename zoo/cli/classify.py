@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.options import KERNELS, add_column_argument, add_model_arguments, check_column, check_weights, model_for
-from zoo.cli.output import about_model, print_json, read_stdin_lines, separated, spell_model, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, read_stdin_lines, say, separated, spell_model, warn_of_random_weights
 from zoo.data.lines import TABLES
 from zoo.data.walk import is_file
 from zoo.errors import UsageError
 from zoo.media.file import expanded
+from zoo.registry.terminal import on_one_line
 
 LINE = 60  # characters of a text that stand before its answer
 SHOWN = 3  # labels on a line, where nobody says how many
@@ -220,17 +221,18 @@ def document(outcome: Any, files: Sequence[str | None] = ()) -> dict[str, Any]:
 
 def print_answers(outcome: Any, *, shown: int) -> None:
     """One line an image: the best label, its probability, and those that follow, `shown` in all."""
-    width = max(len(answer.input) for answer in outcome.results)
-    for answer in outcome.results:
+    inputs = [on_one_line(answer.input) for answer in outcome.results]
+    width = max(map(len, inputs))
+    for answer, shown_input in zip(outcome.results, inputs, strict=True):
         if answer.error:
-            print(f"zoo: {answer.error}", file=sys.stderr)
+            say(f"zoo: {answer.error}", file=sys.stderr)
             continue
         best, *others = answer.scores.items()
-        rest = ", ".join(f"{label} {score:.0%}" for label, score in others[: shown - 1])
-        print(f"{answer.input:<{width}}  {best[0]}  {best[1]:.0%}" + (f"   ({rest})" if rest else ""))
+        rest = ", ".join(f"{on_one_line(label)} {score:.0%}" for label, score in others[: shown - 1])
+        say(f"{shown_input:<{width}}  {on_one_line(best[0])}  {best[1]:.0%}" + (f"   ({rest})" if rest else ""))
     loo = (
         ""
         if outcome.loo_accuracy is None
         else f", leave-one-out {outcome.loo_accuracy:.0%} (of the examples, each asked of a probe fitted without it)"
     )
-    print(f"{spell_model(outcome.provenance)}, {outcome.method}{loo}", file=sys.stderr)
+    say(f"{spell_model(outcome.provenance)}, {outcome.method}{loo}", file=sys.stderr)

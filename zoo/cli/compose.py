@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.output import print_json
+from zoo.cli.output import print_json, say
 from zoo.errors import UsageError
 
 FIELDS = ("fusion", "every", "adjacent", "gate")  # of every sense
@@ -73,14 +73,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.out is not None:
         save(composition, arguments.out)
-        print(
+        say(
             f"zoo: {arguments.out} holds the recipe and what is to be trained; until then its answers mean nothing",
             file=sys.stderr,
         )
     if arguments.json:
         print_json(document(composition))
         return 0
-    print(describe_composition(composition))
+    say(describe_composition(composition))
     return 0
 
 

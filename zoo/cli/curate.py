@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.options import add_model_arguments, check_weights, model_for
-from zoo.cli.output import about_model, print_json, print_table, spell_model, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, print_table, say, spell_model, warn_of_random_weights
 from zoo.media.file import expanded
 
 
@@ -56,10 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     warn_of_random_weights(outcome.provenance)
     for note in outcome.notes:
-        print(f"zoo: {note}", file=sys.stderr)
+        say(f"zoo: {note}", file=sys.stderr)
     failed = [shard for shard in outcome.shards if shard.error]
     for shard in failed:
-        print(f"zoo: {shard.error}", file=sys.stderr)
+        say(f"zoo: {shard.error}", file=sys.stderr)
     if arguments.json:
         print_json(document(outcome))
     elif outcome.quantiles is not None:
@@ -108,7 +108,7 @@ def print_shards(outcome: Any) -> None:
     rows = [[shard.out or shard.source, shard.state, shard.kept, shard.samples] for shard in outcome.shards]
     print_table(["OUT", "STATE", "KEPT", "OF"], rows)
     _print_counts(outcome)
-    print(f"zoo: every dropped pair: {outcome.report}", file=sys.stderr)
+    say(f"zoo: every dropped pair: {outcome.report}", file=sys.stderr)
 
 
 def _print_counts(outcome: Any) -> None:
@@ -123,4 +123,4 @@ def _print_counts(outcome: Any) -> None:
         words += ["--threshold X says how many would stay"]
     else:
         words += [f"{counts['kept']} would stay"] + ([f"would be dropped {reasons}"] if reasons else [])
-    print(f"{spell_model(outcome.provenance)}{rule}: {', '.join(words)}", file=sys.stderr)
+    say(f"{spell_model(outcome.provenance)}{rule}: {', '.join(words)}", file=sys.stderr)

@@ -17,7 +17,7 @@ from zoo.cli.options import (
     model_spec,
     text_option,
 )
-from zoo.cli.output import about_model, print_json, read_stdin, separated, spell_model, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, read_stdin, say, separated, spell_model, warn_of_random_weights
 from zoo.data.lines import TABLES
 from zoo.data.walk import is_folder
 from zoo.errors import UsageError
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         check_explanation(language, prompt, Path(arguments.explain))
     if arguments.explain is not None:
-        print(
+        say(
             f"zoo: the prompt is {language.write(prompt, chat=arguments.chat, system=arguments.system).text!r}",
             file=sys.stderr,
         )
@@ -131,8 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for number, result in enumerate(outcome.results, start=1):
         if arguments.samples != 1:
-            print(f"--- {number}")
-        print(result.text if choices is None else _shares(result))
+            say(f"--- {number}")
+        say(result.text if choices is None else _shares(result))
         _say_finish(getattr(result, "finish", None), arguments)
     _say_model(outcome.provenance)
     return 0
@@ -311,10 +311,10 @@ def _stream(prompt: Any, language: Any, sampling: Any, arguments: argparse.Names
     finish = None
     try:
         for piece in pieces:
-            print(piece.text, end="", flush=True)
+            say(piece.text, end="", flush=True)
             finish = piece.finish
     finally:
-        print(flush=True)
+        say(flush=True)
     _say_finish(finish, arguments)
     provenance = provenance_of(language.built, kernel=language.kernel)
     warn_of_random_weights(provenance)
@@ -331,10 +331,10 @@ def _shares(result: Any) -> str:
 def _say_finish(finish: str | None, arguments: argparse.Namespace) -> None:
     """On stderr, that an answer was cut."""
     if finish == "length" and arguments.max_tokens is None:
-        print(f"zoo: the answer was cut after {MAX_TOKENS} tokens (--max-tokens)", file=sys.stderr)
+        say(f"zoo: the answer was cut after {MAX_TOKENS} tokens (--max-tokens)", file=sys.stderr)
     elif finish == "context":
-        print("zoo: the answer was cut where the model's context was full", file=sys.stderr)
+        say("zoo: the answer was cut where the model's context was full", file=sys.stderr)
 
 
 def _say_model(provenance: Any) -> None:
-    print(f"{spell_model(provenance)}, {provenance.kernel}", file=sys.stderr)
+    say(f"{spell_model(provenance)}, {provenance.kernel}", file=sys.stderr)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
-from zoo.cli.output import print_json, print_table
+from zoo.cli.output import print_json, print_table, say
 from zoo.errors import PluginError, UsageError
 from zoo.registry.lookup import USABLE, Registry, default_registry
 from zoo.registry.plugin import Plugin
@@ -89,13 +89,13 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         return code
     for name, value in facts.items():
         words = ", ".join(f"{key} {item}" for key, item in value.items() if item) if isinstance(value, dict) else value
-        print(f"{name:<14}{', '.join(words) if isinstance(words, list) else words}")
-    print()
+        say(f"{name:<14}{', '.join(words) if isinstance(words, list) else words}")
+    say()
     report(plugins, as_json=False, show_traceback=False)
     if arguments.timing:
-        print()
+        say()
         _print_costs(costs)
-    print(f"\n{summary(plugins)}")
+    say(f"\n{summary(plugins)}")
     return code
 
 
@@ -111,7 +111,7 @@ def _print_costs(costs: Mapping[str, Any]) -> None:
     print_table(["DISTRIBUTION", "TO LIST", "TO IMPORT", "MEMORY"], rows)
     bases = [found for found in costs.values() if found is not None]
     if bases:
-        print(f"That is on top of torch, which takes {bases[0].torch_ms:.0f} ms and {bases[0].torch_mb:.0f} MB once.")
+        say(f"That is on top of torch, which takes {bases[0].torch_ms:.0f} ms and {bases[0].torch_mb:.0f} MB once.")
 
 
 def run_disable(arguments: argparse.Namespace) -> int:
@@ -266,12 +266,12 @@ def report(plugins: list[Plugin], *, as_json: bool, show_traceback: bool) -> Non
     print_table(["PLUGIN", "DISTRIBUTION", "STATE", "CARDS", "CHECKED", ""], rows)
     for plugin in plugins:
         for note in plugin.notes:
-            print(f"\n{plugin.name}: {note}")
+            say(f"\n{plugin.name}: {note}")
         if plugin.state != "ok":
-            print(f"\n{plugin.name} ({plugin.distribution} {plugin.version}) is {plugin.state}: {plugin.error}")
-            print(f"  cure: {plugin.cure}")
+            say(f"\n{plugin.name} ({plugin.distribution} {plugin.version}) is {plugin.state}: {plugin.error}")
+            say(f"  cure: {plugin.cure}")
             if show_traceback and plugin.traceback:
-                print(plugin.traceback)
+                say(plugin.traceback)
 
 
 def _checked(plugin: Plugin) -> str:
@@ -319,7 +319,7 @@ def _done(arguments: argparse.Namespace, fields: dict[str, str]) -> None:
     if arguments.json:
         print_json(fields)
     else:
-        print(", ".join(f"{key} {value}" for key, value in fields.items()))
+        say(", ".join(f"{key} {value}" for key, value in fields.items()))
 
 
 def _warn_unknown_names(plugins: list[Plugin]) -> None:
@@ -328,7 +328,7 @@ def _warn_unknown_names(plugins: list[Plugin]) -> None:
     known = {name for plugin in plugins for name in (plugin.name, plugin.distribution)}
     for name in (*settings.disabled, *(settings.only or ())):
         if name not in known:
-            print(f"zoo: warning: {name!r} is disabled or allowed but not installed; {_near(name, known)}", file=sys.stderr)
+            say(f"zoo: warning: {name!r} is disabled or allowed but not installed; {_near(name, known)}", file=sys.stderr)
 
 
 def _near(name: str, known: set[str]) -> str:

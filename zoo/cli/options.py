@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.cli.output import say
 from zoo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def load_adapter(model: Any, arguments: argparse.Namespace) -> None:
         adapters = adapters_of(model)
         adapter = adapters.load(path, name=path.stem, other_base=arguments.other_base)
         provider = adapters.registry.find(adapter.method).card.provider
-        print(
+        say(
             f"zoo: under {path} ({adapter.method}, {provider.distribution} {provider.version}, {adapter.key[:12]})",
             file=sys.stderr,
         )

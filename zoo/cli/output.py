@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from zoo.errors import UsageError
+from zoo.registry.terminal import UNSAFE, clean, message, on_one_line
 
 STDIN = "standard input"
 
@@ -22,17 +23,24 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
 
 
+def say(*values: object, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
+    """`print` for people: what would command a terminal is shown and not obeyed. On stderr, more lines than one are set in."""
+    text = " ".join(map(str, values))
+    print(message(text) if file is sys.stderr else clean(text), file=file, end=end, flush=flush)
+
+
 def print_json(document: object) -> None:
-    """One JSON document on stdout; text stays as it is, whatever the script."""
-    print(json.dumps(document, ensure_ascii=False, indent=2))
+    """One JSON document on stdout; text stays as it is, whatever the script, and its controls are escaped as JSON has them."""
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    print(UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns padded to their widest cell."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    cells = [[on_one_line(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def about_model(provenance: Provenance) -> dict[str, Any]:
@@ -52,7 +60,7 @@ def spell_model(provenance: Provenance) -> str:
 def warn_of_random_weights(provenance: Provenance) -> None:
     """One line on stderr where an answer means nothing, in the text and beside the document."""
     if provenance.random_weights:
-        print(f"zoo: {provenance.model} has random weights: what it answers means nothing", file=sys.stderr)
+        say(f"zoo: {provenance.model} has random weights: what it answers means nothing", file=sys.stderr)
 
 
 def separated(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.output import add_output_options
+from zoo.cli.output import add_output_options, say
 from zoo.errors import PluginError, ZooError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_plugin_commands(commands: Any, arguments: Sequence[str]) -> None:
     except ZooError as error:
         if asked not in HELP:
             raise
-        print(f"zoo: commands of plugins are left out: {error}", file=sys.stderr)
+        say(f"zoo: commands of plugins are left out: {error}", file=sys.stderr)
         return
     rows = _rows(registry, commands.choices)
     for name, owners in rows.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.options import add_column_argument, add_model_arguments, check_column, check_weights, model_for
-from zoo.cli.output import about_model, counted, print_json, print_table, spell_model, warn_of_random_weights
+from zoo.cli.output import about_model, counted, print_json, print_table, say, spell_model, warn_of_random_weights
 from zoo.data.lines import TABLES
 from zoo.errors import UsageError
 from zoo.media.file import expanded
@@ -77,7 +77,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
     # Before the work: a mistyped folder has become a text, and this is where it shows.
     taken = Counter(source.modality for source in sources)
     sounds = f", {counted(taken[AUDIO], 'sound')}" if taken[AUDIO] else ""
-    print(f"zoo: {counted(taken[TEXT], 'text')}, {counted(taken[IMAGE], 'image')}{sounds}", file=sys.stderr)
+    say(f"zoo: {counted(taken[TEXT], 'text')}, {counted(taken[IMAGE], 'image')}{sounds}", file=sys.stderr)
     from zoo.tasks.embedding import embed
 
     outcome = embed(
@@ -92,16 +92,16 @@ def run_embed(arguments: argparse.Namespace) -> int:
     warn_of_random_weights(outcome.provenance)
     failed = [result for result in outcome.results if result.error]
     for result in failed:
-        print(f"zoo: {result.error}", file=sys.stderr)
+        say(f"zoo: {result.error}", file=sys.stderr)
     if arguments.json:
         print_json(embedding_document(outcome))
     elif not outcome.shape[0]:
-        print(f"zoo: none of {len(outcome.results)} items can be read: nothing was written", file=sys.stderr)
+        say(f"zoo: none of {len(outcome.results)} items can be read: nothing was written", file=sys.stderr)
     else:
         state = "is up to date" if outcome.up_to_date else f"{outcome.computed} computed now"
         vectors = counted(outcome.shape[0], f"{'unit ' if outcome.normalised else ''}vector")
-        print(f"{outcome.file}  {vectors} of width {outcome.shape[1]}  {state}")
-        print(spell_model(outcome.provenance), file=sys.stderr)
+        say(f"{outcome.file}  {vectors} of width {outcome.shape[1]}  {state}")
+        say(spell_model(outcome.provenance), file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -142,9 +142,9 @@ def run_search(arguments: argparse.Namespace) -> int:
     )
     warn_of_random_weights(outcome.provenance)
     for note in outcome.notes:
-        print(f"zoo: {note}", file=sys.stderr)
+        say(f"zoo: {note}", file=sys.stderr)
     for path, error in outcome.unreadable:
-        print(f"zoo: {path}: {error}", file=sys.stderr)
+        say(f"zoo: {path}: {error}", file=sys.stderr)
     code = 1 if outcome.unreadable else 0  # a part of it failed; the others are answered all the same
     if arguments.json:
         print_json(
@@ -161,7 +161,7 @@ def run_search(arguments: argparse.Namespace) -> int:
         )
         return code
     print_table(["SCORE", "IMAGE"], [[f"{hit.score:.3f}", hit.path] for hit in outcome.results])
-    print(
+    say(
         f"{spell_model(outcome.provenance)}, {outcome.images} images, {outcome.computed} computed now",
         file=sys.stderr,
     )

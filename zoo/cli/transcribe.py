@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.options import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
-from zoo.cli.output import about_model, print_json, spell_model, warn_of_random_weights
+from zoo.cli.output import about_model, print_json, say, spell_model, warn_of_random_weights
 from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
 from zoo.errors import UsageError
 from zoo.models.transcript import MAX_DURATION_S
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     targets = {} if arguments.out is None else transcript_files(arguments.out, files, format_)
     there = finished(targets, single=not several, overwrite=arguments.overwrite)
     for file in there:
-        print(f"zoo: {targets[file]} is there already, and left as it is (--overwrite writes it anew)", file=sys.stderr)
+        say(f"zoo: {targets[file]} is there already, and left as it is (--overwrite writes it anew)", file=sys.stderr)
     files = [file for file in files if file not in there]
     if not files:
         return 0
@@ -139,7 +139,7 @@ def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[
         )
         result = outcome.results[0]
         if result.error:
-            print(f"zoo: {result.error}", file=sys.stderr)
+            say(f"zoo: {result.error}", file=sys.stderr)
         elif target is None and format_ != "json" and not streamed and not arguments.json:
             _print_result(result, format_, len(files))
         documents.append(_document(outcome))
@@ -150,7 +150,7 @@ def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[
     note = f"; {outcome.note}" if outcome.note else ""
     language = f", {result.language}" if len(files) == 1 and result.language else ""
     about = f"{spell_model(outcome.provenance)}, {outcome.provenance.kernel}{language}{note}"
-    print(about, file=sys.stderr)
+    say(about, file=sys.stderr)
     return 1 if any("error" in entry for entry in merged["results"]) else 0
 
 
@@ -186,7 +186,7 @@ def _write(target: Path, format_: str, outcome: Any) -> None:
         return
     as_json = json.dumps(_document(outcome), ensure_ascii=False, indent=2) + "\n"
     write_transcript(target, as_json if format_ == "json" else _formatted(result, format_))
-    print(f"{target}", file=sys.stderr)
+    say(f"{target}", file=sys.stderr)
 
 
 def _formatted(result: Any, format_: str) -> str:
@@ -198,14 +198,14 @@ def _formatted(result: Any, format_: str) -> str:
 def _print_window(_: str, window: Any) -> None:
     from zoo.data.subtitles import plain
 
-    print(plain(window.segments), end="", flush=True)
+    say(plain(window.segments), end="", flush=True)
 
 
 def _print_result(result: Any, format_: str, count: int) -> None:
     if count > 1 and format_ == "txt":
-        print(f"{result.input}: {result.text}")
+        say(f"{result.input}: {result.text}")
         return
-    print(_formatted(result, format_), end="")
+    say(_formatted(result, format_), end="")
 
 
 def _document(outcome: Any) -> dict[str, Any]:

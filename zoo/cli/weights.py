@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.output import counted, human_bytes, print_json, print_table
+from zoo.cli.output import counted, human_bytes, print_json, print_table, say
 from zoo.errors import PluginError, ResolutionError, UsageError, ZooError
 from zoo.registry.lookup import Registry, default_registry
 from zoo.registry.plugin import describe
@@ -53,7 +53,7 @@ def run_fetch(arguments: argparse.Namespace) -> int:
     if files or not failures:
         _print_files(list(files.values()), json=arguments.json)
     for failure in failures[:-1]:
-        print(f"zoo: {failure}", file=sys.stderr)
+        say(f"zoo: {failure}", file=sys.stderr)
     if failures:
         raise failures[-1]
     return 0
@@ -72,7 +72,7 @@ def _defaults(registry: Registry) -> list[str]:
             names.append(registry.default(task))
         except (UsageError, PluginError, ResolutionError) as error:
             reason = str(error) if task in registry.settings.defaults else "; ".join(claims[task])
-            print(f"zoo: nothing to fetch for {task!r}: {reason}", file=sys.stderr)
+            say(f"zoo: nothing to fetch for {task!r}: {reason}", file=sys.stderr)
     return names
 
 
@@ -111,7 +111,7 @@ def run_cache(arguments: argparse.Namespace) -> int:
     freed = prune(default_registry(), force=arguments.force) if arguments.prune else 0
     pins, complaints = read_pins()
     for complaint in complaints:
-        print(f"zoo: {complaint}", file=sys.stderr)
+        say(f"zoo: {complaint}", file=sys.stderr)
     owners: dict[str, list[str]] = {
         sha256: [f"{model or 'unnamed'} (pinned at first download)"] for sha256, model in pins.items()
     }
@@ -140,13 +140,13 @@ def run_cache(arguments: argparse.Namespace) -> int:
     table += [[name[:16], human_bytes(size), "wheel, kept until its files are out"] for name, size in wheels]
     print_table(["SHA256", "BYTES", "USED BY"], table)
     listed = [*(size for _, size, _ in blobs), *(size for _, size, _ in derived), *(size for _, size in wheels)]
-    print(f"{counted(len(listed), 'file')}, {human_bytes(sum(listed))} in {cache_dir()}")
-    print(f"{len(blobs)} weights, {human_bytes(sum(size for _, size, _ in blobs))} in {blobs_dir()}")
+    say(f"{counted(len(listed), 'file')}, {human_bytes(sum(listed))} in {cache_dir()}")
+    say(f"{len(blobs)} weights, {human_bytes(sum(size for _, size, _ in blobs))} in {blobs_dir()}")
     for what, sizes in (("derived", [size for _, size, _ in derived]), ("wheels", [size for _, size in wheels])):
         if sizes:
-            print(f"{len(sizes)} {what}, {human_bytes(sum(sizes))} in {cache_dir() / what}")
+            say(f"{len(sizes)} {what}, {human_bytes(sum(sizes))} in {cache_dir() / what}")
     if arguments.unpin:
-        print(f"{arguments.unpin}: {', '.join(unpinned) or 'nothing'} unpinned")
+        say(f"{arguments.unpin}: {', '.join(unpinned) or 'nothing'} unpinned")
     if arguments.prune:
-        print(f"pruned {human_bytes(freed)}")
+        say(f"pruned {human_bytes(freed)}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from zoo.media.audio import Sound
 from zoo.media.file import expanded
 from zoo.media.image import MAX_PIXELS
 from zoo.media.readers import open_media, suffixes_of
+from zoo.registry.activation import warn
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
 
 LONGEST_PATTERN = 512  # characters between two slashes; a name has 255 at most
@@ -291,14 +291,11 @@ def _say_left_out(folder: Path, there: Sequence[Found], modality: str) -> None:
         for found in there
         if not found.problem and not found.linked and found.path.suffix.lower() not in suffixes
     )
-    warn = logging.getLogger("zoo").warning
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
         more = ", ..." if len(others) > 5 else ""
-        warn(
-            "%s: %d %s left out, no %s by the suffix (%s%s)",
-            printable(str(folder)), others.total(), "file" if others.total() == 1 else "files", modality, printable(kinds), more,
-        )  # fmt: skip
+        files = "file" if others.total() == 1 else "files"
+        warn(f"{folder}: {others.total()} {files} left out, no {modality} by the suffix ({kinds}{more})")
     say_links(folder, there)
 
 
@@ -306,7 +303,5 @@ def say_links(folder: Path, there: Iterable[Found]) -> None:
     """A warning that counts the links to folders in a folder: they are not followed."""
     links = [found.path for found in there if found.linked]
     if links:
-        logging.getLogger("zoo").warning(
-            "%s: %d %s not followed (%s): name the folder itself",
-            printable(str(folder)), len(links), "link to a folder is" if len(links) == 1 else "links to folders are", printable(str(links[0])),
-        )  # fmt: skip
+        are = "link to a folder is" if len(links) == 1 else "links to folders are"
+        warn(f"{folder}: {len(links)} {are} not followed ({links[0]}): name the folder itself")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zoo.errors import PluginError, ZooError
 from zoo.registry.plugin import Plugin, broken, describe, failed, missing_module, one_line, replace_it
 from zoo.registry.records import attempt, drop_record, ended_the_interpreter, read_record, write_record
+from zoo.registry.terminal import message as terminal_message
 
 if TYPE_CHECKING:
     import pluggy
@@ -214,7 +215,7 @@ def warn(message: object) -> None:
     """Something is not as it should be and the work goes on: one line through the logger `zoo`."""
     import logging  # listings that have nothing to say do not pay for it
 
-    logging.getLogger("zoo").warning("%s", message)
+    logging.getLogger("zoo").warning("%s", terminal_message(str(message)))
 
 
 def _ended(plugin: Plugin, error: str, outcome: child.Outcome, timeout_s: float) -> Plugin:

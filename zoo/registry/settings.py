@@ -22,6 +22,7 @@ import platformdirs
 
 from zoo.errors import ManifestError
 from zoo.registry.atomic_write import write_text
+from zoo.registry.terminal import message as terminal_message
 
 APPLICATION = "modalzoo"
 KEYS = ("disabled", "only", "pins", "defaults")
@@ -143,7 +144,7 @@ def _warn_once(message: str) -> None:
     """Settings are read more than once in a process; the same mistake is said once."""
     import logging  # listings that have nothing to say do not pay for it
 
-    logging.getLogger("zoo").warning("%s", message)
+    logging.getLogger("zoo").warning("%s", terminal_message(message))
 
 
 def _split(value: str) -> tuple[str, ...]:
