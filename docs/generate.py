@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import reference
+import reliability
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -233,7 +234,7 @@ def filled(text: str, old: str, *, run_models: bool) -> tuple[str, list[str]]:
 
 def whole_pages(*, check: bool) -> list[str]:
     """Write the pages that are all generated and remove those that no longer are; returns what was not as it should be."""
-    fresh = reference.pages()
+    fresh = reference.pages() | {reliability.PAGE: reliability.page()}
     complaints = []
     for folder in reference.FOLDERS:
         for path in sorted((ROOT / folder).glob("*.md")):
