@@ -2,12 +2,17 @@
 
 import errno
 import os
+import stat
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from zoo.registry.atomic_write import atomic_write, write_bytes, write_text
+from zoo.registry import atomic_write as module
+from zoo.registry.atomic_write import atomic_folder, atomic_write, open_own, write_bytes, write_text
 
 
 def test_old_or_new_and_nothing_beside_it(tmp_path):
@@ -55,11 +60,129 @@ def test_threads_have_names_of_their_own_and_links_are_not_written_through(tmp_p
     for thread in threads:
         thread.join()
     assert (len(set(names)), target.read_text()) == (2, "x")
-    link = tmp_path / "own.new"
-    link.symlink_to(precious)
-    with atomic_write(target, temporary=link) as temporary:
-        temporary.write_text("y")
-    assert (precious.read_text(), target.read_text(), target.is_symlink(), link.exists()) == ("thesis", "y", False, False)
+    guessed = tmp_path / f"{target.name[:200]}.part"
+    for plant in (guessed.symlink_to, guessed.hardlink_to):
+        plant(precious)
+        with open_own(guessed) as file:
+            file.write(b"y")
+        assert (precious.read_text(), guessed.read_text(), guessed.is_symlink()) == ("thesis", "y", False)
+        with open_own(guessed, keep=True) as file:
+            file.write(b"z")
+        assert guessed.read_text() == "yz"
+        guessed.unlink()
+
+
+def test_the_name_on_the_way_can_neither_be_guessed_nor_taken(tmp_path, monkeypatch):
+    """A link under that very name, had somebody guessed it, is refused and not written through."""
+    precious = tmp_path / "precious"
+    precious.write_text("thesis")
+    monkeypatch.setattr(module.secrets, "token_hex", lambda _: "0" * 16)
+    with atomic_write(tmp_path / "a") as temporary:
+        taken = temporary.name
+    (tmp_path / taken).symlink_to(precious)
+    with pytest.raises(FileExistsError):
+        write_text(tmp_path / "a", "new")
+    assert precious.read_text() == "thesis"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o440])
+def test_the_old_mode_stays_and_a_library_that_makes_its_own_file_changes_none(tmp_path, mode):
+    target = tmp_path / "a.safetensors"
+    previous = os.umask(0o027)
+    try:
+        with atomic_write(target) as temporary:
+            save_file({"a": torch.zeros(1)}, temporary)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o640
+        target.chmod(mode)
+        with atomic_write(target) as temporary:
+            save_file({"a": torch.ones(1)}, temporary)
+    finally:
+        os.umask(previous)
+    assert (stat.S_IMODE(target.stat().st_mode), load_file(target)["a"].item()) == (mode, 1)
+
+
+def test_a_link_of_ones_own_stays_one_and_anothers_is_replaced(tmp_path, monkeypatch):
+    kept, link = tmp_path / "dotfiles" / "zoo.lock", tmp_path / "zoo.lock"
+    kept.parent.mkdir()
+    kept.write_text("old")
+    link.symlink_to(kept)
+    write_text(link, "new")
+    assert (kept.read_text(), link.is_symlink()) == ("new", True)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    monkeypatch.setattr(module, "SYSTEM", -1)
+    write_text(link, "newer")
+    assert (kept.read_text(), link.read_text(), link.is_symlink()) == ("new", "newer", False)
+    with pytest.raises(FileExistsError, match="it is there and is no file"):
+        write_text(tmp_path / "dotfiles", "x")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    target = tmp_path / "a"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with atomic_write(target) as living:
+        living.write_text("1")
+        of_dead = living.with_name(living.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+        of_dead.write_text("half")
+        folder_of_dead = living.with_name(of_dead.name.replace(".a.", ".b."))
+        folder_of_dead.mkdir()
+        module._remove_left.cache_clear()
+        write_text(tmp_path / "c", "2")
+        assert (living.exists(), of_dead.exists(), folder_of_dead.exists()) == (True, False, False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["swapped at once", "one after the other"])
+def test_a_folder_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, swaps):
+    if not swaps:
+        monkeypatch.setattr(module, "_exchanged", lambda *_: False)
+    folder = tmp_path / "model"
+
+    def fill(text, *, fail=False):
+        with atomic_folder(folder) as staging:
+            (staging / "a").write_text(text)
+            (staging / "inner").mkdir(exist_ok=True)
+            (staging / "inner" / "b").write_text(text)
+            if fail:
+                raise KeyboardInterrupt
+
+    fill("one")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "inner" / "mine").write_text("mine")
+    (folder / "a").chmod(0o600)
+    with pytest.raises(KeyboardInterrupt):
+        fill("two", fail=True)
+    assert (folder / "a").read_text() == "one"
+    fill("three")
+    found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"a": "three", "inner/b": "three", "notes.txt": "mine", "inner/mine": "mine"}
+    assert stat.S_IMODE((folder / "a").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError), atomic_folder(tmp_path / "file"):
+        pass
+
+
+def test_a_swap_of_two_steps_that_was_killed_between_them_is_undone(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    with atomic_folder(folder) as staging:
+        (staging / "a").write_text("one")
+    folder.rename(module._aside(folder))
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder):
+        assert (folder / "a").read_text() == "one"
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_renamed_is_filled_file_by_file(tmp_path, monkeypatch):
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == folder)
+    with atomic_folder(folder) as staging:
+        assert staging.parent == folder
+        (staging / "a").write_text("one")
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "mine"]
 
 
 def test_writes_inside_each_other_do_not_share_a_name(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_a_damaged_index_is_built_anew(folder: Path, model: object, damage: str)
     else:
         data[len(data) // 2] ^= 1
         file.write_bytes(data if "flip" in damage else data[: len(data) // 2])
-    (first.index / "vectors-0000.faiss.new").write_text("half-written")
+    (first.index / f".index.json.00000000-1-{16 * '0'}.part").write_text("half-written")
     outcome = library.search(folder, "a cat", model=model)
     assert outcome.results == first.results
     assert outcome.computed == 5
@@ -199,7 +199,7 @@ def test_what_is_not_the_indexs_own_is_left_alone(folder: Path, photos: Path, tm
     outcome = library.search(folder, "a cat", model=model)
     (outcome.index / "notes.txt").write_text("mine")
     (outcome.index / "x.new").mkdir()
-    (outcome.index / "index.json.new").symlink_to(precious / "thesis.tex")
+    (outcome.index / f".index.json.00000000-1-{16 * '0'}.part").symlink_to(precious / "thesis.tex")
     shutil.copy(photos / "boats.jpg", folder)
     assert library.search(folder, "a cat", model=model).computed == 1
     assert {"notes.txt", "x.new"} <= {path.name for path in outcome.index.iterdir()}

@@ -550,7 +550,7 @@ def test_two_that_meet_one_damaged_file_both_get_the_good_one(
 ) -> None:
     file, found = row(server)
     locate(file, found, registry=registry).path.write_bytes(b"damaged")
-    both, hashing = threading.Barrier(2), weights.sha256_of
+    both, hashing = threading.Barrier(2), weights.hashed
 
     def slowly(path: Path) -> str:
         sha256 = hashing(path)
@@ -559,7 +559,7 @@ def test_two_that_meet_one_damaged_file_both_get_the_good_one(
                 both.wait(1)
         return sha256
 
-    monkeypatch.setattr(weights, "sha256_of", slowly)
+    monkeypatch.setattr(weights, "hashed", slowly)
     outcomes: list[object] = []
 
     def use() -> None:

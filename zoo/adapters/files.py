@@ -21,7 +21,9 @@ from zoo.errors import UsageError, WeightsError
 from zoo.models.build import Built
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.atomic_write import write_bytes
+from zoo.registry.documents import parse_json
 from zoo.registry.suggest import did_you_mean, nearest
+from zoo.weights.formats.safetensors import check_header
 from zoo.weights.strict_load import load_strict, refuse_nonfinite
 
 KEY = "zoo_adapter"
@@ -62,17 +64,18 @@ def read(path: Path) -> Record:
     if not path.is_file():
         raise UsageError(f"there is no adapter {path}: zoo adapt train writes one, and a folder of HF PEFT's is one, too")
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is no adapter: it is no whole safetensors file ({error})") from error
     try:
-        content = json.loads(metadata[KEY])
+        content = parse_json(metadata[KEY])
         record = Record(
             str(content["method"]), dict(content["options"]), dict(content["base"]), state, float(content.get("scale", 1.0))
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise WeightsError(
             f"{path} is a safetensors file, but no adapter that `save` wrote; one of HF PEFT is read as a folder, with its adapter_config.json"
         ) from None

@@ -22,7 +22,8 @@ from zoo.adapters.adapter import Adapter, finished
 from zoo.adapters.target_modules import Base, base_of
 from zoo.errors import UsageError, WeightsError
 from zoo.registry.activation import resolve
-from zoo.registry.atomic_write import write_bytes, write_text
+from zoo.registry.atomic_write import atomic_folder
+from zoo.registry.documents import parse_json
 from zoo.weights.formats.read import read_state_dict
 from zoo.weights.strict_load import refuse_nonfinite
 
@@ -53,7 +54,7 @@ def read_folder(folder: Path, adapters: Any) -> Adapter:
 
 
 def write_folder(folder: Path, adapters: Any, name: str) -> None:
-    """Write an adapter as PEFT does, each file whole or not at all."""
+    """Write an adapter as PEFT does, both files or neither; what else lies in the folder stays."""
     adapter = finished(adapters.adapted.find(name))
     card = adapters.registry.find(adapter.method).card
     if card.exchange is None:
@@ -73,14 +74,15 @@ def write_folder(folder: Path, adapters: Any, name: str) -> None:
     config, tensors = exchange.write(adapter, name_of, base)
     built = adapters.built
     config = {"base_model_name_or_path": built.name if built is not None else None, "inference_mode": True, **config}
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         key if key == "prompt_embeddings" else PREFIX + key: tensor.detach().cpu().contiguous().clone()
         for key, tensor in tensors.items()
     }
     whole = save(state, metadata={"format": "pt"})
-    write_bytes(folder / TENSORS, whole)
-    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as staging:
+        (staging / TENSORS).write_bytes(whole)
+        (staging / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _exchanges(adapters: Any) -> list[tuple[Any, Any]]:
@@ -130,7 +132,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """What `adapter_config.json` says. Raises WeightsError for none, and for one that is no JSON object."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(f"{folder} is no adapter of PEFT: it has no {CONFIG}; one of ours is a file") from None
     except (OSError, ValueError) as error:

@@ -271,7 +271,6 @@ def _merge(arguments: argparse.Namespace) -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(arguments.out) as temporary:
         save_model(adapters.model, str(temporary))
-    arguments.out.chmod(0o644)  # the library keeps it to its owner
     if arguments.json:
         print_json({"model": arguments.model, "file": str(arguments.out)})
         return 0

@@ -14,6 +14,7 @@ from zoo.cli.options import DTYPES
 from zoo.cli.output import print_json, print_table, say
 from zoo.cli.scaffold import CHOICES, new_plugin
 from zoo.errors import UsageError
+from zoo.registry.atomic_write import write_text
 
 
 def add_commands(commands: Any) -> None:
@@ -98,7 +99,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         report = check_model(arguments.name, registry=registry, say=_progress)
     badge = report.badge()
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(badge, indent=1) + "\n", encoding="utf-8")
+        write_text(arguments.out, json.dumps(badge, indent=1) + "\n")
     if arguments.json:
         print_json(badge)
     else:

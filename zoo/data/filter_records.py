@@ -17,6 +17,7 @@ from zoo.data.pairs import Shard
 from zoo.data.tar_pairs import TarShard
 from zoo.errors import UsageError, ZooError
 from zoo.registry.atomic_write import atomic_write, write_text
+from zoo.registry.documents import parse_json
 
 
 def state_of(out: Path) -> Path:
@@ -73,7 +74,7 @@ def written_of(state: Path, shard: Shard) -> Path:
 def read_record(path: Path) -> dict[str, Any]:
     """A record; empty where it is missing or damaged, and then what it recorded is made anew."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -13,39 +13,44 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from zoo.errors import UsageError, ZooError
-from zoo.registry.atomic_write import sync_folder
-from zoo.registry.settings import cache_dir
+from zoo.registry.atomic_write import NAME_KEPT, open_own, sync_folder
+from zoo.registry.documents import parse_json
 
 MAGIC = b"zoo-j1"
 FRAME = struct.Struct("<III")
 SYNC_EVERY_S = 2.0  # what a power cut may cost; a killed process loses nothing that was appended
 CHUNK_BYTES = 1 << 20
+PATIENCE_S = 0.1
 
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Raises ZooError while another process writes the same file. The lock lies in the cache: it must outlive the journal."""
-    name = hashlib.sha256(str(out.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
-    lock = FileLock(cache_dir() / "locks" / f"{name[:32]}.lock")
+    """Raises ZooError while another process writes the same file. The lock lies beside it, where every process sees it, whatever its cache.
+
+    It is removed by who holds it; one that waited for it then finds that it has no name any more, and asks for the next.
+    """
+    place = out.resolve()
+    lock = FileLock(
+        place.with_name(f".{place.name[:NAME_KEPT]}.{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:8]}.lock")
+    )
     try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PATIENCE_S, poll_interval=PATIENCE_S / 5)
     except Timeout:
         raise ZooError(f"--out {out}: another process is writing it; wait for it, or give another name") from None
     except OSError as error:
-        raise ZooError(
-            f"{lock.lock_file}: cannot be written ({error.strerror or error}); ZOO_CACHE moves the cache"
-        ) from error
+        raise ZooError(f"--out {out}: cannot be written ({error.strerror or error}: {lock.lock_file})") from error
     try:
         yield
     finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
         lock.release()
 
 
@@ -70,7 +75,7 @@ class Journal:
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
         try:
-            self._file = path.open("r+b" if path.exists() else "w+b")
+            self._file = open_own(path, keep=True)
             self._end = self._cut_torn_tail()
             self._synced = time.monotonic()
             if self._end <= len(MAGIC):
@@ -129,7 +134,7 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def _cut_torn_tail(self) -> int:
-        size_bytes = self.path.stat().st_size
+        size_bytes = os.fstat(self._file.fileno()).st_size
         self._file.seek(len(MAGIC))
         end = min(size_bytes, len(MAGIC))
         while (record := _read_record(self._file, size_bytes)) is not None:
@@ -161,7 +166,7 @@ def _read_record(file: BinaryIO, size_bytes: int) -> tuple[dict[str, Any], int, 
     if found != crc:
         return None
     try:
-        header = json.loads(encoded)
+        header = parse_json(encoded)
     except ValueError:
         return None
     return (header, place, payload_bytes) if isinstance(header, dict) else None

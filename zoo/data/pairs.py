@@ -20,7 +20,7 @@ from zoo.data.lines import MAX_LINE_BYTES, MAX_TEXT_BYTES, byte_lines, decoded
 from zoo.data.walk import listings
 from zoo.errors import MediaError
 from zoo.media.readers import suffixes_of
-from zoo.registry.atomic_write import replace_durably
+from zoo.registry.atomic_write import open_own, replace_durably
 from zoo.registry.modality import IMAGE
 
 UNREADABLE_FOLDER = "unreadable-folder"  # a reason: pairs that nobody could count are missing
@@ -171,7 +171,7 @@ class JsonlShard:
 
     @contextmanager
     def writer(self, staging: Path) -> Iterator[Write]:
-        with staging.open("wb") as stream:
+        with open_own(staging) as stream:
             yield lambda pair: stream.write(pair.payload)
 
     def publish(self, staging: Path, out: Path) -> None:

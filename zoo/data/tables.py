@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.errors import UsageError, ZooError
+from zoo.registry.documents import parse_json
 from zoo.registry.plugin import one_line
 
 SUFFIXES = (".npz", ".parquet", ".jsonl")
@@ -148,7 +149,7 @@ def _write_npz(path: Path, about: About, width: int, rows: Sequence[Row], vector
 def _read_npz(path: Path) -> tuple[About, list[Row]]:
     # Opened here, since numpy leaves a file open that it cannot read.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        about = About(**json.loads(str(arrays["about"])))
+        about = About(**parse_json(str(arrays["about"])))
         if "items" in arrays:
             raise ValueError("an earlier release wrote it, in another form")
         text, offsets = arrays["items_utf8"].tobytes(), arrays["items_offsets"].tolist()
@@ -187,7 +188,7 @@ def _write_parquet(path: Path, about: About, width: int, rows: Sequence[Row], ve
 
 def _read_parquet(path: Path) -> tuple[About, list[Row]]:
     with _opened_parquet(path) as file:
-        about = About(**json.loads(file.schema_arrow.metadata[PARQUET_KEY]))
+        about = About(**parse_json(file.schema_arrow.metadata[PARQUET_KEY]))
         rows = [
             Row(row["item"], row["modality"], row["sha256"])
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=["item", "modality", "sha256"])

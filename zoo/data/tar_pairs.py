@@ -23,7 +23,7 @@ from zoo.data.lines import MAX_TEXT_BYTES, decoded
 from zoo.data.pairs import Pair, Write, read_text, stamp, text_problem
 from zoo.errors import MediaError, UsageError, ZooError
 from zoo.media.image import MAX_BYTES
-from zoo.registry.atomic_write import replace_durably
+from zoo.registry.atomic_write import open_own, replace_durably
 from zoo.registry.modality import IMAGE, SUFFIXES
 
 CHUNK_BYTES = 1 << 20
@@ -60,7 +60,7 @@ class TarShard:
 
     @contextmanager
     def writer(self, staging: Path) -> Iterator[Write]:
-        with self.source.open("rb") as original, staging.open("wb") as stream:
+        with self.source.open("rb") as original, open_own(staging) as stream:
 
             def write(pair: Pair) -> None:
                 for start, stop in pair.payload:

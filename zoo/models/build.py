@@ -21,10 +21,11 @@ from zoo.nn.extension import content_key, extension_of
 from zoo.registry.activation import call_hook, resolve
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import Plugin, code_sha256, describe
-from zoo.weights.delivery import Located, locate_files, sha256_of
+from zoo.weights.delivery import locate_files
 from zoo.weights.local_file import local_file
 from zoo.weights.plugin_formats import decoded_by, read_weights
 from zoo.weights.strict_load import load_strict, refuse_nonfinite
+from zoo.weights.verified import Located, hashed, require_unchanged
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
@@ -168,6 +169,8 @@ def open_model(
         module = _construct(found, owner, registry, {**parts, **said, **_side_files(found, located), **overrides})
     if "model" in located:
         _load(module, located["model"].path, found, owner, registry, trusted=from_card)
+    for one in located.values():
+        require_unchanged(one)
     module = _moved(module, device).eval()
     if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
         module = cast(module, dtype, found.card.keep_float32)
@@ -313,7 +316,7 @@ def _local_weights(path: Path, found: Found) -> Located:
     if found.card.parts:
         raise UsageError(f"--weights {path}: {found.name} is made of other models and has no weights of its own")
     path = local_file(path)
-    return Located(path, sha256_of(path))
+    return hashed(path)
 
 
 def _identity(

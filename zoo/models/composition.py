@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
-from zoo.errors import UsageError, WeightsError
+from zoo.errors import UsageError, WeightsError, ZooError
 from zoo.models.build import Built, open_model, weight_hashes
 from zoo.models.composition_parts import every_argument, frozen, look_up, make_sense, open_bridge, recipe_of_names
 from zoo.models.fusion.fused import Fused
 from zoo.models.recipe import FILE, Recipe, read_recipe, write_recipe
 from zoo.nn.kernels.apply import apply_kernel
-from zoo.registry.atomic_write import atomic_write
-from zoo.weights.delivery import sha256_of
+from zoo.registry.atomic_write import atomic_folder
 from zoo.weights.formats.read import read_state_dict
 from zoo.weights.strict_load import refuse_nonfinite, require_fit
+from zoo.weights.verified import hashed, require_unchanged, sha256_of
 
 TRAINED = "trained.safetensors"
 
@@ -158,13 +160,12 @@ def _joined(
 
 
 def save(composition: Composition, folder: str | Path) -> Recipe:
-    """Write the recipe and what was trained into a folder; frozen models are named, with the sha256 of their files.
+    """Write the recipe and what was trained into a folder, both or neither; frozen models are named, with the sha256 of their files.
 
-    A model with random weights, which no file holds, is stored whole. Returns the recipe as written. Raises UsageError for a part
-    that is named by its file and may have been trained all the same, and for numbers that a kernel has rounded.
+    A model with random weights, which no file holds, is stored whole. An older composition in the folder is replaced, and what else lies
+    there stays. Returns the recipe as written. Raises UsageError for a part that is named by its file and may have been trained all the same,
+    and for numbers that a kernel has rounded; ZooError where the disk refuses, which leaves the older composition.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     for role, module in _with_files(composition).items():
         if any(one.requires_grad for one in module.parameters()):
@@ -176,15 +177,26 @@ def save(composition: Composition, folder: str | Path) -> Recipe:
         raise UsageError(
             f"the decoder has random weights, which kernel {composition.kernel} has rounded: save the composition before"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, torch.Tensor] = {}
     places: set[int] = set()
     for name, tensor in _own_state(composition).items():
         place = tensor.untyped_storage().data_ptr()
         state[name] = tensor.detach().clone() if place in places else tensor.detach().contiguous()
         places.add(place)
-    with atomic_write(folder / TRAINED) as temporary:
-        save_file(state, temporary)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as staging:
+            return _write(composition, state, staging)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ZooError(
+            f"{folder}: the composition cannot be written ({reason}); what was there before is there still"
+        ) from error
+
+
+def _write(composition: Composition, state: dict[str, torch.Tensor], folder: Path) -> Recipe:
+    """Fill a folder; returns the recipe as written."""
+    save_file(state, folder / TRAINED)
     providers = {part.found.card.provider for part in composition.parts.values()}
     recipe = replace(
         composition.recipe,
@@ -197,7 +209,7 @@ def save(composition: Composition, folder: str | Path) -> Recipe:
         requires=tuple(sorted(f"{one.distribution}=={one.version}" for one in providers)),
     )
     write_recipe(recipe, folder / FILE)
-    (folder / TRAINED).chmod((folder / FILE).stat().st_mode)  # who may read the one may read the other
+    (folder / TRAINED).chmod((folder / FILE).stat().st_mode)  # the library keeps it to its owner
     return recipe
 
 
@@ -227,7 +239,8 @@ def open_composition(
     file = folder / Path(recipe.trained["file"]).name
     if not file.is_file():
         raise WeightsError(f"{path} names {file.name}, and there is no such file in {folder}")
-    if sha256_of(file) != recipe.trained["sha256"]:
+    located = hashed(file)
+    if located.sha256 != recipe.trained["sha256"]:
         raise WeightsError(
             f"{file} is not the file that {path} was saved with: its sha256 differs; save the composition again"
         )
@@ -238,6 +251,7 @@ def open_composition(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+    require_unchanged(located)
     if kernel != "float32":
         apply_kernel(composition.module.decoder, kernel)
     drawn = _writes(composition.module) if recipe.trained["state"] == "drawn" else None

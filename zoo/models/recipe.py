@@ -14,7 +14,6 @@ of the files of every model that was not trained; `[trained]`, the file with wha
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from zoo.errors import UsageError
 from zoo.registry.atomic_write import write_text
+from zoo.registry.documents import parse_toml
 from zoo.registry.modality import MODALITIES, TEXT
 
 FORMAT = 1
@@ -72,10 +72,10 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in a file, or in the folder that holds it. Raises UsageError, with what is wrong where."""
     file = path / FILE if path.is_dir() else path
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = parse_toml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} holds no recipe: {file.name} cannot be read ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{file} is no TOML: {error}") from error
     return recipe_of(document, str(file))
 
@@ -85,7 +85,7 @@ def recipe_of(document: Mapping[str, Any], origin: str) -> Recipe:
     known = {"recipe", "decoder", "senses", "frozen", "trained", "requires"}
     unknown = sorted(set(document) - known)
     if document.get("recipe") != FORMAT:
-        raise UsageError(f"{origin} must say recipe = {FORMAT}, got {document.get('recipe')!r}")
+        raise UsageError(f"{origin} must say recipe = {FORMAT}, got {document.get('recipe')!r:.80}")
     if unknown:
         raise UsageError(f"{origin} has the unknown field {unknown[0]}: a recipe has {', '.join(sorted(known))}")
     decoder, senses = document.get("decoder"), document.get("senses")
@@ -93,7 +93,7 @@ def recipe_of(document: Mapping[str, Any], origin: str) -> Recipe:
         raise UsageError(f"{origin} must name a decoder and at least one sense: [senses.image] with its encoder and bridge")
     requires = document.get("requires", [])
     if not isinstance(requires, list) or not all(isinstance(one, str) and REQUIRED.fullmatch(one) for one in requires):
-        raise UsageError(f"{origin}: requires is a list of distributions as NAME==VERSION, got {requires!r}")
+        raise UsageError(f"{origin}: requires is a list of distributions as NAME==VERSION, got {requires!r:.80}")
     return Recipe(
         decoder=decoder,
         senses={modality: sense_of(modality, fields, origin) for modality, fields in senses.items()},
@@ -109,7 +109,7 @@ def sense_of(modality: str, given: Any, origin: str) -> SenseRecipe:
     if modality not in MODALITIES or modality == TEXT:
         raise UsageError(f"{where}: a sense is for one of {', '.join(one for one in MODALITIES if one != TEXT)}")
     if not isinstance(given, Mapping):
-        raise UsageError(f"{where} must be a table with encoder and bridge, got {given!r}")
+        raise UsageError(f"{where} must be a table with encoder and bridge, got {given!r:.80}")
     known = {one.name: one for one in fields(SenseRecipe)}
     for name in given:
         if name not in known:
@@ -119,7 +119,7 @@ def sense_of(modality: str, given: Any, origin: str) -> SenseRecipe:
         if needed and name not in given:
             raise UsageError(f"{where} must have {name}, the name of a model")
         if name in given and not _is_of(given[name], str(one.type)):
-            raise UsageError(f"{where}: {name} must be a {_TYPES.get(str(one.type), 'table')}, got {given[name]!r}")
+            raise UsageError(f"{where}: {name} must be a {_TYPES.get(str(one.type), 'table')}, got {given[name]!r:.80}")
     sense = SenseRecipe(**given)
     if sense.fusion not in FUSIONS or sense.adjacent not in ADJACENT:
         raise UsageError(f"{where}: fusion is one of {', '.join(FUSIONS)} and adjacent one of {', '.join(ADJACENT)}, "
@@ -160,12 +160,12 @@ def write_recipe(recipe: Recipe, file: Path) -> None:
 def _texts(document: Mapping[str, Any], name: str, origin: str) -> dict[str, str]:
     table = document.get(name, {})
     if not isinstance(table, Mapping) or not all(isinstance(value, str) for value in table.values()):
-        raise UsageError(f"{origin}: [{name}] holds texts, got {table!r}")
+        raise UsageError(f"{origin}: [{name}] holds texts, got {table!r:.80}")
     return dict(table)
 
 
 def _hashes(document: Mapping[str, Any], name: str, origin: str) -> dict[str, dict[str, str]]:
     table = document.get(name, {})
     if not isinstance(table, Mapping) or not all(isinstance(value, Mapping) for value in table.values()):
-        raise UsageError(f"{origin}: [{name}] holds a table of sha256 for each model, got {table!r}")
+        raise UsageError(f"{origin}: [{name}] holds a table of sha256 for each model, got {table!r:.80}")
     return {model: _texts(table, model, f"{origin}: {name}") for model in table}

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.registry.documents import parse_json
+
 WORDS = 200  # characters of a line that a message repeats
 _MAIN = "from zoo.registry.child import main; main()"
 _SESSION = "ZOO_CHILD_SESSION"  # of the outermost child: one that is called inside it joins it
@@ -77,7 +79,7 @@ def call(target: str, argument: Any, *, timeout_s: float, environment: dict[str,
         _kill(child, nested=nested)
         raise
     try:
-        value = json.loads(stdout) if child.returncode == 0 else None
+        value = parse_json(stdout) if child.returncode == 0 else None
     except ValueError:
         value = None
     return Outcome(value, child.returncode, stderr)

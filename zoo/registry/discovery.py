@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from zoo.errors import ManifestError, PluginError
 from zoo.registry.activation import list_in_child, with_failure
+from zoo.registry.documents import parse_toml
 from zoo.registry.manifest import Manifest, api_matches, card_from_hook, read_manifest
 from zoo.registry.plugin import Plugin, broken, describe, failed, one_line
 from zoo.registry.records import drop_record, read_record
@@ -72,7 +72,7 @@ def manifest_hashes(plugin: Plugin) -> set[str]:
 def manifest_tasks(plugin: Plugin) -> set[str]:
     """The tasks that a plugin offers a default model for, whatever state it is in; what cannot be read offers none."""
     try:
-        document = tomllib.loads(_manifest_text(plugin))
+        document = parse_toml(_manifest_text(plugin))
         return {task for card in document["card"] for task in card.get("default_for", ()) if isinstance(task, str)}
     except (PluginError, ValueError, LookupError, TypeError, AttributeError):
         return {task for card in plugin.cards for task in card.default_for}
@@ -94,7 +94,7 @@ def _manifest_text(plugin: Plugin) -> str:
         if folder is None:
             raise FileNotFoundError("a single module")
         text = _read(spec, Path(folder) / MANIFEST).decode("utf-8")
-        tomllib.loads(text)  # one that is cut off would be missing hashes
+        parse_toml(text)  # one that is cut off would be missing hashes
     except OSError as error:
         if plugin.cards:
             return ""  # they came from its hook, just now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from zoo import __version__
 from zoo.errors import ManifestError
 from zoo.registry.atomic_write import write_text
+from zoo.registry.documents import parse_toml
 from zoo.registry.lookup import Registry
 from zoo.registry.plugin import Plugin, code_sha256
 
@@ -42,12 +42,12 @@ def write_lock(registry: Registry, path: Path) -> None:
 def read_lock(path: Path) -> dict[str, Any]:
     """Raises ManifestError, with the key at fault, for a file that is missing or that `write_lock` did not write."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"{path}: there is no lock file; write one with: zoo lock") from None
     except OSError as error:
         raise ManifestError(f"{path}: the lock file cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ManifestError(f"{path}: not valid TOML ({error}); write it anew with: zoo lock") from None
     if document.get("format") != FORMAT:
         raise ManifestError(f"{path}: not a lock file of format {FORMAT}; write it anew with: zoo lock")

@@ -37,6 +37,7 @@ from typing import Any
 
 from zoo.errors import ManifestError
 from zoo.registry.card import KINDS, Card, File, Provider, Weights
+from zoo.registry.documents import parse_toml
 from zoo.registry.fields import (
     FieldError,
     choice_of,
@@ -111,12 +112,10 @@ def read_manifest(
     provider = Provider(plugin=plugin, distribution=distribution, version=version, manifest_sha256=sha256)
     try:
         text = raw.decode("utf-8")
-        document = tomllib.loads(text)
+        document = parse_toml(text)
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
         raise ManifestError(f"{path}:{number}: not valid TOML: no UTF-8 at byte {error.start:,}") from None
-    except RecursionError:
-        raise ManifestError(f"{path}:1: not valid TOML: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         raise ManifestError(f"{path}:{line[1] if line else 1}: not valid TOML: {error}") from None

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo.registry.atomic_write import write_text
+from zoo.registry.documents import parse_json
 from zoo.registry.plugin import Plugin, code_sha256, package_files
 from zoo.registry.settings import state_dir
+
+MOST_PROCESSES = 2**31  # numbers of processes are below
 
 
 def write_record(kind: str, plugin: Plugin, fields: Mapping[str, Any]) -> None:
@@ -36,7 +39,7 @@ def write_record(kind: str, plugin: Plugin, fields: Mapping[str, Any]) -> None:
 def read_record(kind: str, plugin: Plugin) -> Mapping[str, Any] | None:
     """What was kept for this plugin, or None if there is nothing or its version or files have changed since."""
     try:
-        record = json.loads(_path(kind, plugin).read_text(encoding="utf-8"))
+        record = parse_json(_path(kind, plugin).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or record.get("version") != plugin.version:
@@ -74,7 +77,8 @@ def ended_the_interpreter(plugin: Plugin) -> bool:
         return False
     import psutil
 
-    return not psutil.pid_exists(int(record.get("process", 0)))
+    process = record.get("process")
+    return not (isinstance(process, int) and 0 < process < MOST_PROCESSES and psutil.pid_exists(process))
 
 
 def remember_default(task: str, name: str) -> None:

@@ -11,7 +11,6 @@ The config file is TOML: `disabled = [...]`, `only = [...]`, `[pins]` and `[defa
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +21,7 @@ import platformdirs
 
 from zoo.errors import ManifestError
 from zoo.registry.atomic_write import write_text
+from zoo.registry.documents import parse_toml
 from zoo.registry.terminal import message as terminal_message
 
 APPLICATION = "modalzoo"
@@ -84,10 +84,10 @@ def load_settings() -> Settings:
     """Environment over config file. Raises ManifestError when the config file is not what it must be."""
     path = config_file()
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         document = {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise ManifestError(f"{path}: not valid TOML ({error}); mend it or delete it") from None
     except OSError as error:
         raise ManifestError(
@@ -154,12 +154,12 @@ def _split(value: str) -> tuple[str, ...]:
 def _strings(path: Path, document: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = document.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ManifestError(f"{path}: {key} must be a list of names, got {value!r}; mend it or delete it")
+        raise ManifestError(f"{path}: {key} must be a list of names, got {value!r:.80}; mend it or delete it")
     return tuple(value)
 
 
 def _string_table(path: Path, document: Mapping[str, Any], key: str) -> Mapping[str, str]:
     value = document.get(key, {})
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise ManifestError(f"{path}: [{key}] must map names to names, got {value!r}; mend it or delete it")
+        raise ManifestError(f"{path}: [{key}] must map names to names, got {value!r:.80}; mend it or delete it")
     return value

@@ -137,7 +137,7 @@ def write(output: Output, rows: Sequence[tables.Row]) -> None:
     out, journal = output.file, output.journal
     places = (int(place) for position, place in enumerate(output.places) if position not in output.errors)
     try:
-        with atomic_write(out, temporary=out.with_name(f"{out.name}.new")) as temporary:
+        with atomic_write(out) as temporary:
             vectors = (journal.read(place, 4 * width) for place in places)
             tables.write_table(temporary, out.suffix.lower(), output.about, width, rows, vectors)
     except OSError as error:

@@ -20,6 +20,7 @@ from zoo.models.fusion.attention_map import Look, looks
 from zoo.models.fusion.fused import Fused
 from zoo.models.fusion.item import Item
 from zoo.nn.kernels.seam import runs_by_kernel
+from zoo.registry.atomic_write import write_text
 from zoo.tasks.language_model import LanguageModel
 from zoo.tasks.media_prompt import Part
 
@@ -52,7 +53,7 @@ def write_explanation(language: LanguageModel, prompt: str | Sequence[Part], ans
     words = [language.tokenizer.decode([token]) for token in ids]
     rows = [_row(word, [look for look in found if look.token == number], items) for number, word in enumerate(words)]
     spliced = all(not sense.gated for sense in model.senses.values())
-    file.write_text(_page(language.built.name, asked.text, answer, rows, _gates(model), spliced=spliced), encoding="utf-8")
+    write_text(file, _page(language.built.name, asked.text, answer, rows, _gates(model), spliced=spliced))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 from array import array
 from collections import Counter
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from zoo.data.filter_records import (
 from zoo.data.inputs import printable
 from zoo.data.pairs import Shard
 from zoo.errors import ZooError
-from zoo.registry.atomic_write import replace_durably
+from zoo.registry.atomic_write import open_own, replace_durably
 from zoo.tasks.filter_scores import Scorer, scored
 from zoo.tasks.running import progress_bar
 
@@ -118,7 +119,7 @@ def _write_shard(shard: Shard, out: Path, run: Run) -> tuple[int, int, dict[str,
     unfinished = listing.with_name(f"{listing.name}.new")
     bar = progress_bar(None, "pair", progress=run.progress)
     try:
-        with bar, shard.writer(staging) as write, unfinished.open("w", encoding="utf-8") as stream:
+        with bar, shard.writer(staging) as write, TextIOWrapper(open_own(unfinished), encoding="utf-8") as stream:
             for answer in scored(run.scorer, shard.pairs()):
                 bar.update(1)
                 samples += 1

@@ -31,7 +31,9 @@ FOLDER = ".zoo-index"
 FORMAT = 1
 FLAT_INNER_PRODUCT = b"IxFI"  # how faiss begins the file of such an index; no other kind is ever read
 KEPT_IDENTITIES = 3  # of one model: random weights and every change of code or settings make another
-OURS = re.compile(r"vectors-[0-9a-f]{16}\.faiss|index\.json|lock|(vectors-[0-9a-f]+\.faiss|index\.json)\.new")
+OURS = re.compile(
+    r"vectors-[0-9a-f]{16}\.faiss|index\.json|lock|\.(vectors-[0-9a-f]{16}\.faiss|index\.json)\.[0-9a-f]{8}-\d+-[0-9a-f]{16}\.part"
+)
 IDENTITY = re.compile(r"[0-9a-f]{16}")
 
 
@@ -154,7 +156,7 @@ def save_index(index: Index, home: Path) -> None:
     text = json.dumps(content).encode()
     try:
         for file, written in ((name, data), ("index.json", hashlib.sha256(text).hexdigest().encode() + b"\n" + text)):
-            with atomic_write(home / file, temporary=home / f"{file}.new") as temporary:
+            with atomic_write(home / file) as temporary:
                 temporary.write_bytes(written)
         _remove_ours(home, but=(name, "index.json", "lock"))
     except OSError as error:

