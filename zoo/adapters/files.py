@@ -68,7 +68,7 @@ def read(path: Path) -> Record:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, WeightsError) as error:
         raise WeightsError(f"{path} is no adapter: it is no whole safetensors file ({error})") from error
     try:
         content = parse_json(metadata[KEY])

@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = parser(arguments).parse_args(arguments)
         code: int = getattr(parsed, RUN, parsed.run)(parsed)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ZooError as error:
         if debug:
             raise
@@ -90,23 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         say("zoo: interrupted" + (f"; {stop}" if str(stop) else ""), file=sys.stderr)
         return 130
+    except (MemoryError, RecursionError) as error:
+        if debug:
+            raise
+        what = "there is not enough memory for it" if isinstance(error, MemoryError) else "it is nested too deeply"
+        say(f"zoo: {what} (--debug shows where)", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if debug:
             raise
-        say(f"zoo: {error.strerror or error}: {error.filename or ''} (--debug shows where)", file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""
+        say(f"zoo: {error.strerror or error}{where} (--debug shows where)", file=sys.stderr)
         return 1
     return code
-
-
-def command() -> NoReturn:
-    """The installed command: `main`, and then the end of the process without tearing torch down, which takes up to a second.
-
-    Everything is closed or flushed by then; nothing of the zoo relies on handlers that run at exit.
-    """
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

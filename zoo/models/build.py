@@ -169,8 +169,7 @@ def open_model(
         module = _construct(found, owner, registry, {**parts, **said, **_side_files(found, located), **overrides})
     if "model" in located:
         _load(module, located["model"].path, found, owner, registry, trusted=from_card)
-    for one in located.values():
-        require_unchanged(one)
+    require_unchanged(*located.values())
     module = _moved(module, device).eval()
     if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
         module = cast(module, dtype, found.card.keep_float32)

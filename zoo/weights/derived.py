@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from zoo import __version__
 from zoo.registry.atomic_write import atomic_write
 from zoo.registry.settings import cache_dir
+from zoo.weights.cache import warn_of_others
 
 PATIENCE_S = 1.0
 
@@ -40,6 +41,7 @@ def derived(
         with _announced(kind):
             return _in_memory(compute())
     content = json.dumps({"kind": kind, "zoo": __version__, "inputs": inputs}, sort_keys=True, ensure_ascii=False)
+    warn_of_others(cache_dir())
     path = cache_dir() / "derived" / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
     kept = _read(path)
     if kept is not None:

@@ -80,22 +80,32 @@ def _existing(path: Path) -> Path:
 
 def _installed_file(rest: str) -> Path:
     name, _, inner = rest.partition("/")
+    _refuse_leading_out(inner, f"package:{rest}")
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         raise WeightsMissingError(f"the distribution {name!r} is not installed") from None
     path = Path(str(distribution.locate_file(inner)))
     if not path.is_file():  # an editable installation: the package lies where it is worked on
-        spec = find_spec(inner.partition("/")[0])
+        top = inner.partition("/")[0]
+        spec = find_spec(top) if top.isidentifier() else None
         for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
             path = Path(folder).parent / inner
     return _existing(path)
+
+
+def _refuse_leading_out(inner: str, source: str) -> None:
+    """Raise WeightsMissingError for a path that may leave the folder it is to be found in."""
+    if inner.startswith("/") or "\\" in inner or "\0" in inner or ":" in inner or {"", ".", ".."} & set(inner.split("/")):
+        raise WeightsMissingError(f"{source!r} must name a file inside, its path has no empty part, . or ..")
 
 
 def _hub_source(source: str) -> Path:
     match = HUB_SOURCE.fullmatch(source)
     if match is None:
         raise WeightsMissingError(f"{source!r} is not of the form hf:OWNER/REPO@REVISION/PATH")
+    _refuse_leading_out(match["path"], source)
+    _refuse_leading_out(match["revision"] or "main", source)
     return hub_file(match["repo"], match["path"], revision=match["revision"])
 
 

@@ -39,14 +39,15 @@ def hashed(path: Path) -> Located:
     return Located(path, sha256, seen)
 
 
-def require_unchanged(located: Located) -> None:
+def require_unchanged(*files: Located) -> None:
     """Call it when the bytes have been loaded. Raises HashMismatchError where they may not be those that were hashed."""
-    try:
-        now = _seen(located.path.stat())
-    except OSError:
-        now = ()
-    if now != located.seen:
-        raise HashMismatchError(_changed(located.path))
+    for file in files:
+        try:
+            now = _seen(file.path.stat())
+        except OSError:
+            now = ()
+        if now != file.seen:
+            raise HashMismatchError(_changed(file.path))
 
 
 def moved(located: Located, path: Path) -> Located:

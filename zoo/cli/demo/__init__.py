@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
     report = tour(arguments.out, say=_keep_quiet if arguments.json else print)
     if arguments.json:
         print_json(report)
-    return 0
+    for part, error in report["missing"].items():
+        print(f"zoo: {part} is missing: {error}", file=sys.stderr)
+    return 1 if report["missing"] else 0
 
 
 def _keep_quiet(_: str) -> None:

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from zoo.errors import ZooError
 from zoo.models.build import ModelSpec
+from zoo.registry.atomic_write import atomic_write
 from zoo.tasks.classify import Answer, Classification, classify
 from zoo.tasks.generation import Generation, generate, score
 from zoo.tasks.language_model import open_language_model
@@ -34,41 +36,80 @@ def tour(out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
     recording, and report.
 
     out: folder for `contact-sheet.png`. say: called with each line meant for a person.
-    Returns what was asked, the answers, the models and weights that gave them, and the seconds each took.
+    Returns what was asked, the answers, the models and weights that gave them, and the seconds each took; None in the place of a part whose
+    model cannot be had, and why under `missing`. Raises OSError where the disk refuses.
     """
     rows = json.loads((PHOTOS / "photos.json").read_text(encoding="utf-8"))
     photos = [row for row in rows if row["kind"] == "thing"]
     files = [str(PHOTOS / photo["file"]) for photo in photos]
     labels = sorted({photo["label"] for photo in photos} | set(LABELS_BESIDE))
-    say(f"1. Free labels: which of these {len(labels)} words fits each of {len(photos)} photos?")
-    say(textwrap.fill(", ".join(labels), 100, initial_indent="   ", subsequent_indent="   "))
-    zero_shot, zero_shot_s = _timed(lambda: classify(files, labels, top=3))
-    right = _say_photos(photos, zero_shot, say)
-    say(f"   {right} of {len(photos)} right (chance: {len(photos) / len(labels):.1f}) in {zero_shot_s:.1f} s")
-    _say_origin(zero_shot, say)
-    say("\n2. No labels: the 1,000 ImageNet classes that the image model was trained on.")
-    own, own_s = _timed(lambda: classify(files[:4], top=3))
-    for photo, answer in zip(photos, own.results, strict=False):
-        say(f"          {photo['file']:<14} {_spell(answer)}")
-    _say_origin(own, say)
-    language, recording = _ask_language_model(say), _hear(say)
-    sheet = out / "contact-sheet.png"
-    out.mkdir(parents=True, exist_ok=True)
-    contact_sheet(photos, zero_shot).save(sheet)
-    say(f"\nThe answers on the photos: {sheet}")
+    missing: dict[str, str] = {}
+
+    def part(name: str, work: Callable[[], _Outcome]) -> _Outcome | None:
+        try:
+            return work()
+        except ZooError as error:  # the others may be had all the same
+            say(f"   left out: {error}")
+            missing[name] = str(error)
+            return None
+
+    zero_shot = part("zero_shot", lambda: _classify_freely(files, photos, labels, say))
+    own = part("own_classes", lambda: _classify_by_classes(files[:4], photos, say))
+    language = part("language", lambda: _ask_language_model(say))
+    recording = part("recording", lambda: _hear(say))
+    sheet = None if zero_shot is None else _write_sheet(photos, zero_shot[0], out)
+    if sheet is not None:
+        say(f"\nThe answers on the photos: {sheet}")
+    if missing:
+        say(f"\nLeft out: {', '.join(missing)}. What could be had is above; connect once and run: zoo fetch --defaults")
     say(
         "Next: zoo classify YOUR.jpg --labels cat,dog,car   zoo transcribe YOUR.mp3   zoo generate 'Once upon a time'   zoo list"
     )
     return {
-        "right": right,
+        "right": None if zero_shot is None else _count_right(photos, zero_shot[0]),
         "photos": len(photos),
         "labels": labels,
-        "zero_shot": _fields(zero_shot, zero_shot_s),
-        "own_classes": _fields(own, own_s),
+        "zero_shot": zero_shot and _fields(*zero_shot),
+        "own_classes": own and _fields(*own),
         "language": language,
         "recording": recording,
-        "contact_sheet": str(sheet),
+        "contact_sheet": sheet and str(sheet),
+        "missing": missing,
     }
+
+
+def _classify_freely(
+    files: list[str], photos: list[dict[str, Any]], labels: list[str], say: Callable[[str], None]
+) -> tuple[Classification, float]:
+    say(f"1. Free labels: which of these {len(labels)} words fits each of {len(photos)} photos?")
+    say(textwrap.fill(", ".join(labels), 100, initial_indent="   ", subsequent_indent="   "))
+    outcome, seconds = _timed(lambda: classify(files, labels, top=3))
+    for photo, answer in zip(photos, outcome.results, strict=True):
+        correct = answer.label == photo["label"]
+        say(f"   {'right' if correct else 'WRONG'}  {photo['file']:<14} {_spell(answer)}{_expected(photo, answer)}")
+    right = _count_right(photos, outcome)
+    say(f"   {right} of {len(photos)} right (chance: {len(photos) / len(labels):.1f}) in {seconds:.1f} s")
+    _say_origin(outcome, say)
+    return outcome, seconds
+
+
+def _classify_by_classes(
+    files: list[str], photos: list[dict[str, Any]], say: Callable[[str], None]
+) -> tuple[Classification, float]:
+    say("\n2. No labels: the 1,000 ImageNet classes that the image model was trained on.")
+    outcome, seconds = _timed(lambda: classify(files, top=3))
+    for photo, answer in zip(photos, outcome.results, strict=False):
+        say(f"          {photo['file']:<14} {_spell(answer)}")
+    _say_origin(outcome, say)
+    return outcome, seconds
+
+
+def _write_sheet(photos: list[dict[str, Any]], outcome: Classification, out: Path) -> Path:
+    sheet = out / "contact-sheet.png"
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(sheet) as temporary:
+        contact_sheet(photos, outcome).save(temporary, format="PNG")
+    return sheet
 
 
 def _ask_language_model(say: Callable[[str], None]) -> dict[str, Any]:
@@ -148,14 +189,8 @@ def _spell(answer: Answer) -> str:
     return ", ".join(f"{label} {score:.0%}" for label, score in answer.scores.items())
 
 
-def _say_photos(photos: list[dict[str, Any]], outcome: Classification, say: Callable[[str], None]) -> int:
-    """One line a photo; returns how many are right."""
-    right = 0
-    for photo, answer in zip(photos, outcome.results, strict=True):
-        correct = answer.label == photo["label"]
-        right += correct
-        say(f"   {'right' if correct else 'WRONG'}  {photo['file']:<14} {_spell(answer)}{_expected(photo, answer)}")
-    return right
+def _count_right(photos: list[dict[str, Any]], outcome: Classification) -> int:
+    return sum(answer.label == photo["label"] for photo, answer in zip(photos, outcome.results, strict=True))
 
 
 def _expected(photo: dict[str, Any], answer: Answer) -> str:
