@@ -67,7 +67,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     inside = path.is_dir() and (os.path.ismount(path) or not os.access(path.parent, os.W_OK))  # it cannot be renamed
     place = path / path.name if inside else path
     _bring_back(path)
-    _remove_left(place.parent)
+    _remove_left(place.parent.absolute(), os.getpid())
     temporary = _new_name(place)
     temporary.mkdir()
     try:
@@ -159,8 +159,8 @@ def final_place(path: Path) -> Path:
 
 
 @lru_cache(maxsize=256)
-def _remove_left(folder: Path) -> None:
-    """Remove, once, what killed processes of this machine left in a folder while they wrote there. Raises nothing."""
+def _remove_left(folder: Path, _process: int) -> None:
+    """Remove, once in each process, what killed ones of this machine left in a folder while they wrote there. Raises nothing."""
     with suppress(OSError):
         for entry in os.scandir(folder):
             match = LEFT.fullmatch(entry.name)
@@ -192,7 +192,7 @@ def _new_name(path: Path) -> Path:
 
 def _new_file(path: Path) -> tuple[Path, int]:
     """An empty file of a name that nobody could guess, and the mode that `path` is to have."""
-    _remove_left(path.parent)
+    _remove_left(path.parent.absolute(), os.getpid())
     temporary = _new_name(path)
     handle = os.open(temporary, READ_WRITE | os.O_CREAT | os.O_EXCL, 0o666)
     mode = stat.S_IMODE(os.fstat(handle).st_mode)
