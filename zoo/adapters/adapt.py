@@ -210,11 +210,10 @@ class Adapters:
     def using(self, names: str | Sequence[str | None] | None) -> Iterator[None]:
         """In this block and thread, let calls take one adapter, the model alone (None), or for each row of the batch its own (a list).
 
-        Raises UsageError as `use`; a call with another number of rows raises it, too.
+        Raises UsageError as `use`, and for an empty list; a call with another number of rows than a list has raises it, too.
         """
         if names is None or isinstance(names, str):
-            choice = self.adapted.choice([names])
-            choice = choice.only(0)
+            choice = self.adapted.choice_of_all(names)
         else:
             choice = self.adapted.choice(list(names))
         with self.adapted.using(choice):

@@ -18,7 +18,8 @@ from torch import nn
 
 from zoo.adapters.adapted_layer import AdaptedLayer
 from zoo.adapters.adapter import Adapter
-from zoo.adapters.routing import Choice, Mix
+from zoo.adapters.bare_layer import FusedLayer, encoder_layers
+from zoo.adapters.routing import Choice, Mix, require_rows
 from zoo.adapters.target_modules import Place, places_of
 from zoo.adapters.virtual_tokens import begun
 from zoo.errors import UsageError
@@ -53,6 +54,8 @@ class Adapted:
             tuple[nn.Parameter, bool]
         ] = []  # the first adapter came: which parameters of the model were trained
         self.layers: dict[nn.Module, AdaptedLayer] = {}
+        self.fused: list[FusedLayer] = []  # of torch, with some of these inside
+        self._counting: Any = None  # a hook
         self.owner: Any = None  # what manages them
         self.epoch = 0  # rises when an adapter can no longer be used as it could
         self._mixes: dict[tuple[Any, ...], Mix] = {}
@@ -69,6 +72,7 @@ class Adapted:
             layer.detach()
         self.layers.clear()
         self.adapters.clear()
+        self._surround()
         self.active = Choice()
         for part in self._holders():
             part.__dict__.pop(ATTRIBUTE, None)
@@ -97,6 +101,7 @@ class Adapted:
             layer.places[place.name] = place
             layer.changes_input = layer.changes_input or hasattr(adapter.part(place.name), "before")
         self.adapters[name] = adapter
+        self._surround()
         self._forget()
 
     def detach(self, name: str) -> None:
@@ -108,7 +113,38 @@ class Adapted:
             if not layer.places:
                 layer.detach()
                 del self.layers[module]
+        self._surround()
         self._forget()
+
+    def _surround(self) -> None:
+        """Stand, or no longer, on what holds the adapted layers: torch's encoder layers, and the model itself, whose rows are counted."""
+        for one in self.fused:
+            one.detach()
+        self.fused = [FusedLayer(self, layer) for layer in encoder_layers(self.model, self.layers)]
+        for one in self.fused:
+            one.attach()
+        if self._counting is not None:
+            self._counting.remove()
+            self._counting = None
+        if self.layers and not any(
+            hasattr(part, "new_cache") for part in self.model.modules()
+        ):  # a decoder counts them itself
+            self._counting = self.model.register_forward_pre_hook(self._count_rows, with_kwargs=True)
+
+    def _count_rows(self, model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Raise UsageError for a call of the model with other rows than adapters were chosen for."""
+        batch = self.chosen().batch
+        if batch is not None:
+            require_rows(model, (*args, *named.values()), batch)
+
+    def frozen(self) -> set[int]:
+        """While gradients flow, the ids of the parameters that were trained before the first adapter came."""
+        return {id(one) for one, trained in self.trained_before if trained} if torch.is_grad_enabled() else set()
+
+    def changes_in(self, part: nn.Module) -> bool:
+        """Whether a call that runs now changes what a layer inside a part of the model gives."""
+        choice = self.running()
+        return any(layer.changed_by(choice) for one in part.modules() if (layer := self.layers.get(one)) is not None)
 
     def activate(self, adapters: Sequence[Adapter]) -> None:
         """What calls take for which nothing else is chosen."""
@@ -150,7 +186,9 @@ class Adapted:
         return choice
 
     def choice(self, names: Sequence[str | None]) -> Choice:
-        """One adapter, or None, for each row of a batch. Raises UsageError as `usable`, and where rows cannot be told apart."""
+        """One adapter, or None, for each row of a batch. Raises UsageError as `usable`, for no row, and where rows cannot be told apart."""
+        if not names:
+            raise UsageError("adapters are chosen row by row by a list with a name or None for each row, got an empty one")
         found = [None if name is None else self.usable(name) for name in names]
         distinct = tuple(dict.fromkeys(adapter for adapter in found if adapter is not None))
         if len(distinct) + (None in found) > 1:
@@ -158,6 +196,10 @@ class Adapted:
         mix = self._mix(distinct)
         places = {adapter: number for number, adapter in enumerate(mix.adapters)}
         return mix.choice([len(mix.adapters) if adapter is None else places[adapter] for adapter in found])
+
+    def choice_of_all(self, name: str | None) -> Choice:
+        """One adapter, or None, for all rows of any batch. Raises UsageError as `usable`."""
+        return Choice() if name is None else self._mix((self.usable(name),)).all_alike(0)
 
     def _mix(self, adapters: tuple[Adapter, ...]) -> Mix:
         """As they are now; the last one is kept, for the calls that follow."""
@@ -173,7 +215,7 @@ class Adapted:
         choice = self.chosen()
         if choice.mix is not None or len(choice.everywhere) != 1:
             return choice
-        return self._mix(choice.everywhere).choice([0, 0])
+        return self._mix(choice.everywhere).all_alike(0)
 
     def usable(self, name: str) -> Adapter:
         """As `find`; raises UsageError for one that is merged, too."""
@@ -218,7 +260,7 @@ class Adapted:
     def key(self) -> str:
         """Of the content of all that shapes what calls give here and now; empty where nothing does."""
         choice = self.chosen()
-        rows = [f"{row}:{key}" if choice.batch else key for row in range(choice.batch or 1) if (key := choice.key(row))]
+        rows = [f"{row}:{key}" if choice.rows else key for row in range(len(choice.rows) or 1) if (key := choice.key(row))]
         return "|".join(filter(None, ("+".join(one.key for one in self.merged), *rows)))
 
     def stamp(self) -> int:

@@ -57,7 +57,8 @@ def attend(
     bias = _bias(attn_mask, key_padding_mask, batch, heads, query_BHTK.dtype)
     weights = None
     if need_weights:
-        scores = query_BHTK @ key_BHSK.transpose(-1, -2) * (width // heads) ** -0.5
+        # The query is scaled first, as torch does: float16 holds the scaled products, and may not hold the products.
+        scores = (query_BHTK * (width // heads) ** -0.5) @ key_BHSK.transpose(-1, -2)
         weights = softmax(scores if bias is None else scores + bias, -1)
         dropped = torch.nn.functional.dropout(weights, attention.dropout, training=attention.training)
         mixed_BHTK = dropped @ value_BHSK

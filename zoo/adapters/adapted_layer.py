@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.adapters.adapted_attention import attend
 from zoo.adapters.adapter import Adapter, Held
+from zoo.adapters.bare_layer import bare
 from zoo.adapters.routing import Choice
 from zoo.adapters.target_modules import Place
 from zoo.errors import UsageError
@@ -57,7 +58,15 @@ class AdaptedLayer:
             raise
         return output_BN
 
+    def changed_by(self, choice: Choice) -> bool:
+        """Whether a call under this choice changes what the layer gives."""
+        names = {place.weight_name for place in self.places.values()}
+        return any(choice.changes(self, what, name) for name in names for what in ("before", "after"))
+
     def _attend(self, *args: Any, **arguments: Any) -> Any:
+        if not self.changed_by(self.zoo_extension.running()):
+            own = bare(self.layer, frozen=self.zoo_extension.frozen())
+            return type(self.layer).forward(own, *args, **arguments)
         return attend(self.layer, self, *args, **arguments)
 
     def held(self, adapters: Sequence[Adapter], what: str, weight_name: str) -> Held:
@@ -92,7 +101,7 @@ class AdaptedLayer:
         return self("weight", args[0] if args else next(iter(named.values())), output)
 
     def _numbers(self, choice: Choice, rows_BX: torch.Tensor) -> torch.Tensor | None:
-        if choice.batch is None:
+        if not choice.rows:  # all are alike
             return None
         name, place = next(iter(self.places.items()))
         if len(rows_BX) != choice.batch or not place.keeps_rows:

@@ -12,7 +12,7 @@ from torch import nn
 from zoo.adapters.adapted import Adapted
 from zoo.adapters.adapter import Adapter, scaled
 from zoo.adapters.target_modules import Place, chosen_places
-from zoo.errors import UsageError
+from zoo.errors import PluginError, UsageError
 
 Originals = list[tuple[torch.Tensor, torch.Tensor]]  # a weight of the model, and what it held
 
@@ -21,31 +21,80 @@ Originals = list[tuple[torch.Tensor, torch.Tensor]]  # a weight of the model, an
 def merge(adapted: Adapted, names: Sequence[str]) -> Originals:
     """Change the weights of the model to what they are under these adapters, one after another; returns what is needed to undo it.
 
-    Sums are in float32 and rounded once. Raises UsageError for an adapter that is no change of weights, for a layer that a kernel rounded
-    and for a weight that others use, too; nothing is changed then, nor where a method raises.
+    Sums are in float32 and rounded once. Raises UsageError for an adapter that is no change of weights, or of a bias that a layer does not
+    have; for a layer that a kernel rounded or whose weight is computed, and for a weight that others use, too; for NaN and infinity, and
+    where rounding leaves nothing of the change. Nothing is changed then, nor where a method raises.
     """
     adapters = [(name, adapted.find(name)) for name in names]
     shared = _shared_parameters(adapted.model)
     places = [place for name, adapter in adapters for place in _mergeable(adapted, name, adapter, shared)]
     written: list[tuple[torch.Tensor, torch.Tensor]] = []
+    lost = False
     for place in {place.name: place for place in places}.values():
-        weight, bias = place.tensors()
-        merged, merged_bias = weight.float(), None if bias is None else bias.float()
-        parts: list[tuple[Any, float]] = [(adapter.part(place.name), adapter.scale) for _, adapter in adapters]
-        # What changes the input stands before everything that reads it.
-        for part, scale in sorted((one for one in parts if one[0] is not None), key=lambda one: hasattr(one[0], "before")):
-            changed, changed_bias = part.merged(merged, merged_bias)
-            merged = scaled(changed, merged, scale)
-            if changed_bias is not None and merged_bias is not None:
-                merged_bias = scaled(changed_bias, merged_bias, scale)
-        written.append((weight, merged))
-        if bias is not None and merged_bias is not None:
-            written.append((bias, merged_bias))
+        for tensor, merged in _merged(place, adapters):
+            rounded = merged.to(tensor.dtype)
+            _refuse_nonfinite(place, tensor, rounded, adapters)
+            lost = lost or not torch.allclose(
+                merged, tensor.float(), rtol=1e-5, atol=0
+            )  # a fresh DoRA is a last digit away
+            written.append((tensor, rounded))
+    if lost and all(torch.equal(tensor, rounded) for tensor, rounded in written):
+        raise UsageError(
+            f"{_shown(adapters)} changes each weight by less than {written[0][0].dtype} tells apart, so that merging would leave the model as it "
+            f"is: merge in float32 (model.float())"
+        )
     wholes = {id(whole): whole for whole in (_whole(tensor) for tensor, _ in written)}
     originals = [(whole, whole.detach().clone()) for whole in wholes.values()]
-    for tensor, merged in written:
-        tensor.copy_(merged)
+    for tensor, rounded in written:
+        tensor.copy_(rounded)
     return originals
+
+
+def _merged(place: Place, adapters: Sequence[tuple[str, Adapter]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The tensors of a place, each with what it is under the adapters, in float32."""
+    weight, bias = place.tensors()
+    merged, merged_bias = weight.float(), None if bias is None else bias.float()
+    parts: list[tuple[str, Any, float]] = [(name, adapter.part(place.name), adapter.scale) for name, adapter in adapters]
+    parts = [one for one in parts if one[1] is not None]
+    # What changes the input stands before everything that reads it.
+    for name, part, scale in sorted(parts, key=lambda one: hasattr(one[1], "before")):
+        changed, changed_bias = part.merged(merged, merged_bias)
+        _require_shapes(place, part, (changed, changed_bias), (merged, merged_bias))
+        merged = scaled(changed, merged, scale)
+        if merged_bias is not None:
+            merged_bias = scaled(changed_bias, merged_bias, scale)
+        elif changed_bias is not None and bool(changed_bias.any()):
+            raise UsageError(
+                f"{name!r} gives {place.name} a bias, and the layer has none to hold it: it cannot be merged, use it as it is"
+            )
+    return [(weight, merged)] if bias is None or merged_bias is None else [(weight, merged), (bias, merged_bias)]
+
+
+def _require_shapes(
+    place: Place, part: Any, found: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor | None]
+) -> None:
+    """Raise PluginError where a part returns other tensors than it was given."""
+    for name, one, other in zip(("weight", "bias"), found, expected, strict=True):
+        if other is not None and getattr(one, "shape", None) != other.shape:
+            shape = "None" if one is None else f"float{list(one.shape)}"
+            raise PluginError(
+                f"merged() of {type(part).__name__} must return the {name} of {place.name} as float{list(other.shape)}, got {shape}"
+            )
+
+
+def _refuse_nonfinite(
+    place: Place, tensor: torch.Tensor, rounded: torch.Tensor, adapters: Sequence[tuple[str, Adapter]]
+) -> None:
+    """Raise UsageError where merging puts NaN or infinity where there was none."""
+    if bool((tensor.isfinite() & ~rounded.isfinite()).any()):
+        raise UsageError(
+            f"merging {_shown(adapters)} would put NaN or infinity into {place.name} ({rounded.dtype}): look at the adapter's numbers, or "
+            f"merge in float32 (model.float())"
+        )
+
+
+def _shown(adapters: Sequence[tuple[str, Adapter]]) -> str:
+    return ", ".join(repr(name) for name, _ in adapters)
 
 
 @torch.no_grad()
@@ -72,6 +121,12 @@ def _mergeable(adapted: Adapted, name: str, adapter: Adapter, shared: set[int]) 
                 f"{name!r} ({adapter.method}) changes {place.name} by more than its weight: it cannot be merged"
             )
         weight, _ = place.tensors()
+        computed = place.computed_tensor()
+        if computed is not None:
+            raise UsageError(
+                f"the {computed} of {place.name} is computed from others at each call (weight norm and its kin), so {name!r} cannot be "
+                f"merged: make it one tensor first (torch.nn.utils.parametrize.remove_parametrizations(layer, {computed!r}))"
+            )
         if id(_whole(weight)) in shared or any(_is_tied(one, place.layer) for one in adapted.model.modules()):
             raise UsageError(
                 f"the weight of {place.name} is another layer's, too, which {name!r} leaves as it is: it cannot be merged"
@@ -80,8 +135,8 @@ def _mergeable(adapted: Adapted, name: str, adapter: Adapter, shared: set[int]) 
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:
-    """The parameters that stand at several places of a model, by id."""
-    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    """The parameters that several layers of a model have, by id. One layer under two names has its own."""
+    counts = Counter(id(one) for layer in model.modules() for one in layer.parameters(recurse=False))
     return {one for one, count in counts.items() if count > 1}
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import nn
 
 from zoo.adapters.adapter import Adapter, Held, mixed_before_by_rows, mixed_by_rows
+from zoo.errors import UsageError
 
 _version_of = attrgetter("_version")  # the counter that autograd relies on
 Layer = Any  # `zoo.adapters.adapted.AdaptedLayer`: a layer of a model, with the places whose outputs are its own
@@ -19,24 +21,34 @@ class Choice:
     """Which adapters the rows of a batch take: the same for all (`everywhere`), or one or none for each row (`rows` of a `mix`).
 
     A mix is laid out for running, as its adapters were then; what is everywhere follows its parameters, and gradients flow to them.
+    `count` is how many rows it was chosen for where all take the same; None: for any number.
     """
 
-    def __init__(self, everywhere: Sequence[Adapter] = (), *, mix: Mix | None = None, rows: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        everywhere: Sequence[Adapter] = (),
+        *,
+        mix: Mix | None = None,
+        rows: Sequence[int] = (),
+        count: int | None = None,
+    ) -> None:
         self.everywhere = tuple(everywhere)
         self.mix = mix
         self.rows = tuple(rows)
+        self.count = count
         self.checked = -1  # when it was last made sure that its adapters can be used (`Adapted.epoch`)
         self._numbers: dict[torch.device, torch.Tensor] = {}
         self._changes: dict[tuple[Layer, str], tuple[tuple[float, ...], list[Any]]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Choice:
         """The same of copied adapters; what was worked out is not theirs."""
-        return Choice(copy.deepcopy(self.everywhere, memo), mix=copy.deepcopy(self.mix, memo), rows=self.rows)
+        everywhere, mix = copy.deepcopy(self.everywhere, memo), copy.deepcopy(self.mix, memo)
+        return Choice(everywhere, mix=mix, rows=self.rows, count=self.count)
 
     @property
     def batch(self) -> int | None:
         """Rows that it is for; None when it is for any number."""
-        return len(self.rows) or None
+        return len(self.rows) or self.count
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -52,11 +64,18 @@ class Choice:
 
     def select(self, rows: Sequence[int]) -> Choice:
         """The same for these rows, in this order."""
-        return self.mix.choice([self.rows[row] for row in rows]) if self.rows and self.mix is not None else self
+        if self.rows and self.mix is not None:
+            return self.mix.choice([self.rows[row] for row in rows])
+        return self if self.count is None else self._counted(len(rows))
 
     def only(self, row: int) -> Choice:
         """What one row takes, for all rows of another batch."""
-        return self.mix.choice([self.rows[row]] * 2) if self.rows and self.mix is not None else self
+        if self.rows and self.mix is not None:
+            return self.mix.all_alike(self.rows[row])
+        return self if self.count is None else self._counted(None)
+
+    def _counted(self, count: int | None) -> Choice:
+        return Choice(self.everywhere, mix=self.mix, count=count)
 
     def number(self, device: torch.device) -> torch.Tensor:
         """int[B], the number of each row's adapter in the mix."""
@@ -102,17 +121,20 @@ class Mix:
         return Mix(copy.deepcopy(self.adapters, memo))
 
     def choice(self, rows: Sequence[int]) -> Choice:
-        """Rows of these numbers; the number of adapters stands for none. Where all are alike it holds for any number of rows."""
+        """Rows of these numbers; the number of adapters stands for none."""
         if len(set(rows)) > 1 or len(rows) == 1:
             return Choice(mix=self, rows=rows)
-        number = rows[0]
+        return self.all_alike(rows[0], len(rows))
+
+    def all_alike(self, number: int, count: int | None = None) -> Choice:
+        """One number for all of so many rows; None: of any number."""
         if number == len(self.adapters):
-            return Choice()
+            return Choice(count=count)
         if len(self.adapters) == 1:
-            return Choice(mix=self)
+            return Choice(mix=self, count=count)
         if number not in self._alone:
             self._alone[number] = Mix([self.adapters[number]])
-        return Choice(mix=self._alone[number])
+        return Choice(mix=self._alone[number], count=count)
 
     def changes(self, layer: Layer, what: str, weight_name: str) -> list[Any]:
         """As `Choice.changes`, one function for each kind of part; laid out anew when a number of them, or of the layer, was written to."""
@@ -143,6 +165,23 @@ class Mix:
                 make = None if training else _own(kind, "mixed_before", "before")
                 changes.append((make or mixed_before_by_rows)(own[0][1], scales))
         return changes
+
+
+def require_rows(model: nn.Module, given: Sequence[Any], batch: int) -> None:
+    """Raise UsageError for a call of a model whose arguments have tensors, and none with so many rows."""
+    # Torch's own attention and recurrent layers have the batch second without it; what holds them may, too.
+    first = all(getattr(part, "batch_first", True) for part in model.modules())
+    counts = [size for value in given for one in _tensors(value) for size in one.shape[: 1 if first else 2]]
+    if counts and batch not in counts:
+        raise UsageError(f"adapters are chosen for {batch} rows, the batch has {counts[0]}")
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors in an argument of a model. A list may be one of rows, whose tensors have none."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
+    return [tensor for one in inner for tensor in _tensors(one)]
 
 
 def _own(kind: type, name: str, beside: str) -> Any:

@@ -29,6 +29,7 @@ class Place:
 
     name: of the module that computes it, with dots, as the model has it when no kernel joined its layers; "self" where it is the model.
     kind: "linear", "embedding" or "convolution".
+    turned: whether a linear layer holds its weight as [K, N], as GPT-2's in transformers; `tensors` gives it as [N, K].
     layer: the module whose inputs and outputs the part sees. For a projection inside `nn.MultiheadAttention` that is the attention, and
         `weight_name` says which of its tensors.
     inputs, outputs: widths (of an embedding: its rows, and their width).
@@ -44,6 +45,7 @@ class Place:
     columns: tuple[int, int] | None = None
     weight_name: str = "weight"
     keeps_rows: bool = True
+    turned: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -54,22 +56,27 @@ class Place:
         return torch.device("cpu")
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The weight of the place and its bias, as views of those of the layer.
-
-        Raises UsageError where a kernel has none to give.
-        """
+        """The weight of the place and its bias, as views of those of the layer. Raises UsageError where a kernel has none to give."""
         holder, weight_name = self._holder()
-        weight = getattr(holder, weight_name, None)
-        if not isinstance(weight, nn.Parameter):
+        weight = None if is_kernel_linear(holder) or is_kernel_embedding(holder) else getattr(holder, weight_name, None)
+        if not isinstance(weight, torch.Tensor):
             raise UsageError(
                 f"{self.name} runs by a kernel ({type(self.layer).__name__}), which rounds its weight for good: build the model without "
                 f"a kernel for this, or put the adapter into weights first (zoo adapt merge)"
             )
         bias = getattr(holder, weight_name.removesuffix("weight") + "bias", None)
+        if self.turned:
+            weight = weight.T
         if self.columns is None:
             return weight, bias
         rows = slice(*self.columns)
         return weight[rows], None if bias is None else bias[rows]
+
+    def computed_tensor(self) -> str | None:
+        """The name of a tensor of the place that is computed from others at each call (`torch.nn.utils.parametrizations`), so that none can write to it."""
+        holder, weight_name = self._holder()
+        names = (weight_name, weight_name.removesuffix("weight") + "bias")
+        return next((name for name in names if not isinstance(getattr(holder, name, None), nn.Parameter | None)), None)
 
     def _holder(self) -> tuple[nn.Module, str]:
         path, _, name = self.weight_name.rpartition(".")
@@ -228,11 +235,21 @@ def _refuse_overlaps(chosen: Mapping[str, Place]) -> None:
 def _of_layer(name: str, module: Any) -> Place | None:
     if isinstance(module, nn.Linear) or is_kernel_linear(module):
         return Place(name=name, kind="linear", layer=module, inputs=module.in_features, outputs=module.out_features)
+    if is_turned_linear(module):
+        inputs, outputs = module.weight.shape
+        return Place(name=name, kind="linear", layer=module, inputs=inputs, outputs=outputs, turned=True)
     if isinstance(module, nn.Embedding) or is_kernel_embedding(module):
         return Place(name=name, kind="embedding", layer=module, inputs=module.num_embeddings, outputs=module.embedding_dim)
     if type(module) in CONVOLUTIONS:  # others pad or scale in their own ways
         return Place(name=name, kind="convolution", layer=module, inputs=module.in_channels, outputs=module.out_channels)
     return None
+
+
+def is_turned_linear(module: Any) -> bool:
+    """Whether a module is a linear layer that holds its weight as [K, N]: `Conv1D` of transformers, which GPT-2 and its kin are made of."""
+    weight = getattr(module, "weight", None)
+    known = isinstance(weight, torch.Tensor) and weight.ndim == 2 and getattr(module, "nf", None) == weight.shape[1]
+    return known and type(module).__name__ == "Conv1D"
 
 
 def _of_attention(name: str, module: nn.MultiheadAttention) -> list[Place]:
