@@ -304,7 +304,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"method": "lora", "rank": 4}, "adapters/lora has no option 'rank'; did you mean ranks"),
     ({"method": "lora", "name": " "}, "an adapter's name is a text"),
-    ({"method": "dora", "targets": ["embedding"]}, "DoRA is for linear layers, embedding is an embedding: leave it out"),
+    (
+        {"method": "ia3", "targets": ["embedding"]},
+        "IA3 is for linear layers and convolutions, embedding is an embedding: leave it out",
+    ),
+    ({"method": "lora", "whole": ["hed"]}, "no module is called 'hed'"),
+    ({"method": "lora", "whole": ["query"]}, "query is trained whole, so it needs no other part"),
     ({"method": "prefix", "count": 0}, "count and hidden must be at least 1"),
     ({"method": "prompt", "text": ""}, "the text that the prompt begins as has no token"),
     ({"method": "lm/llama-tiny"}, "lm/llama-tiny is of kind decoder, and models are adapted by adapters: adapters/"),

@@ -36,9 +36,13 @@ def test_a_combination_is_the_sum_of_the_changes(how: str) -> None:
         adapters.combine("x", {"a": 1.0, "c": 1.0})
     with pytest.raises(UsageError, match="adapters/ia3 does not say how its adapters are combined"):
         adapters.combine("x", {"c": 1.0})
-    with pytest.raises(UsageError, match='LoRA is combined by "concatenation", "svd" or "sum", got \'ties\''):
-        adapters.combine("x", {"a": 1.0, "b": 1.0}, how="ties")
-    with pytest.raises(UsageError, match=r"takes one rank and no negative factor, got ranks \[2, 3\]"):
+    with pytest.raises(UsageError, match="LoRA is combined by concatenation, svd, sum, ties, .* got 'mean'"):
+        adapters.combine("x", {"a": 1.0, "b": 1.0}, how="mean")
+    with pytest.raises(UsageError, match="ties_svd keeps a share of the numbers: density above 0 and at most 1, got None"):
+        adapters.combine("x", {"a": 1.0, "b": 1.0}, how="ties_svd")
+    with pytest.raises(UsageError, match="adapters/lora has no option 'densty'; did you mean density"):
+        adapters.combine("x", {"a": 1.0, "b": 1.0}, how="ties", densty=0.5)
+    with pytest.raises(UsageError, match=r"takes one rank, got ranks \[2, 3\]"):
         adapters.combine("x", {"a": 1.0, "b": 1.0}, how="sum")
 
 

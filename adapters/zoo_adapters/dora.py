@@ -10,7 +10,17 @@ from torch import nn
 
 from zoo.api import Adapter, Base, Held, Mixed, Numbers, Place, UsageError
 from zoo_adapters.ia3 import of_rows
-from zoo_adapters.lora import TARGETS, LowRank, by_place, mixed_low_rank, require_rank, scale_of
+from zoo_adapters.lora import (
+    TARGETS,
+    Convolved,
+    LowRank,
+    LowRankEmbedding,
+    by_place,
+    mixed_low_rank,
+    require_rank,
+    scale_of,
+)
+from zoo_adapters.whole import with_whole
 
 
 class Decomposed(nn.Module):
@@ -27,10 +37,8 @@ class Decomposed(nn.Module):
         """What each row of W + BA is multiplied by, float[N]."""
         weight_NK, _ = self.place[0].tensors()
         with torch.no_grad():
-            changed_NK = weight_NK.float() + self.product.scale * self.product.up @ self.product.down
-            norm_N: torch.Tensor = changed_NK.norm(dim=1)
-        # A row of zeros has no direction: it stays what it is.
-        return torch.where(norm_N == 0, torch.ones_like(norm_N), self.length / norm_N.clamp(min=1e-30))
+            norm_N: torch.Tensor = (weight_NK.float() + self.product.change()).norm(dim=1)
+        return _stretch(self.length, norm_N)
 
     def after(self, input_BK: torch.Tensor, output_BN: torch.Tensor) -> torch.Tensor:
         """As `zoo.api.Part`."""
@@ -48,8 +56,7 @@ class Decomposed(nn.Module):
 
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `zoo.api.Part`."""
-        changed_NK = weight_NK + self.product.scale * self.product.up @ self.product.down
-        return changed_NK * self.stretch()[:, None], bias_N
+        return (weight_NK + self.product.change()) * self.stretch()[:, None], bias_N
 
     @staticmethod
     def mixed(held: Held, scales: Sequence[float]) -> Mixed:
@@ -81,6 +88,79 @@ class Decomposed(nn.Module):
         return apply
 
 
+class DecomposedEmbedding(nn.Module):
+    """The same for each of the W numbers of an embedding [V, W], over all its rows."""
+
+    def __init__(self, place: Place, *, rank: int, scale: float) -> None:
+        super().__init__()
+        self.product = LowRankEmbedding(place, rank=rank, scale=scale)
+        weight_VW, _ = place.tensors()
+        self.length = nn.Parameter(weight_VW.detach().float().norm(dim=0))
+        self.place = (place,)
+
+    def stretch(self) -> torch.Tensor:
+        """What each of the numbers is multiplied by, float[W]."""
+        weight_VW, _ = self.place[0].tensors()
+        with torch.no_grad():
+            norm_W: torch.Tensor = (weight_VW.float() + self.product.change()).norm(dim=0)
+        return _stretch(self.length, norm_W)
+
+    def after(self, input_BT: torch.Tensor, output_BTW: torch.Tensor) -> torch.Tensor:
+        """As `zoo.api.Part`."""
+        stretch_W = self.stretch()
+        change_BTW: torch.Tensor = (stretch_W - 1) * output_BTW + stretch_W * self.product.added(input_BT)
+        return output_BTW + change_BTW.to(output_BTW.dtype)
+
+    def merged(self, weight_VW: torch.Tensor, bias: None) -> tuple[torch.Tensor, None]:
+        """As `zoo.api.Part`."""
+        return (weight_VW + self.product.change()) * self.stretch(), bias
+
+
+class DecomposedConvolution(nn.Module):
+    """The same for each output channel of a convolution [N, K, ...] in one group."""
+
+    def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        layer: Any = place.layer
+        if layer.groups != 1:
+            raise UsageError(
+                f"{place.name} is a convolution in {layer.groups} groups, whose weight DoRA has no direction of: leave it out"
+            )
+        self.product = Convolved(place, rank=rank, scale=scale, dropout=dropout)
+        weight, _ = place.tensors()
+        self.length = nn.Parameter(weight.detach().float().flatten(1).norm(dim=1))
+        self.place = (place,)
+
+    def stretch(self) -> torch.Tensor:
+        """What each output channel is multiplied by, float[N]."""
+        weight, _ = self.place[0].tensors()
+        with torch.no_grad():
+            norm_N: torch.Tensor = (weight.float() + self.product.change()).flatten(1).norm(dim=1)
+        return _stretch(self.length, norm_N)
+
+    def after(self, input_BCX: torch.Tensor, output_BNX: torch.Tensor) -> torch.Tensor:
+        """As `zoo.api.Part`."""
+        product, read_BCX = self.product, self.product.read(input_BCX)
+        weight, bias_N = self.place[0].tensors()
+        column = (-1, *[1] * (weight.ndim - 2))
+        stretch = self.stretch().view(column)
+        if product.dropout is not None and product.training:
+            bare: torch.Tensor = product.convolve(read_BCX.to(weight.dtype), weight, **product.shape)
+        else:
+            bare = output_BNX if bias_N is None else output_BNX - bias_N.view(column)
+        change: torch.Tensor = (stretch - 1) * bare + stretch * product(read_BCX)
+        return output_BNX + change.to(output_BNX.dtype)
+
+    def merged(self, weight: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `zoo.api.Part`."""
+        return (weight + self.product.change()) * self.stretch().view(-1, *[1] * (weight.ndim - 1)), bias_N
+
+
+def _stretch(length: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """What brings a norm to its length. A row of zeros has no direction: it stays what it is."""
+    return torch.where(norm == 0, torch.ones_like(norm), length / norm.clamp(min=1e-30))
+
+
 def _stretches(parts: Sequence[Any], scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """What the products of each adapter are stretched by, how much further than it was the weight is, float[A + 1, N], and the bias."""
     first = next(part for part in parts if part is not None)
@@ -100,18 +180,22 @@ def dora(
     dropout: float = 0.0,
     ranks: dict[str, int] | None = None,
     alphas: dict[str, float] | None = None,
+    whole: Sequence[str] | str = (),
 ) -> Adapter:
-    """DoRA on linear layers; the options are those of LoRA. As it begins it changes no more than the last digit.
+    """DoRA on linear layers, embeddings and convolutions; the options are those of LoRA. As it begins it changes no more than the last digit.
 
-    Raises UsageError as LoRA does, for a place that is no linear layer, and for a layer that a kernel rounded.
+    Raises UsageError as LoRA does, for a convolution in groups, and for a layer that a kernel rounded.
     """
     parts: dict[str, nn.Module] = {}
     own_ranks, own_alphas = by_place(base, ranks), by_place(base, alphas)
     for place in base.chosen(targets):
-        if place.kind != "linear":
-            raise UsageError(f"DoRA is for linear layers, {place.name} is an {place.kind}: leave it out")
         own = own_ranks.get(place.name, r)
         require_rank(own, place, widest=place.name not in own_ranks)
         scale = scale_of(own, own_alphas.get(place.name, alpha), rank_stabilised=rank_stabilised)
-        parts[place.name] = Decomposed(place, rank=own, scale=scale, dropout=dropout)
-    return Adapter(parts)
+        if place.kind == "embedding":
+            parts[place.name] = DecomposedEmbedding(place, rank=own, scale=scale)
+        elif place.kind == "convolution":
+            parts[place.name] = DecomposedConvolution(place, rank=own, scale=scale, dropout=dropout)
+        else:
+            parts[place.name] = Decomposed(place, rank=own, scale=scale, dropout=dropout)
+    return with_whole(base, parts, whole)

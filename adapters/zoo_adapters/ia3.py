@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zoo.api import Adapter, Base, Held, Mixed, Numbers, Place, UsageError
+from zoo_adapters.whole import with_whole
 
 TARGETS = ("key", "value", "down")
 FEED_FORWARD = ("down",)
@@ -71,6 +72,43 @@ class StretchedInput(nn.Module):
         return apply
 
 
+class StretchedChannels(nn.Module):
+    """output * stretch, float[N], for the channels of a convolution."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.stretch = nn.Parameter(torch.ones(place.outputs, device=place.device))
+
+    def after(self, input_BCX: torch.Tensor, output_BNX: torch.Tensor) -> torch.Tensor:
+        """As `zoo.api.Part`."""
+        column = (-1, *[1] * (input_BCX.ndim - 2))
+        return output_BNX * self.stretch.view(column).to(output_BNX.dtype)
+
+    def merged(self, weight: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `zoo.api.Part`."""
+        stretched = weight * self.stretch.view(-1, *[1] * (weight.ndim - 1))
+        return stretched, None if bias_N is None else bias_N * self.stretch
+
+
+class StretchedInputChannels(nn.Module):
+    """A convolution is given input * stretch, float[K]."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        layer: Any = place.layer
+        self.stretch = nn.Parameter(torch.ones(place.inputs, device=place.device))
+        self.groups = int(layer.groups)
+
+    def before(self, input_BCX: torch.Tensor) -> torch.Tensor:
+        """As `zoo.api.Part`."""
+        return input_BCX * self.stretch.view(-1, *[1] * (input_BCX.ndim - 2)).to(input_BCX.dtype)
+
+    def merged(self, weight: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `zoo.api.Part`: each group of the outputs reads the inputs of its own."""
+        stretch_NK = self.stretch.view(self.groups, -1).repeat_interleave(len(weight) // self.groups, 0)
+        return weight * stretch_NK.view(*weight.shape[:2], *[1] * (weight.ndim - 2)), bias_N
+
+
 def _table(parts: Sequence[Any], scales: Sequence[float]) -> torch.Tensor:
     """The stretches of all, float[A + 1, N]; ones for those that have none."""
     ones = torch.ones_like(next(part.stretch for part in parts if part is not None))
@@ -87,22 +125,31 @@ def of_rows(table_AN: torch.Tensor, number_B: Numbers, like: torch.Tensor) -> to
     return table_AN[number_B].view(len(number_B), *[1] * (like.ndim - 2), -1).to(like.dtype)
 
 
-def ia3(base: Base, *, targets: Sequence[str] | str = TARGETS, feed_forward: Sequence[str] | str = FEED_FORWARD) -> Adapter:
-    """IA3 on linear layers. As it begins it changes nothing.
+def ia3(
+    base: Base,
+    *,
+    targets: Sequence[str] | str = TARGETS,
+    feed_forward: Sequence[str] | str = FEED_FORWARD,
+    whole: Sequence[str] | str = (),
+) -> Adapter:
+    """IA3 on linear layers and convolutions. As it begins it changes nothing.
 
-    feed_forward: targets whose inputs are stretched instead of their outputs; they need not be named twice.
-    Raises UsageError for a target that names nothing, and for a place that is no linear layer.
+    feed_forward: targets whose inputs are stretched instead of their outputs; they need not be named twice. whole: as of LoRA.
+    Raises UsageError for a target that names nothing, and for an embedding.
     """
     targets = [targets] if isinstance(targets, str) else list(targets)
     feed_forward = [feed_forward] if isinstance(feed_forward, str) else list(feed_forward)
     inputs = {place.name for place in base.chosen(feed_forward)} if feed_forward else set()
     parts: dict[str, nn.Module] = {}
     for place in base.chosen([*targets, *feed_forward]):
-        if place.kind != "linear":
-            raise UsageError(f"IA3 is for linear layers, {place.name} is an {place.kind}: leave it out")
+        if place.kind == "embedding":
+            raise UsageError(f"IA3 is for linear layers and convolutions, {place.name} is an embedding: leave it out")
         if place.name in inputs and place.columns is not None:
             raise UsageError(
                 f"the inputs of {place.name} are those of a joined layer, which others read: stretch its outputs"
             )
-        parts[place.name] = StretchedInput(place) if place.name in inputs else StretchedOutput(place)
-    return Adapter(parts, learning_rate=2e-2)
+        if place.kind == "convolution":
+            parts[place.name] = StretchedInputChannels(place) if place.name in inputs else StretchedChannels(place)
+        else:
+            parts[place.name] = StretchedInput(place) if place.name in inputs else StretchedOutput(place)
+    return with_whole(base, parts, whole, learning_rate=2e-2)

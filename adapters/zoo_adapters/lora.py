@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.functional import embedding, pad
 
 from zoo.api import Adapter, Base, Columns, Held, Mixed, Numbers, Place, UsageError
+from zoo_adapters.combining import Product, Way, combined_product
+from zoo_adapters.whole import with_whole
 
 TARGETS = ("query", "value")
-Product = tuple[torch.Tensor, torch.Tensor, float]  # down [r, K], up [N, r], and what it counts
 MANY_TOKENS = 4  # in a row, from which each row is multiplied by its own matrices instead of by those of all
 
 
@@ -37,7 +38,12 @@ class LowRank(nn.Module):
 
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `zoo.api.Part`."""
-        return weight_NK + self.scale * self.up @ self.down, bias_N
+        return weight_NK + self.change(), bias_N
+
+    def change(self) -> torch.Tensor:
+        """What is added to the weight, float[N, K]."""
+        change: torch.Tensor = self.scale * self.up @ self.down
+        return change
 
     @staticmethod
     def mixed(held: Held, scales: Sequence[float]) -> Mixed:
@@ -145,50 +151,102 @@ class LowRankEmbedding(nn.Module):
         self.down = nn.Parameter(torch.zeros(rank, place.inputs, device=place.device))
         self.up = nn.Parameter(torch.randn(place.outputs, rank, device=place.device))
         self.scale = scale
+        self.place = (place,)  # in a tuple, so that its layer is no part of this one
+
+    def added(self, input_BT: torch.Tensor) -> torch.Tensor:
+        """What is added to the output; some embeddings multiply what they read (Gemma)."""
+        stretch: Any = getattr(self.place[0].layer, "embed_scale", 1.0)
+        found: torch.Tensor = embedding(input_BT, self.down.T) @ self.up.T * self.scale * stretch
+        return found
 
     def after(self, input_BT: torch.Tensor, output_BTW: torch.Tensor) -> torch.Tensor:
         """As `zoo.api.Part`."""
-        return output_BTW + (embedding(input_BT, self.down.T) @ self.up.T * self.scale).to(output_BTW.dtype)
+        return output_BTW + self.added(input_BT).to(output_BTW.dtype)
 
     def merged(self, weight_VW: torch.Tensor, bias: None) -> tuple[torch.Tensor, None]:
         """As `zoo.api.Part`."""
-        return weight_VW + self.scale * (self.up @ self.down).T, bias
+        return weight_VW + self.change(), bias
+
+    def change(self) -> torch.Tensor:
+        """What is added to the weight, float[V, W]."""
+        change: torch.Tensor = self.scale * (self.up @ self.down).T
+        return change
 
 
-class LowRankConvolution(nn.Module):
-    """output + scale * up(down(input)) for a convolution: down is one like the layer's with r outputs, up has kernels of 1."""
+class Convolved(nn.Module):
+    """scale * up(down(input)) for a convolution: down is one like the layer's with r outputs, up has kernels of 1, in as many groups."""
 
     def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
         layer: Any = place.layer
-        if layer.groups != 1:
-            raise UsageError(
-                f"{place.name} is a convolution in {layer.groups} groups, for which LoRA has no product: leave it out"
-            )
         if layer.padding_mode != "zeros":
             raise UsageError(
                 f"{place.name} is a convolution with padding {layer.padding_mode!r}, LoRA takes zeros: leave it out"
             )
-        self.down = nn.Parameter(torch.empty(rank, place.inputs, *layer.kernel_size, device=place.device))
-        self.up = nn.Parameter(torch.zeros(place.outputs, rank, *[1] * len(layer.kernel_size), device=place.device))
+        self.groups = int(layer.groups)
+        if rank % self.groups:
+            raise UsageError(
+                f"{place.name} is a convolution in {self.groups} groups, which r must be divisible by, got {rank}: leave it out"
+            )
+        size = layer.kernel_size
+        self.down = nn.Parameter(torch.empty(rank, place.inputs, *size, device=place.device))
+        self.up = nn.Parameter(torch.zeros(place.outputs, rank // self.groups, *[1] * len(size), device=place.device))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         self.scale = scale
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.shape = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        self.convolve = getattr(nn.functional, f"conv{len(layer.kernel_size)}d")
+        self.convolve = getattr(nn.functional, f"conv{len(size)}d")
+
+    def read(self, input_BCX: torch.Tensor) -> torch.Tensor:
+        """What the product is given: in training some of it is dropped."""
+        read_BCX = input_BCX.to(self.down.dtype)
+        return read_BCX if self.dropout is None else self.dropout(read_BCX)
+
+    def forward(self, read_BCX: torch.Tensor) -> torch.Tensor:
+        """float[B, C, ...] -> what is added to the output."""
+        inner: torch.Tensor = self.convolve(read_BCX, self.down, **self.shape)
+        added: torch.Tensor = self.convolve(inner, self.up, groups=self.groups) * self.scale
+        return added
+
+    def change(self) -> torch.Tensor:
+        """What is added to the weight, float[N, K, ...], in one group."""
+        change: torch.Tensor = self.scale * (self.up.flatten(1) @ self.down.flatten(1))
+        return change.view(len(self.up), *self.down.shape[1:])
+
+
+class LowRankGroups(nn.Module):
+    """output + product for a convolution in groups. Each output reads all groups' inputs by the product, so it is no change of the weight."""
+
+    def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.product = Convolved(place, rank=rank, scale=scale, dropout=dropout)
 
     def after(self, input_BCX: torch.Tensor, output_BCX: torch.Tensor) -> torch.Tensor:
         """As `zoo.api.Part`."""
-        read_BCX = input_BCX.to(self.down.dtype)
-        if self.dropout is not None:
-            read_BCX = self.dropout(read_BCX)
-        added: torch.Tensor = self.convolve(self.convolve(read_BCX, self.down, **self.shape), self.up)
-        return output_BCX + (added * self.scale).to(output_BCX.dtype)
+        added_BCX: torch.Tensor = self.product(self.product.read(input_BCX))
+        return output_BCX + added_BCX.to(output_BCX.dtype)
+
+
+class LowRankConvolution(nn.Module):
+    """output + product for a convolution in one group."""
+
+    def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.product = Convolved(place, rank=rank, scale=scale, dropout=dropout)
+
+    def after(self, input_BCX: torch.Tensor, output_BCX: torch.Tensor) -> torch.Tensor:
+        """As `zoo.api.Part`."""
+        added_BCX: torch.Tensor = self.product(self.product.read(input_BCX))
+        return output_BCX + added_BCX.to(output_BCX.dtype)
 
     def merged(self, weight_NKX: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `zoo.api.Part`."""
-        change = self.up.flatten(1) @ self.down.flatten(1)
-        return weight_NKX + self.scale * change.view(weight_NKX.shape), bias_N
+        return weight_NKX + self.product.change(), bias_N
+
+
+def product_of(part: Any) -> Any:
+    """What holds the matrices of a part: itself, or its product."""
+    return getattr(part, "product", part)
 
 
 def lora(
@@ -201,12 +259,13 @@ def lora(
     dropout: float = 0.0,
     ranks: dict[str, int] | None = None,
     alphas: dict[str, float] | None = None,
+    whole: Sequence[str] | str = (),
 ) -> Adapter:
     """LoRA on linear layers, embeddings and convolutions. As it begins it changes nothing.
 
     r: the rank. alpha: the product counts alpha / r, or alpha / sqrt(r) where rank_stabilised (Kalajdzievski 2023, arXiv:2312.03732).
     dropout: of what the product reads, in training. ranks, alphas: of some of the targets, where they differ; a rank given so may be above
-        the width of its place.
+        the width of its place. whole: modules that are trained whole beside it, as heads and norms ("modules_to_save" of HF PEFT).
     Raises UsageError for a target that names nothing, and a rank below 1 or above the width of a place.
     """
     parts: dict[str, nn.Module] = {}
@@ -218,41 +277,40 @@ def lora(
         if place.kind == "embedding":
             parts[place.name] = LowRankEmbedding(place, rank=own, scale=scale)
         elif place.kind == "convolution":
-            parts[place.name] = LowRankConvolution(place, rank=own, scale=scale, dropout=dropout)
+            layer: Any = place.layer
+            make = LowRankConvolution if layer.groups == 1 else LowRankGroups
+            parts[place.name] = make(place, rank=own, scale=scale, dropout=dropout)
         else:
             parts[place.name] = LowRank(place, rank=own, scale=scale, dropout=dropout)
-    return Adapter(parts, combine=combined)
+    return with_whole(base, parts, whole, combine=combined)
 
 
 def combined(
-    base: Base, adapters: Sequence[Adapter], factors: Sequence[float], *, how: str = "concatenation", r: int | None = None
+    base: Base,
+    adapters: Sequence[Adapter],
+    factors: Sequence[float],
+    *,
+    how: str = "concatenation",
+    r: int | None = None,
+    density: float | None = None,
+    majority_sign: str = "total",
 ) -> Adapter:
-    """One LoRA made of several on linear layers, each with a factor.
+    """One LoRA made of several, each with a factor.
 
     how: "concatenation": ranks add up, and so do the changes, exactly. "svd": what is nearest to that, in rank `r` (None: the greatest of
     theirs). "sum": matrices of one rank are added, each times the root of its factor, which is no sum of the changes ("linear" of HF PEFT).
-    Raises UsageError for another way, ranks that differ ("sum"), a negative factor ("sum"), and what is no linear layer.
+    The other `zoo_adapters.combining.WAYS` are those of HF PEFT, too.
+    density: the share of the numbers that is kept, where some are dropped. majority_sign: "total" or "frequency", where signs are elected.
+    Raises UsageError for another way, ranks that differ where matrices are joined, convolutions in groups, and modules trained whole.
     """
-    if how not in ("concatenation", "svd", "sum"):
-        raise UsageError(f'LoRA is combined by "concatenation", "svd" or "sum", got {how!r}')
-    places = list(dict.fromkeys(place for adapter in adapters for place in adapter.places))
+    way = Way(how=how, r=r, density=density, majority_sign=majority_sign)
+    order = {name: number for number, name in enumerate(base.places)}
+    names = dict.fromkeys(place for adapter in adapters for place in adapter.places)
     parts: dict[str, nn.Module] = {}
-    for name in places:
-        held = [(adapter.part(name), factor) for adapter, factor in zip(adapters, factors, strict=True)]
-        products = [
-            (part.down.detach(), part.up.detach(), factor * part.scale)
-            for part, factor in held
-            if isinstance(part, LowRank)
-        ]
-        if len(products) < sum(part is not None for part, _ in held):
-            raise UsageError(f"{name} is no linear layer, and only those are combined")
-        down_rK, up_Nr = _combined(products, how, r)
-        place = base.chosen([name])[0]
-        part = LowRank(place, rank=len(down_rK), scale=1.0, dropout=0.0)
-        part.down, part.up = nn.Parameter(down_rK), nn.Parameter(up_Nr)
-        parts[name] = part
+    for name in sorted(names, key=lambda one: order.get(one.partition("[")[0], len(order))):
+        parts[name] = _combined_part(base, name, [adapter.part(name) for adapter in adapters], factors, way)
     adapter = Adapter(parts, combine=combined)
-    ranks = {name: len(part.down) for name, part in adapter.named_parts()}
+    ranks = {name: len(product_of(part).down) for name, part in adapter.named_parts()}
     adapter.options = {
         "targets": list(parts),
         "ranks": ranks,
@@ -261,28 +319,28 @@ def combined(
     return adapter
 
 
-def _combined(
-    products: Sequence[tuple[torch.Tensor, torch.Tensor, float]], how: str, r: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Down [r, K] and up [N, r] of several products."""
-    if how == "sum":
-        ranks = sorted({len(down) for down, _, _ in products})
-        if len(ranks) > 1 or any(factor < 0 for _, _, factor in products):
-            raise UsageError(f"a sum of matrices takes one rank and no negative factor, got ranks {ranks}: take svd")
-        roots = [math.sqrt(factor) for _, _, factor in products]
-        down_rK = torch.stack([root * down for root, (down, _, _) in zip(roots, products, strict=True)]).sum(0)
-        return down_rK, torch.stack([root * up for root, (_, up, _) in zip(roots, products, strict=True)]).sum(0)
-    down_RK = torch.cat([down for down, _, _ in products])
-    up_NR = torch.cat([up * factor for _, up, factor in products], 1)
-    if how == "concatenation":
-        return down_RK, up_NR
-    rank = max(len(down) for down, _, _ in products) if r is None else r
-    most = min(up_NR.shape[0], down_RK.shape[1])
-    if not 1 <= rank <= most:
-        raise UsageError(f"r must be from 1 to {most}, got {rank}")
-    left_NN, values_N, right_NK = torch.linalg.svd(up_NR @ down_RK, full_matrices=False)
-    root_r = values_N[:rank].sqrt()
-    return (root_r[:, None] * right_NK[:rank]).contiguous(), (left_NN[:, :rank] * root_r).contiguous()
+def _combined_part(base: Base, name: str, held: Sequence[Any], factors: Sequence[float], way: Way) -> nn.Module:
+    """The part of a combination at a place, of those that have one there."""
+    pairs = [(part, factor) for part, factor in zip(held, factors, strict=True) if part is not None]
+    if not all(isinstance(part, LowRank | LowRankEmbedding | LowRankConvolution) for part, _ in pairs):
+        raise UsageError(f"{name} is trained whole or a convolution in groups, and such parts are not combined")
+    products = [product_of(part) for part, _ in pairs]
+    matrices = [(one.down.detach().flatten(1), one.up.detach().flatten(1), one.scale) for one in products]
+    (place,) = base.chosen([name])
+    turned = place.turned or place.kind == "embedding"
+    down_rK, up_Nr = combined_product(matrices, [factor for _, factor in pairs], way, turned=turned)
+    rank = len(down_rK)
+    part: nn.Module
+    if place.kind == "embedding":
+        part = LowRankEmbedding(place, rank=rank, scale=1.0)
+    elif place.kind == "convolution":
+        part = LowRankConvolution(place, rank=rank, scale=1.0, dropout=0.0)
+    else:
+        part = LowRank(place, rank=rank, scale=1.0, dropout=0.0)
+    product = product_of(part)
+    product.down = nn.Parameter(down_rK.view(product.down.shape))
+    product.up = nn.Parameter(up_Nr.view(product.up.shape))
+    return part
 
 
 def scale_of(rank: int, alpha: float, *, rank_stabilised: bool) -> float:

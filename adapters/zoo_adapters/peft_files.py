@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from zoo.api import Adapter, Base, StateMismatchError, UsageError, part_key
+from zoo_adapters.lora import product_of
+from zoo_adapters.whole import Whole
 
 State = Mapping[str, torch.Tensor]
 Read = tuple[str, dict[str, Any], dict[str, torch.Tensor]]
@@ -20,7 +22,6 @@ Read = tuple[str, dict[str, Any], dict[str, torch.Tensor]]
 # Options that change what is computed, with the values by which they do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
-    "modules_to_save": (None, []),
     "layer_replication": (None,),
     "lora_bias": (False, None),
     "use_qalora": (False, None),
@@ -56,7 +57,7 @@ class _Exchange:
                 raise UsageError(
                     f"this adapter was made with {option}={config[option]!r}, which is not read: it takes {values[0]!r}"
                 )
-        return reader(config, _without_base(state, base), base, name_of)
+        return reader(config, state, base, name_of)
 
     @staticmethod
     def write(
@@ -67,7 +68,7 @@ class _Exchange:
         if method in ("lora", "dora"):
             config, tensors = _write_lora(adapter, name_of, base, dora=method == "dora")
         elif method == "ia3":
-            config, tensors = _write_ia3(adapter, name_of)
+            config, tensors = _write_ia3(adapter, name_of, base)
         elif method == "prefix":
             config, tensors = _write_prefix(adapter, base)
         else:
@@ -85,17 +86,18 @@ def _read_lora(config: Mapping[str, Any], state: State, base: Base, name_of: Cal
             f"with PEFT first (save_pretrained(..., path_initial_model_for_weight_conversion=...))"
         )
     decomposed = bool(config.get("use_dora"))
-    tensors: dict[str, torch.Tensor] = {}
+    tensors, state = _whole(state, base)
+    whole = _whole_options(tensors)
     ranks: dict[str, int] = {}
     unknown = []
     for key, tensor in state.items():
         place, _, name = key.rpartition("::")
-        if place and name in LOW_RANK:
-            inner = "product." if decomposed else ""
+        if place in base.places and name in LOW_RANK:
+            inner = "product." if decomposed or base.places[place].kind == "convolution" else ""
             tensors[f"parts.{part_key(place)}.{inner}{LOW_RANK[name]}"] = tensor
             if LOW_RANK[name] == "down":
                 ranks[place] = len(tensor)
-        elif place and name in LENGTH and decomposed:
+        elif place in base.places and name in LENGTH and decomposed:
             tensors[f"parts.{part_key(place)}.length"] = tensor.flatten()
         else:
             unknown.append(key)
@@ -109,6 +111,7 @@ def _read_lora(config: Mapping[str, Any], state: State, base: Base, name_of: Cal
         alphas[place] = own * TWICE if name.endswith(OUT) else own
     options = {
         "targets": sorted(ranks),
+        **whole,
         "r": r,
         "alpha": alpha,
         "rank_stabilised": bool(config.get("use_rslora")),
@@ -140,15 +143,21 @@ def _write_lora(
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     modules = []
+    saved, saved_tensors = _write_whole(adapter, name_of, base)
     for place, part in adapter.named_parts():
-        product = part.product if dora else part
+        if isinstance(part, Whole):
+            continue
+        product = product_of(part)
         name, kind = name_of(place), base.places[place].kind
         rank = len(product.down)
         infix = "lora_embedding_{}" if kind == "embedding" else "lora_{}.weight"
         tensors[f"{name}.{infix.format('A')}"] = product.down
         tensors[f"{name}.{infix.format('B')}"] = product.up
         if dora:
-            tensors[f"{name}.lora_magnitude_vector"] = part.length
+            length = part.length
+            if kind == "convolution":
+                length = length.view(1, -1, *[1] * (product.down.ndim - 2))
+            tensors[f"{name}.lora_magnitude_vector"] = length
         ranks[name] = rank
         alphas[name] = product.scale * adapter.scale * (math.sqrt(rank) if stabilised else rank)
         modules.append(name)
@@ -162,12 +171,13 @@ def _write_lora(
         "use_rslora": stabilised,
         "use_dora": dora,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(place.turned for place in base.places.values()),
         "target_modules": sorted(modules),
+        "modules_to_save": saved or None,
         "rank_pattern": {re.escape(name): rank for name, rank in ranks.items() if rank != r},
         "alpha_pattern": {re.escape(name): own for name, own in alphas.items() if own != alpha},
     }
-    return config, tensors
+    return config, {**tensors, **saved_tensors}
 
 
 def _whole_attentions(
@@ -209,38 +219,56 @@ def _whole_attentions(
 
 
 def _read_ia3(config: Mapping[str, Any], state: State, base: Base, name_of: Callable[[str], str]) -> Read:
-    del config, base, name_of
-    tensors: dict[str, torch.Tensor] = {}
+    tensors, state = _whole(state, base)
+    whole = _whole_options(tensors)
+    forwards = config.get("feedforward_modules") or []
     outputs: list[str] = []
     inputs: list[str] = []
     unknown: list[str] = []
     for key, tensor in state.items():
         place, _, name = key.rpartition("::")
-        if not place or name != "ia3_l" or tensor.ndim != 2 or 1 not in tensor.shape:
+        if not place or name != "ia3_l" or tensor.numel() != max(tensor.shape, default=0):
             unknown.append(key)
             continue
-        (inputs if tensor.shape[0] == 1 else outputs).append(place)
+        # Of a convolution the shape is one for both.
+        reads = _ends_with(forwards, name_of(place)) if tensor.ndim > 2 else tensor.shape[0] == 1
+        (inputs if reads else outputs).append(place)
         tensors[f"parts.{part_key(place)}.stretch"] = tensor.flatten()
     _refuse_unknown(unknown)
-    return "ia3", {"targets": sorted(outputs), "feed_forward": sorted(inputs)}, tensors
+    return "ia3", {"targets": sorted(outputs), "feed_forward": sorted(inputs), **whole}, tensors
 
 
-def _write_ia3(adapter: Adapter, name_of: Callable[[str], str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    tensors: dict[str, torch.Tensor] = {}
+def _ends_with(modules: Any, name: str) -> bool:
+    """Whether PEFT's "feedforward_modules" mean a module: one is a regular expression, several are ends of names."""
+    if isinstance(modules, str):
+        return re.fullmatch(modules, name) is not None
+    return any(name.endswith(one) for one in modules)
+
+
+def _write_ia3(
+    adapter: Adapter, name_of: Callable[[str], str], base: Base
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    saved, tensors = _write_whole(adapter, name_of, base)
     modules, inputs = [], []
     for place, part in adapter.named_parts():
+        if isinstance(part, Whole):
+            continue
         name = name_of(place)
         modules.append(name)
         stretch = 1 + adapter.scale * (part.stretch - 1)
         if hasattr(part, "before"):
             inputs.append(name)
-        tensors[f"{name}.ia3_l"] = stretch[None] if hasattr(part, "before") else stretch[:, None]
+        layer: Any = base.places[place].layer
+        if base.places[place].kind == "convolution":
+            tensors[f"{name}.ia3_l"] = stretch.view(1, -1, *[1] * len(layer.kernel_size))
+        else:
+            tensors[f"{name}.ia3_l"] = stretch[None] if hasattr(part, "before") else stretch[:, None]
     config = {
         "peft_type": "IA3",
         "target_modules": sorted(modules),
         "feedforward_modules": sorted(inputs),
-        "fan_in_fan_out": False,
-        "modules_to_save": None,
+        "fan_in_fan_out": any(place.turned for place in base.places.values()),
+        "modules_to_save": saved or None,
     }
     return config, tensors
 
@@ -301,22 +329,46 @@ def _virtual_table(state: State) -> torch.Tensor:
     return state["prompt_embeddings"]
 
 
-def _without_base(state: State, base: Base) -> dict[str, torch.Tensor]:
-    """Without weights of the base that PEFT saved beside the adapter, if they are ours. Raises StateMismatchError for others."""
-    kept = {}
+def _whole(state: State, base: Base) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The tensors of the modules that are trained whole, ours by name, and what remains. Raises UsageError for a head that is the embedding."""
+    whole: dict[str, torch.Tensor] = {}
+    rest: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
         place, _, name = key.rpartition("::")
-        if place in base.places and name in ("weight", "base_layer.weight"):
-            weight = getattr(base.places[place].layer, "weight", None)
-            if not isinstance(weight, torch.nn.Parameter):  # a kernel rounded it, so it cannot be compared
-                continue
-            if weight.shape != tensor.shape or not torch.equal(weight.to(tensor.dtype), tensor):
-                raise StateMismatchError(
-                    f"the folder holds other weights for {place} than this model: it was made for another base"
-                )
-            continue
-        kept[key] = tensor
-    return kept
+        if place in base.tied:
+            raise UsageError(
+                f"the folder adapts the head of {place!r} by itself, and this model reads its head from {base.tied[place]!r}: build it with a "
+                f"head of its own"
+            )
+        if place and name in ("weight", "bias"):
+            turned = place in base.places and base.places[place].turned and name == "weight"
+            own = tensor.T if turned else tensor
+            whole[f"parts.{part_key(place)}.{name}"] = own
+        else:
+            rest[key] = tensor
+    return whole, rest
+
+
+def _whole_options(whole: State) -> dict[str, Any]:
+    places = {key.split(".")[1].replace("/", ".").replace("|", "/") for key in whole}
+    return {"whole": sorted(places)} if places else {}
+
+
+def _write_whole(adapter: Adapter, name_of: Callable[[str], str], base: Base) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """The modules that are trained whole as PEFT names them, and their tensors. Raises UsageError for a scale, of which PEFT has none."""
+    parts = [
+        (name_of(place), base.places.get(place), part) for place, part in adapter.named_parts() if isinstance(part, Whole)
+    ]
+    if parts and adapter.scale != 1.0:
+        raise UsageError(
+            f"HF PEFT has no scale for what is trained whole, this adapter has {adapter.scale}: set it to 1 first"
+        )
+    tensors = {
+        f"{name}.weight": part.weight.T if place is not None and place.turned else part.weight
+        for name, place, part in parts
+    }
+    tensors |= {f"{name}.bias": part.bias for name, _, part in parts if part.bias is not None}
+    return sorted(name for name, _, _ in parts), tensors
 
 
 def _refuse_unknown(keys: list[str]) -> None:

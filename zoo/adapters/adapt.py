@@ -275,12 +275,13 @@ class Adapters:
         self._thaw()
 
     def combine(
-        self, name: str, weights: Mapping[str, float], *, how: str = "concatenation", r: int | None = None
+        self, name: str, weights: Mapping[str, float], *, how: str = "concatenation", r: int | None = None, **options: Any
     ) -> Adapter:
-        """A new adapter made of others of one method, each with a weight; it is not active.
+        """A new adapter made of others of one method, each with a weight, which may be negative; it is not active.
 
         how: "concatenation" (their changes added, exactly), "svd" (the nearest of rank r to that), "sum" (matrix by matrix, as HF PEFT's
-        "linear": of one rank, and an approximation). A method may know fewer of them.
+        "linear": of one rank, and an approximation). A method may know fewer of them, and more with options of its own: LoRA has "ties",
+        "dare_linear", "dare_ties" and "magnitude_prune", also with "_svd" behind them, which keep a share of the numbers (density=0.5).
         Raises UsageError for adapters of different methods, a method that cannot combine, and an unknown way.
         """
         self._require_new(name)
@@ -294,7 +295,8 @@ class Adapters:
         if first.combine is None:
             raise UsageError(f"{first.method} does not say how its adapters are combined")
         factors = [factor * one.scale for factor, one in zip(weights.values(), adapters, strict=True)]
-        combined: Adapter = first.combine(base_of(self.model), adapters, factors, how=how, r=r)
+        files.refuse_unknown_options(first.combine, options, first.method, known_from=2)
+        combined: Adapter = first.combine(base_of(self.model), adapters, factors, how=how, r=r, **options)
         combined.method = first.method
         self._place(name, combined)
         return combined
@@ -369,7 +371,7 @@ class Adapters:
         if path.is_dir():
             from zoo.adapters import peft
 
-            return peft.read_folder(path, self)
+            return peft.read_folder(path, self, other_base=other_base)
         record = files.read(path)
         if not other_base:
             files.require_base(record, files.fingerprint(self.model, self.built), path)

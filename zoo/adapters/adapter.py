@@ -63,7 +63,7 @@ class Adapter(nn.Module):
     ) -> None:
         """parts: by the name of their place. virtual: see `Virtual`. learning_rate: what usually suits the method (AdamW).
 
-        combine: (base, adapters, factors, *, how, r) -> an adapter made of several of the same method, with its options.
+        combine: (base, adapters, factors, *, how, r, and more of its own) -> an adapter made of several of the same method, with its options.
         """
         super().__init__()
         self.combine = combine

@@ -145,12 +145,14 @@ def _sha256(state: Mapping[str, torch.Tensor], *, half: bool) -> str:
     return digest.hexdigest()
 
 
-def refuse_unknown_options(builder: Callable[..., Any], options: Mapping[str, Any], method: str) -> None:
-    """Raise UsageError for an option that a builder does not have."""
+def refuse_unknown_options(
+    builder: Callable[..., Any], options: Mapping[str, Any], method: str, *, known_from: int = 1
+) -> None:
+    """Raise UsageError for an option that a builder does not have; its first `known_from` arguments are none."""
     parameters = inspect.signature(builder).parameters
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         return
-    known = list(parameters)[1:]
+    known = list(parameters)[known_from:]
     for option in options:
         if option not in known:
             hint = f"{did_you_mean(nearest(option, known, most=2), '')} it has {', '.join(known)}"

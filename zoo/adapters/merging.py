@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo.adapters.adapted import Adapted
 from zoo.adapters.adapter import Adapter, scaled
-from zoo.adapters.target_modules import Place, chosen_places
+from zoo.adapters.target_modules import Place, chosen_places, is_tied, norms_of
 from zoo.errors import PluginError, UsageError
 
 Originals = list[tuple[torch.Tensor, torch.Tensor]]  # a weight of the model, and what it held
@@ -106,7 +106,8 @@ def unmerge(originals: Originals) -> None:
 
 def places_under(adapted: Adapted, adapter: Adapter) -> list[Place]:
     """The places where an adapter has parts."""
-    return [place for name in adapter.places for place in chosen_places(adapted.places, [name])]
+    places = {**adapted.places, **norms_of(adapted.model)}
+    return [place for name in adapter.places for place in chosen_places(places, [name])]
 
 
 def _mergeable(adapted: Adapted, name: str, adapter: Adapter, shared: set[int]) -> list[Place]:
@@ -127,7 +128,7 @@ def _mergeable(adapted: Adapted, name: str, adapter: Adapter, shared: set[int]) 
                 f"the {computed} of {place.name} is computed from others at each call (weight norm and its kin), so {name!r} cannot be "
                 f"merged: make it one tensor first (torch.nn.utils.parametrize.remove_parametrizations(layer, {computed!r}))"
             )
-        if id(_whole(weight)) in shared or any(_is_tied(one, place.layer) for one in adapted.model.modules()):
+        if id(_whole(weight)) in shared or any(is_tied(one, place.layer) for one in adapted.model.modules()):
             raise UsageError(
                 f"the weight of {place.name} is another layer's, too, which {name!r} leaves as it is: it cannot be merged"
             )
@@ -138,10 +139,6 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     """The parameters that several layers of a model have, by id. One layer under two names has its own."""
     counts = Counter(id(one) for layer in model.modules() for one in layer.parameters(recurse=False))
     return {one for one, count in counts.items() if count > 1}
-
-
-def _is_tied(module: Any, embedding: nn.Module) -> bool:
-    return getattr(module, "embedding", None) is embedding and getattr(module, "head", embedding) is None
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 What the tensors of a method mean is the method's affair: its card names an object for it (`exchange`), with
 
-    read(config, state, base, name_of) -> (method, options, tensors) or None   config as in the folder; tensors as `<place>::<name>`
+    read(config, state, base, name_of) -> (method, options, tensors) or None   config as in the folder; tensors as `<place>::<name>`,
+                                                                               without the copies of the base's weights that PEFT may add
     write(adapter, name_of, base) -> (config, tensors)                         name_of: a place -> the name of its module there
 """
 
@@ -20,7 +21,7 @@ from safetensors.torch import save
 from zoo.adapters import files
 from zoo.adapters.adapter import Adapter, finished
 from zoo.adapters.target_modules import Base, base_of
-from zoo.errors import UsageError, WeightsError
+from zoo.errors import StateMismatchError, UsageError, WeightsError
 from zoo.registry.activation import resolve
 from zoo.registry.atomic_write import atomic_folder
 from zoo.registry.documents import parse_json
@@ -32,10 +33,11 @@ PREFIX = "base_model.model."
 ATTENTION = {"in_proj": "", "out_proj": ".base_layer.out_proj"}  # PEFT's names inside an nn.MultiheadAttention
 
 
-def read_folder(folder: Path, adapters: Any) -> Adapter:
+def read_folder(folder: Path, adapters: Any, *, other_base: bool = False) -> Adapter:
     """An adapter that PEFT wrote, for the model of `adapters` (`zoo.adapters.adapt.Adapters`).
 
-    PEFT's files do not say which weights they are for. Raises WeightsError for a folder without the two files,
+    PEFT's files do not say which weights they are for, but may hold copies of embeddings and heads; `other_base` takes any.
+    Raises WeightsError for a folder without the two files,
     UsageError for a kind or an option that no installed method has, StateMismatchError, with what differs, for other shapes.
     """
     config, state = read_config(folder), read_tensors(folder)
@@ -44,6 +46,7 @@ def read_folder(folder: Path, adapters: Any) -> Adapter:
     names = _names(base, adapters)
     ours = {theirs: place for place, theirs in names.items()}
     renamed = {_ours(key, ours): tensor for key, tensor in state.items()}
+    renamed = _without_base(renamed, base, config.get("modules_to_save") or [], names, other_base=other_base)
     for found, exchange in _exchanges(adapters):
         read = exchange.read(config, renamed, base, names.__getitem__)
         if read is not None:
@@ -99,6 +102,8 @@ def _exchanges(adapters: Any) -> list[tuple[Any, Any]]:
 def _names(base: Base, adapters: Any) -> dict[str, str]:
     """Place -> PEFT's name of the module there; slices have none."""
     names: dict[str, str] = {}
+    for name in (*base.norms, *base.tied):
+        names[name] = their_name(name, adapters.module_names)
     for name, place in base.places.items():
         module, _, last = name.rpartition(".")
         if place.weight_name != "weight":
@@ -126,6 +131,39 @@ def _ours(key: str, ours: Mapping[str, str]) -> str:
         if bare.startswith(f"{module}."):
             return f"{ours[module]}::{bare[len(module) + 1 :]}"
     return bare
+
+
+def _without_base(
+    state: Mapping[str, torch.Tensor], base: Base, trained: Any, names: Mapping[str, str], *, other_base: bool
+) -> dict[str, torch.Tensor]:
+    """Without weights of the base that PEFT saved beside the adapter, if they are ours; a tied head's is the embedding's.
+
+    trained: "modules_to_save", whose weights are the adapter's. Raises StateMismatchError for others than the base's.
+    """
+    kept = {}
+    for key, tensor in state.items():
+        place, _, name = key.rpartition("::")
+        owner = base.places.get(base.tied.get(place, place))
+        copied = owner is not None and name in ("weight", "base_layer.weight")
+        if copied and not any(f".{names[place]}.".find(f".{one}.") >= 0 for one in trained):
+            weight = getattr(getattr(owner, "layer", None), "weight", None)
+            # One that a kernel rounded cannot be compared.
+            if isinstance(weight, torch.nn.Parameter) and not other_base and not _same(weight, tensor):
+                raise StateMismatchError(
+                    f"the folder holds other weights for {place} than this model: it was made for another base; other_base=True "
+                    f"(--other-base) takes it all the same"
+                )
+            continue
+        kept[key] = tensor
+    return kept
+
+
+def _same(weight: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Whether two tensors are one, as far as the coarser of their formats tells."""
+    if weight.shape != copy.shape:
+        return False
+    copy = copy.to(weight.device)
+    return torch.equal(weight.to(copy.dtype), copy) or torch.equal(weight, copy.to(weight.dtype))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.adapters.whole_modules import is_norm, whole_places
 from zoo.errors import UsageError
 from zoo.nn.attention import Attention
 from zoo.nn.feed_forward import Gated
@@ -28,7 +29,7 @@ class Place:
     """Where a part of an adapter stands.
 
     name: of the module that computes it, with dots, as the model has it when no kernel joined its layers; "self" where it is the model.
-    kind: "linear", "embedding" or "convolution".
+    kind: "linear", "embedding" or "convolution"; or "norm", where no method stands that changes a product.
     turned: whether a linear layer holds its weight as [K, N], as GPT-2's in transformers; `tensors` gives it as [N, K].
     layer: the module whose inputs and outputs the part sees. For a projection inside `nn.MultiheadAttention` that is the attention, and
         `weight_name` says which of its tensors.
@@ -87,12 +88,16 @@ class Place:
 class Base:
     """The model that an adapter is built for: the first argument of the builder of an `adapter` card.
 
+    norms: more places, for what trains modules whole (`whole`).
+    tied: a head that is no module of its own -> the embedding whose weight it reads, by name.
     layers, kv_heads, head_width, width, device: of its decoder, for virtual tokens; 0 where it has none.
     embed: text -> the embeddings of its tokens, float[T, W]; None where the decoder has no tokenizer.
     """
 
     model: nn.Module
     places: Mapping[str, Place]
+    norms: Mapping[str, Place] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
     layers: int = 0
     kv_heads: int = 0
     head_width: int = 0
@@ -103,6 +108,10 @@ class Base:
     def chosen(self, targets: Sequence[str] | str) -> list[Place]:
         """As `chosen_places`."""
         return chosen_places(self.places, targets)
+
+    def whole(self, targets: Sequence[str] | str) -> list[Place]:
+        """As `zoo.adapters.whole_modules.whole_places`, of layers and norms."""
+        return whole_places(self.model, {**self.places, **self.norms}, targets)
 
     def require_decoder(self, method: str) -> None:
         """Raise UsageError unless there is a decoder to read virtual tokens."""
@@ -116,9 +125,14 @@ class Base:
 def base_of(model: nn.Module) -> Base:
     """A model as the builders of adapters see it."""
     decoder: Any = next((part for part in model.modules() if hasattr(part, "new_cache") and hasattr(part, "stack")), None)
-    places = places_of(model)
+    places, norms = places_of(model), norms_of(model)
+    tied = {
+        f"{name}.head".lstrip("."): f"{name}.embedding".lstrip(".")
+        for name, part in model.named_modules()
+        if is_tied(part, getattr(part, "embedding", None))
+    }
     if decoder is None:
-        return Base(model=model, places=places)
+        return Base(model=model, places=places, norms=norms, tied=tied)
     cache = decoder.new_cache(1, 0)
     layers, _, _, kv_heads, _, head_width = cache.store.shape
 
@@ -131,6 +145,8 @@ def base_of(model: nn.Module) -> Base:
     return Base(
         model=model,
         places=places,
+        norms=norms,
+        tied=tied,
         layers=layers,
         kv_heads=kv_heads,
         head_width=head_width,
@@ -171,6 +187,24 @@ def places_of(model: nn.Module) -> dict[str, Place]:
         if name.startswith(tuple(experts)):
             found[name] = replace(place, keeps_rows=False)
     return found
+
+
+def norms_of(model: nn.Module) -> dict[str, Place]:
+    """The norms of a model as places, by name."""
+    return {
+        name: Place(name=name, kind="norm", layer=module, inputs=len(module.weight), outputs=len(module.weight))
+        for name, module in model.named_modules()
+        if name and is_norm(module)
+    }
+
+
+def is_tied(module: Any, embedding: Any) -> bool:
+    """Whether a module is a decoder that reads its head from an embedding."""
+    return (
+        embedding is not None
+        and getattr(module, "embedding", None) is embedding
+        and getattr(module, "head", embedding) is None
+    )
 
 
 def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> list[Place]:
