@@ -4,12 +4,14 @@
 
 In each cell PEFT adapts a layer with random weights, its adapter is given random numbers and saved. Three things are held to it, each to
 1e-5 of the largest output: its folder read here (forward), merged into the weights here and there (merge), and the folder that we write
-read there (file). adapters/tests/test_peft_matrix.py holds the table.
+read there (file). Two LoRA are combined with the weights .7 and .4, and .7 and -.4. docs/adapters.md shows the table, which
+adapters/tests/test_peft_models.py holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import tempfile
 import warnings
@@ -26,6 +28,10 @@ from zoo import adapters_of
 from zoo.errors import ZooError
 
 TOLERANCE = 1e-5
+PAGE = Path(__file__).parents[1] / "docs" / "adapters.md"
+BEGIN, END = "<!-- python benchmarks/peft_matrix.py -->", "<!-- the end of the table -->"
+TOGETHER = ("Linear", "Conv1D (GPT-2)", "Embedding", "Conv2d")
+WEIGHTS = ((0.7, 0.4), (0.7, -0.4))
 RESULTS = Path(__file__).parent / "results" / "peft_matrix.txt"
 
 
@@ -236,47 +242,45 @@ def _redraw(pair: Any, target: Any, how: str, weights: tuple[float, float], opti
 
 
 def table() -> str:
-    """The whole, as text."""
-    import logging
-
+    """The whole, as tables and notes."""
     logging.getLogger("peft").setLevel(logging.ERROR)
     notes: dict[str, int] = {}
 
     def mark(text: str) -> str:
-        if text == "pass":
-            return text
-        sign = (
-            "-"
-            if text.startswith("PEFT: ")
-            else "pass"
-            if text.startswith("pass")
-            else "refused"
-            if text.startswith("refused")
-            else "DIFFERS"
-        )
-        return f"{sign} [{notes.setdefault(text, len(notes) + 1)}]"
+        return text if text == "pass" else f"[{notes.setdefault(text, len(notes) + 1)}]"
 
     lines = [
-        f"Adapters of HF PEFT {peft.__version__} on kinds of layers: forward, merge, file. One word where the three are alike; - is what PEFT has not.",
+        f"HF PEFT {peft.__version__}, forward, merge and file; a number is a note below.",
         "",
+        *_row(["", *LAYERS], head=True),
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for config in CONFIGS:
-            lines.append(config)
+            marks = []
             for layer in LAYERS:
-                found = cell(layer, config)
-                marks = [mark(found[what]) for what in ("forward", "merge", "file")]
-                lines.append(f"  {layer:20} {marks[0] if len(set(marks)) == 1 else ', '.join(marks)}")
-        for weights in ((0.7, 0.4), (0.7, -0.4)):
-            lines.append(f"two LoRA combined, weights {weights[0]} and {weights[1]}")
-            for how in COMBINED:
-                marks = [
-                    mark(combination(layer, how, weights)) for layer in ("Linear", "Conv1D (GPT-2)", "Embedding", "Conv2d")
-                ]
-                lines.append(f"  {how:20} " + "; ".join(f"{name} {one}" for name, one in zip(("Linear", "Conv1D", "Embedding", "Conv2d"), marks, strict=True)))  # fmt: skip
-    lines += ["", *(f"[{number}] {text}" for text, number in notes.items())]
+                found = {what: mark(text) for what, text in cell(layer, config).items()}
+                other = [f"{what} {sign}" for what, sign in found.items() if sign != "pass"]
+                alike = len(set(found.values())) == 1
+                marks.append(found["forward"] if alike else f"pass, {', '.join(other)}")
+            lines += _row([config, *marks])
+        lines += ["", *_row(["two LoRA combined", *TOGETHER], head=True)]
+        for how in COMBINED:
+            pairs = [[mark(combination(layer, how, weights)) for weights in WEIGHTS] for layer in TOGETHER]
+            lines += _row([how, *(one[0] if one[0] == one[1] else ", ".join(one) for one in pairs)])
+    lines += ["", *(f"[{number}] {text}  " for text, number in notes.items())]
     return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str], *, head: bool = False) -> list[str]:
+    return [f"| {' | '.join(cells)} |", *([f"|{'---|' * len(cells)}"] if head else [])]
+
+
+def shown(page: str, text: str) -> str:
+    """A page with the table between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{text}{END}{after}"
 
 
 def main() -> None:
@@ -284,6 +288,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     out = parser.parse_args().out
     out.write_text(table(), encoding="utf-8")
+    PAGE.write_text(shown(PAGE.read_text(encoding="utf-8"), out.read_text(encoding="utf-8")), encoding="utf-8")
     print(out.read_text(encoding="utf-8"), end="")
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,17 @@ def test_the_matrix_is_what_is_shown() -> None:
     assert found == (BENCHMARKS / "results" / "peft_matrix.txt").read_text(), (
         "python benchmarks/peft_matrix.py writes it anew"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", ["docs/adapters.md"])
+def test_the_samples_of_the_page_run(page: str) -> None:
+    text = (BENCHMARKS.parent / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert any("transformers" in block for block in blocks)
+    assert any("timm" in block for block in blocks)
+    for block in blocks:
+        exec(compile(block, page, "exec"), {"__name__": "sample"})
 
 
 def gpt2() -> Any:
