@@ -11,9 +11,9 @@ from zoo.errors import PluginError, ZooError
 from zoo.registry.activation import resolve, warn
 from zoo.registry.lookup import Found, Registry
 from zoo.registry.plugin import Plugin, describe
-from zoo.weights.delivery import Located, sha256_of
 from zoo.weights.formats.gguf import is_gguf
 from zoo.weights.formats.read import HEAD_BYTES
+from zoo.weights.verified import Located, hashed
 
 BESIDE = ("config.json",)
 PATH = "_path"  # how arguments end that are files
@@ -58,7 +58,7 @@ def without_files(found: Found, said: Mapping[str, Any]) -> Found:
 def files_of(said: Mapping[str, Any], model: Located) -> dict[str, Located]:
     """Role -> file for those that the file itself brings, each by its hash."""
     paths = {name.removesuffix(PATH): Path(value) for name, value in said.items() if name.endswith(PATH)}
-    return {role: model if path == model.path else Located(path, sha256_of(path)) for role, path in paths.items()}
+    return {role: model if path == model.path else hashed(path) for role, path in paths.items()}
 
 
 def numbers_of(said: Mapping[str, Any]) -> dict[str, Any]:
