@@ -649,7 +649,7 @@ def test_show_says_what_differs_for_a_tag(main) -> None:
     assert ["modalities", "image"] in lines
     assert ["variant", "num_classes", "21843"] in lines
     assert [line[:3] for line in lines if line[0] == "weights"] == [["weights", "*", "augreg_in21k"]]
-    assert f"other weights: augreg_in1k, augreg_in21k_ft_in1k, dino (zoo show {name} shows all)" in run.stdout
+    assert f"other weights: augreg_in21k_ft_in1k, augreg_in1k, dino (zoo show {name} shows all)" in run.stdout
     assert not set("[]{}'") & set(run.stdout)
     every = main("show", name).stdout
     assert ["classes", "1000"] in [line.split() for line in every.splitlines()]
