@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MAX_DURATION_S = 4 * 3600.0  # of a sound that is transcribed, where nobody says otherwise
+SHORTEST_S = 0.1  # of a segment that is moved back into its sound
 Span = tuple[float, float]  # begin and end in seconds
 
 
@@ -72,3 +73,24 @@ class Window:
     reached_s: float
     language: str | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
+
+
+def inside(window: Window, duration_s: float) -> Window:
+    """The window with no segment and no word after the end of the sound: there a model can only guess. No text is lost.
+
+    A segment that would begin after the end gets the last tenth of a second, and what is before it makes room.
+    """
+    segments: list[Segment] = []
+    limit_s = duration_s
+    for segment in reversed(window.segments):
+        start_s = segment.start_s if segment.start_s < limit_s else max(0.0, limit_s - SHORTEST_S)
+        segments.append(_until(replace(segment, start_s=start_s), limit_s))
+        limit_s = duration_s if start_s == segment.start_s else start_s
+    return replace(window, segments=tuple(segments[::-1]), reached_s=min(window.reached_s, duration_s))
+
+
+def _until(segment: Segment, end_s: float) -> Segment:
+    words = segment.words and tuple(
+        replace(word, start_s=min(word.start_s, end_s), end_s=min(word.end_s, end_s)) for word in segment.words
+    )
+    return replace(segment, end_s=min(segment.end_s, end_s), words=words)

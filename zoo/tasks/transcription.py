@@ -23,7 +23,7 @@ from zoo.media.readers import open_reader
 from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.contracts import Transcriber
 from zoo.models.provenance import Provenance, provenance_of
-from zoo.models.transcript import MAX_DURATION_S, Segment, Span, TranscriptionOptions, Window, Word
+from zoo.models.transcript import MAX_DURATION_S, Segment, Span, TranscriptionOptions, Window, Word, inside
 from zoo.nn.kernels.apply import LINEARS, apply_kernel
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.modality import AUDIO
@@ -249,15 +249,22 @@ class _Run:
                     f"{journal}: what was begun there is of another sound, model or other options: remove it, or give another --out"
                 )
             kept = Journal(journal, about)
+            done = [_window_from(header) for header, _, _ in kept.records()]
+            worth_keeping = True
             try:
-                done = [_window_from(header) for header, _, _ in kept.records()]
                 yield from done
                 for window in self._fresh(reader, done[-1].state if done else None):
                     kept.append(_window_to(window), b"")
+                    done.append(window)
                     yield window
+            except MediaError:
+                worth_keeping = bool(done)
+                raise
             finally:
                 kept.sync()
                 kept.close()
+                if not worth_keeping:  # it would only stand in the way of the same sound with other options
+                    journal.unlink(missing_ok=True)
 
     def _fresh(self, reader: AudioReader, state: Mapping[str, Any] | None) -> Generator[Window]:
         module: Any = self.built.module
@@ -269,7 +276,7 @@ class _Run:
             for window in module.windows(reader, _asked(self.given, speech), state=state):
                 if not isinstance(window, Window):
                     raise TypeError(f"windows must give zoo.api.Window, got {type(window).__name__}")
-                yield window
+                yield inside(window, reader.duration_s) if reader.duration_s else window
 
     def _plan(self, source: AudioSource) -> str:
         """What the result depends on: the model and how it computes, the detector, the options and the sound's own bytes."""

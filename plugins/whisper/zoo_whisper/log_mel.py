@@ -41,10 +41,6 @@ class LogMel:
         logarithms = self._logarithms(first, count)
         return (torch.maximum(logarithms, logarithms.new_tensor(self.loudest - QUIETEST)) + 4.0) / 4.0
 
-    def padded(self, first: int, count: int) -> torch.Tensor:
-        """As `window`, filled with zeros to 30 s, float[bands, 3000]."""
-        return nn.functional.pad(window := self.window(first, count), (0, WINDOW_FRAMES - window.shape[1]))
-
     def _survey(self) -> tuple[int, float]:
         """The number of whole frames, and the loudest value in all of them and in the cut one after the last."""
         total, loudest = 0, SILENT
@@ -75,6 +71,11 @@ class LogMel:
         wanted = max(length - missing, FFT // 2 + 1)  # what is mirrored lies inside, too
         samples = nn.functional.pad(samples, (0, wanted - len(samples)))
         return _log_mel((mirrored(samples) if missing else samples)[:length], self.bands)
+
+
+def padded(mel_CT: torch.Tensor) -> torch.Tensor:
+    """A window, filled with zeros to 30 s, float[bands, 3000]."""
+    return nn.functional.pad(mel_CT, (0, WINDOW_FRAMES - mel_CT.shape[1]))
 
 
 def log_mel(samples_BN: torch.Tensor, bands: int) -> torch.Tensor:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from zoo.api import Segment, Span, UsageError, Window
+from zoo.api import MediaError, Segment, Span, UsageError, Window
 from zoo_whisper.decoding import Decoded
 from zoo_whisper.hearing import Heard
 from zoo_whisper.log_mel import FRAMES_PER_SECOND, WINDOW_FRAMES
 from zoo_whisper.rules import Rules
 from zoo_whisper.run import Run
 from zoo_whisper.segments import ends_alone, segments_of, window_to
+from zoo_whisper.speech_left import left_after
 from zoo_whisper.words import Alignment, segments_with_words, skip_hallucinations, speech_end_s
 
 HOT = 0.5  # what was written at a higher temperature is no prompt for what follows
@@ -38,24 +39,34 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Follow:
-    """What goes from one window to the next."""
+    """What goes from one window to the next. speech: where voice activity heard somebody; empty where nobody looked."""
 
     conditioned: bool
     carried: bool
     hallucination_silence_s: float | None
+    speech: Sequence[Span] = ()
 
 
-def clips_of(timestamps: Sequence[float], speech: Sequence[Span] | None, frames: int) -> list[tuple[int, int]]:
-    """Where to listen, in frames."""
+def clips_of(
+    timestamps: Sequence[float], speech: Sequence[Span] | None, frames: int, label: str = "the sound"
+) -> list[tuple[int, int]]:
+    """Where to listen, in frames. Raises UsageError for times that never can be, MediaError for a start that is not in this sound."""
     if timestamps and speech is not None:
         raise UsageError("clip_timestamps and voice activity both say where to listen: give one of them")
+    if any(later < earlier for earlier, later in pairwise((0, *timestamps))):
+        raise UsageError(
+            f"clip_timestamps are start, end, start, ... in seconds from 0 and never go back, got {list(timestamps)}"
+        )
     points = [round(point * FRAMES_PER_SECOND) for point in timestamps] or [0]
+    late_s = next((start_s for start_s in timestamps[::2] if round(start_s * FRAMES_PER_SECOND) >= frames), None)
+    if late_s is not None:
+        raise MediaError(
+            f"{label}: clip_timestamps has a start at {late_s:g} s, and the sound ends at {frames / FRAMES_PER_SECOND:.2f} s"
+        )
     if speech is not None:
         points = [round(point * FRAMES_PER_SECOND) for span in speech for point in span]
     elif len(points) % 2:
         points.append(frames)
-    if any(later < earlier for earlier, later in pairwise(points)):
-        raise UsageError(f"clip_timestamps are start, end, start, ... in seconds and never go back, got {list(timestamps)}")
     return [(start, min(end, frames)) for start, end in zip(points[::2], points[1::2], strict=True)]
 
 
@@ -71,7 +82,7 @@ def one_by_one(run: Run, clips: Sequence[tuple[int, int]], follow: Follow, place
             place.clip += 1
             continue
         first, size = place.seek, min(WINDOW_FRAMES, end - place.seek)
-        heard = run.hear([(first, size)])
+        heard = run.hear([run.mel.window(first, size)])
         if run.known.multilingual and place.language is None:
             place.language = rules.language or run.spoken(heard)
         rules = replace(rules, language=place.language)
@@ -86,6 +97,8 @@ def one_by_one(run: Run, clips: Sequence[tuple[int, int]], follow: Follow, place
             place.seek += size
         else:
             segments, place.seek = segments_of(result, run.known, first, size, run.model.vocabulary)
+            if place.seek == first + size:
+                place.seek = left_after(segments, follow.speech, first, size)
             if run.words:
                 with_words = _with_words(run, heard, rules, segments, follow, place, (first, size), result)
                 if with_words is None:  # silence before what was made up: as if nothing had been decoded

@@ -10,7 +10,7 @@ import torch
 from zoo_whisper.decoding import Decoded, decode
 from zoo_whisper.hearing import Heard, Writing, hear
 from zoo_whisper.ladder import Ladder
-from zoo_whisper.log_mel import LogMel
+from zoo_whisper.log_mel import LogMel, padded
 from zoo_whisper.rules import Rules
 from zoo_whisper.tokens import Controls
 
@@ -25,9 +25,9 @@ class Run:
         self.prompt, self.words = prompt, words
         self.known: Controls = model.controls
 
-    def hear(self, places: Sequence[tuple[int, int]]) -> Heard:
-        """Windows, each a first frame and how many -> what the decoder hears of them."""
-        mel_BCT = torch.stack([self.mel.padded(first, count) for first, count in places])
+    def hear(self, mels: Sequence[torch.Tensor]) -> Heard:
+        """Windows of the log-mel, float[bands, T] of at most 30 s each -> what the decoder hears of them."""
+        mel_BCT = torch.stack([padded(mel_CT) for mel_CT in mels])
         return hear(self.model.decoder, self.model.encoder.features(mel_BCT.to(self.model.encoder.conv1.weight.device)))
 
     def spoken(self, heard: Heard) -> str:

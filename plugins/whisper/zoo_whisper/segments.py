@@ -13,16 +13,14 @@ from zoo_whisper.tokens import SECONDS_PER_MOMENT, Controls
 FRAMES_PER_MOMENT = 2
 
 
-def segments_of(
-    result: Decoded, known: Controls, first: int, size: int, vocabulary: Any, *, to_the_end: bool = False
-) -> tuple[list[Segment], int]:
+def segments_of(result: Decoded, known: Controls, first: int, size: int, vocabulary: Any) -> tuple[list[Segment], int]:
     """Tokens of a window -> its segments, and where the next window begins.
 
     Between two moments side by side one segment ends and the next begins. What follows the last such pair is not finished: the
-    next window begins there; to_the_end makes a segment of it instead.
+    next window begins there. No segment ends after its window.
     """
     tokens = result.tokens
-    offset_s = first / FRAMES_PER_SECOND
+    offset_s, window_s = first / FRAMES_PER_SECOND, size / FRAMES_PER_SECOND
     moment = [token >= known.first_moment for token in tokens]
     alone = ends_alone(tokens, known)
     cuts = [place for place in range(1, len(tokens)) if moment[place - 1] and moment[place]]
@@ -30,7 +28,7 @@ def segments_of(
     def segment(own: Sequence[int], start_s: float, end_s: float) -> Segment:
         return Segment(
             start_s=start_s,
-            end_s=end_s,
+            end_s=min(end_s, offset_s + window_s),
             text=vocabulary.decode([token for token in own if token < known.end]),
             tokens=tuple(own),
             average_log_probability=result.average_log_probability,
@@ -42,22 +40,19 @@ def segments_of(
     def time_s(token: int) -> float:
         return (token - known.first_moment) * SECONDS_PER_MOMENT
 
-    window_s = size / FRAMES_PER_SECOND
     if not cuts:
         times = [token for token, is_moment in zip(tokens, moment, strict=True) if is_moment]
         duration_s = time_s(times[-1]) if times and times[-1] != known.first_moment else window_s
         return [segment(tokens, offset_s, offset_s + duration_s)], first + size
     segments = []
-    pieces = [*cuts, len(tokens)] if alone or to_the_end else cuts
+    pieces = [*cuts, len(tokens)] if alone else cuts
     last = 0
     for cut in pieces:
         own = tokens[last:cut]
         end_s = time_s(own[-1]) if moment[cut - 1] else window_s
-        if to_the_end:  # what the model hears in the silence after a cut belongs to nobody
-            end_s = min(end_s, window_s)
         segments.append(segment(own, offset_s + time_s(own[0]), offset_s + end_s))
         last = cut
-    if alone or to_the_end:
+    if alone:
         return segments, first + size
     return segments, first + (tokens[last - 1] - known.first_moment) * FRAMES_PER_MOMENT
 

@@ -10,6 +10,7 @@ file, computed once more with other padding. That shows where a sound is shorter
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from zoo.api import AudioReader, TranscriptionOptions, UsageError, Window
@@ -29,7 +30,7 @@ def windows(
     asked: its `own` are the fields of `zoo_whisper.options.WhisperOptions`. batch_size above 1 needs `speech`, by which windows are cut,
         and each is then on its own: none is told what another wrote. That changes words where a sentence spans two windows.
     state: of a Window that was given before: goes on after it.
-    Raises UsageError for options that contradict each other or the model.
+    Raises UsageError for options that contradict each other or the model, MediaError where a clip starts after the sound's end.
     """
     own = WhisperOptions(**asked.own)
     language = _language(model, asked)
@@ -39,14 +40,17 @@ def windows(
     ladder, clip_points_s = ladder_of(own), numbers("clip_timestamps", own.clip_timestamps)
     rules = rules_of(own, model, language=language, task=asked.task)
     prompt = model.vocabulary.encode(f" {own.initial_prompt.strip()}") if own.initial_prompt else []
+    if asked.speech is not None:  # somebody speaks there: what is improbable is tried again, and not taken for silence
+        ladder = replace(ladder, no_speech_threshold=None)
     run = Run(model, LogMel(reader, model.encoder.bands), rules, ladder, own.seed, prompt, asked.word_timestamps)
     if asked.batch_size > 1:
         return together(run, asked.speech or (), asked.batch_size, state)
-    clips = clips_of(clip_points_s, asked.speech, run.mel.frames)
+    clips = clips_of(clip_points_s, asked.speech, run.mel.frames, reader.label)
     follow = Follow(
         conditioned=own.condition_on_previous_text is not False,
         carried=own.carry_initial_prompt,
         hallucination_silence_s=own.hallucination_silence_threshold,
+        speech=asked.speech or (),
     )
     return one_by_one(run, clips, follow, Place(**state) if state else Place(seek=clips[0][0] if clips else 0))
 
