@@ -73,6 +73,12 @@ def add_commands(commands: Any) -> None:
         help="windows decoded together, cut in pauses; each stands alone (1)",
     )
     command.add_argument(
+        "--normalise", action="store_true", help="texts as word errors are counted on them: no punctuation, numbers as one"
+    )
+    command.add_argument(
+        "--engine", metavar="NAME", help="whose code computes; openai is openai-whisper's own, for Whisper (zoo)"
+    )
+    command.add_argument(
         "--kernel", choices=KERNELS, default="float32", help="number format of the linear layers (float32)"
     )
     command.add_argument(
@@ -114,7 +120,7 @@ def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[
     from zoo.tasks.transcription import RunOptions, open_transcriber, transcribe
     from zoo.tasks.voice_activity import open_detector
 
-    built = open_transcriber(model_spec(arguments))
+    built = open_transcriber(model_spec(arguments), engine=arguments.engine)
     load_adapter(built, arguments)
     detector = open_detector() if arguments.vad or arguments.batch_size > 1 else False
     streamed = format_ == "txt" and not targets and len(files) == 1 and not arguments.json
@@ -157,7 +163,7 @@ def _transcribe(arguments: argparse.Namespace, files: list[Path], targets: dict[
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those of the model that were given."""
     options: dict[str, Any] = {name: getattr(arguments, name) for name in NUMBERS if getattr(arguments, name) is not None}
-    for name in ("word_timestamps", "carry_initial_prompt", "without_timestamps"):
+    for name in ("word_timestamps", "carry_initial_prompt", "without_timestamps", "normalise"):
         if getattr(arguments, name):
             options[name] = True
     if arguments.initial_prompt is not None:

@@ -24,6 +24,7 @@ from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.contracts import Transcriber
 from zoo.models.provenance import Provenance, provenance_of
 from zoo.models.transcript import MAX_DURATION_S, Segment, Span, TranscriptionOptions, Window, Word, inside
+from zoo.nn.extension import extensions_in
 from zoo.nn.kernels.apply import LINEARS, apply_kernel
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.modality import AUDIO
@@ -97,6 +98,7 @@ def transcribe(
     task: str = "transcribe",
     vad: bool | Built = False,
     batch_size: int = 1,
+    engine: str | None = None,
     run: RunOptions = AS_USUAL,
     progress: bool = False,
     **options: Any,
@@ -109,6 +111,7 @@ def transcribe(
     language: a code or a name; None: as it sounds. task: "translate" writes English.
     vad: look for voices first (`zoo.tasks.voice_activity`) and listen only there; a detector that is built, or the default.
     batch_size: windows decoded together; more than 1 looks for voices, too, to cut windows in the pauses, and decodes each by itself.
+    engine: whose code computes, of those that the model names in `engines`; its first when None. For a model that is not built yet.
     run: limits, a journal for a sound that takes long, and what is called meanwhile.
     options: of the model itself, as word_timestamps, beam_size, temperature, initial_prompt: those that it names in `options`.
     Raises UsageError for arguments that make no sense, and what building the model raises. A sound that cannot be read becomes a result
@@ -121,11 +124,13 @@ def transcribe(
         raise UsageError("speech is found by vad=True")
     if task not in ("transcribe", "translate"):
         raise UsageError(f"task is transcribe or translate, got {task!r}")
-    built = open_transcriber(model)
+    built = open_transcriber(model, engine=engine)
     wanted = vad is not False or batch_size > 1
     _check_options(built, [*options, *(["batch_size"] if batch_size != 1 else []), *(["speech"] if wanted else [])])
     detector = vad if isinstance(vad, Built) else open_detector() if wanted else None
     given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad is not False, **options}
+    if hasattr(built.module, "engines"):
+        given["engine"] = _engine_of(built)
     journal = None if run.journal is None else Path(run.journal)
     work = _Run(built, detector, given, run, progress=progress)
     results = [work.transcript(source, journal=journal) for source in sounds]
@@ -142,10 +147,11 @@ def transcribe(
     return outcome
 
 
-def open_transcriber(model: str | ModelSpec | Built | None = None) -> Built:
+def open_transcriber(model: str | ModelSpec | Built | None = None, *, engine: str | None = None) -> Built:
     """A transcriber, with a kernel: the named one, the one handed over, or the installed default.
 
-    Raises UsageError for a model of another kind, PluginError for one that keeps no such contract.
+    engine: whose code computes, of those that the model has; its first when None, and what was chosen for one that is built.
+    Raises UsageError for a model of another kind and an engine that it lacks, PluginError for one that keeps no such contract.
     """
     asked = model if isinstance(model, Built) else spec_of(model)
     kernel = "float32" if isinstance(asked, Built) else asked.kernel
@@ -158,6 +164,8 @@ def open_transcriber(model: str | ModelSpec | Built | None = None) -> Built:
         raise PluginError(
             f"{describe(built.found.card.provider)}: {built.name} has no sample_rate_hz, languages, options and windows"
         )
+    if engine is not None:
+        _choose_engine(built, engine, is_open=isinstance(asked, Built))
     if isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu":
         if kernel != "float32":
             raise UsageError(f"kernel {kernel} takes a model on the CPU in float32: leave out dtype and device")
@@ -169,6 +177,30 @@ def open_transcriber(model: str | ModelSpec | Built | None = None) -> Built:
         if kernel != "float32" and not runs_by_kernel(built.module):
             raise UsageError(f"{built.name} has no linear layer that kernel {kernel} could run: leave it out")
     return replace(built, kernel=kernel)
+
+
+def _choose_engine(built: Built, engine: str, *, is_open: bool) -> None:
+    module: Any = built.module
+    engines = tuple(getattr(module, "engines", ()))
+    if engine not in engines:
+        has = f"an engine of it is one of {', '.join(engines)}" if engines else "it has no choice of engines"
+        raise UsageError(f"{built.name} has no engine {engine!r}: {has}")
+    if is_open and module.engine != engine:
+        raise UsageError(
+            f"{built.name} was opened for engine {module.engine}: zoo.open_transcriber(..., engine={engine!r})"
+        )
+    if not is_open:
+        module.use_engine(engine)
+
+
+def _engine_of(built: Built) -> str:
+    """Whose code computes. Raises UsageError for adapters under code that does not know them."""
+    module: Any = built.module
+    if module.engine != module.engines[0] and any(extension.names for extension in extensions_in(module)):
+        raise UsageError(
+            f"engine {module.engine} runs no adapters: leave out one of the two, or merge them (zoo adapt merge)"
+        )
+    return str(module.engine)
 
 
 def device_and_format(built: Built) -> tuple[str, str]:
@@ -335,7 +367,7 @@ def _check_options(built: Built, asked: Sequence[str]) -> None:
 def _asked(given: Mapping[str, Any], speech: Sequence[Span] | None) -> TranscriptionOptions:
     """Settings of a call as the model is asked: those that any transcriber knows, and its own."""
     shared = {name: value for name, value in given.items() if name in ("language", "task", "word_timestamps", "batch_size")}
-    own = {name: value for name, value in given.items() if name not in shared and name != "vad"}
+    own = {name: value for name, value in given.items() if name not in shared and name not in ("vad", "engine")}
     return TranscriptionOptions(**shared, speech=speech, own=own)
 
 

@@ -6,7 +6,6 @@ tests compare tokens and log-probabilities.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,16 @@ import torch
 
 from zoo_whisper.choosing import Beams, Greedy
 from zoo_whisper.hearing import Heard, Writing
+from zoo_whisper.openai_package import openai_whisper
 from zoo_whisper.rules import Filters, Rules
 from zoo_whisper.tokens import Controls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """What was written about one window. `average_log_probability` is over its tokens and the end."""
+    """What was written about one window. `average_log_probability` is over its tokens and the end; a `compression_ratio`
+    above 2.4 repeats itself.
+    """
 
     tokens: list[int]
     text: str
@@ -29,12 +31,6 @@ class Decoded:
     no_speech_probability: float
     temperature: float
     compression_ratio: float
-
-
-def compression_ratio(text: str) -> float:
-    """Bytes of a text over what zlib makes of them: above 2.4 it repeats itself."""
-    raw = text.encode()
-    return len(raw) / len(zlib.compress(raw))
 
 
 def decode(
@@ -107,5 +103,5 @@ def _decoded(text: str, tokens: list[int], sum_of_logs: float, silence: float, t
         average_log_probability=sum_of_logs / (len(tokens) + 1),
         no_speech_probability=silence,
         temperature=temperature,
-        compression_ratio=compression_ratio(text),
+        compression_ratio=openai_whisper().utils.compression_ratio(text),
     )

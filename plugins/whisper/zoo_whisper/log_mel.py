@@ -1,19 +1,19 @@
 """A sound -> what Whisper hears: the logarithm of 80 or 128 mel bands, 100 times a second.
 
-The numbers are those of openai-whisper (`log_mel_spectrogram` in audio.py). There the whole recording is one array, since the quietest
+The filters are openai-whisper's, and the numbers those of its `log_mel_spectrogram`. There the whole recording is one array, since the quietest
 level that counts lies 8 below the loudest of all; here that level is found in a first pass and windows are computed in a second,
 so that an hour takes no more memory than a minute.
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import torch
 from torch import nn
 
 from zoo.api import AudioReader
+from zoo_whisper.openai_package import openai_whisper
 
 SAMPLE_RATE_HZ = 16_000
 FFT, HOP = 400, 160
@@ -79,17 +79,9 @@ def padded(mel_CT: torch.Tensor) -> torch.Tensor:
 
 
 def log_mel(samples_BN: torch.Tensor, bands: int) -> torch.Tensor:
-    """Sounds of up to 30 s at 16 kHz, float[B, N], silent after their end -> float[B, bands, 3000], each by its own loudest value.
-
-    What openai-whisper makes of `pad_or_trim(samples)`.
-    """
-    filled = nn.functional.pad(samples_BN, (0, WINDOW_FRAMES * HOP - samples_BN.shape[1]))
-    rows = []
-    for samples in filled:
-        both_ends = mirrored(mirrored(samples).flip(0)).flip(0)
-        logarithms = _log_mel(both_ends, bands)[:, :WINDOW_FRAMES]
-        rows.append((torch.maximum(logarithms, logarithms.max() - QUIETEST) + 4.0) / 4.0)
-    return torch.stack(rows)
+    """Sounds of up to 30 s at 16 kHz, float[B, N], silent after their end -> float[B, bands, 3000], each by its own loudest value."""
+    audio = openai_whisper().audio
+    return torch.stack([audio.log_mel_spectrogram(audio.pad_or_trim(samples), bands) for samples in samples_BN])
 
 
 def mirrored(samples: torch.Tensor) -> torch.Tensor:
@@ -108,20 +100,7 @@ def _window() -> torch.Tensor:
     return torch.hann_window(FFT)
 
 
-@cache
 def _filters(bands: int) -> torch.Tensor:
-    """Slaney's mel filters (Auditory Toolbox, 1998), float[bands, 201]: linear up to 1 kHz, logarithmic above, each of area 1.
-
-    In float64 as the reference has them: where a filter barely touches a frequency, float32 is off by percents.
-    """
-    linear_hz, corner_hz, ratio = 200 / 3, 1000.0, math.log(6.4) / 27
-    corner = corner_hz / linear_hz
-    highest = corner + math.log(SAMPLE_RATE_HZ / 2 / corner_hz) / ratio
-    mels = torch.linspace(0, highest, bands + 2, dtype=torch.float64)
-    edges_hz = torch.where(mels < corner, mels * linear_hz, corner_hz * torch.exp(ratio * (mels - corner)))
-    frequencies_hz = torch.linspace(0, SAMPLE_RATE_HZ / 2, FFT // 2 + 1, dtype=torch.float64)
-    slopes = edges_hz[:, None] - frequencies_hz[None]
-    widths_hz = edges_hz.diff()[:, None]
-    rising, falling = -slopes[:-2] / widths_hz[:-1], slopes[2:] / widths_hz[1:]
-    triangles = torch.minimum(rising, falling).clamp(min=0)
-    return (triangles * 2 / (edges_hz[2:] - edges_hz[:-2])[:, None]).float()
+    """The mel filters that the model was trained with, float[bands, 201]; read once."""
+    filters: torch.Tensor = openai_whisper().audio.mel_filters("cpu", bands)
+    return filters

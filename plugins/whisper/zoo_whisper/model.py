@@ -7,7 +7,6 @@ The reference implementation is openai-whisper's `model.py`; the tests hold this
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +27,11 @@ from zoo.api import (
 )
 from zoo.nn import Attention, Block, Decoder, Dense, Stack, sinusoids
 from zoo_whisper.log_mel import HOP, SAMPLE_RATE_HZ, WINDOW_FRAMES, log_mel
+from zoo_whisper.openai_package import named_alignment_heads
 from zoo_whisper.options import OPTIONS
-from zoo_whisper.tokens import LANGUAGES, controls
+from zoo_whisper.tokens import controls, languages
 from zoo_whisper.transcription import windows
-from zoo_whisper.vocabulary import open_vocabulary
+from zoo_whisper.vocabulary import Vocabulary
 
 POSITIONS = WINDOW_FRAMES // 2  # the second convolution halves the time
 SAMPLES_PER_POSITION = 2 * HOP
@@ -46,26 +46,19 @@ def whisper(
     vocabulary: int,
     decoder_layers: int | None = None,
     context: int = 448,
-    alignment_heads: Sequence[Sequence[int]] = (),
+    alignment_heads: str | Sequence[Sequence[int]] = (),
     preprocess: Mapping[str, Any] | None = None,
-    tokenizer_path: Path | None = None,
 ) -> nn.Module:
     """Build a Whisper with random weights.
 
     bands: of the log-mel. width, heads, layers: of both sides; decoder_layers: where it has another number of them.
     context: the most tokens that it reads and writes together.
-    alignment_heads: (layer, head) of the cross-attention that follows the words; without any, all of the upper half do.
-    tokenizer_path: a tokenizer.json. None: a token for each byte, which suits random weights alone.
-    Raises UsageError for numbers that contradict each other and for a tokenizer that does not fit them.
+    alignment_heads: (layer, head) of the cross-attention that follows the words, or the name by which OpenAI's package has them; without any,
+        all of the upper half do.
+    Raises UsageError for numbers that contradict each other.
     """
     del preprocess  # its numbers are part of the architecture
-    known = controls(vocabulary)
-    text_tokens = known.end
     deep = layers if decoder_layers is None else decoder_layers
-    wrong = [pair for pair in alignment_heads if not (0 <= pair[0] < deep and 0 <= pair[1] < heads)]
-    if wrong:
-        raise UsageError(f"alignment_heads are (layer, head) of {deep} x {heads}, got {wrong[0]}")
-    chosen = [(int(layer), int(head)) for layer, head in alignment_heads]
     return Whisper(
         encoder=AudioEncoder(bands=bands, width=width, heads=heads, layers=layers),
         decoder=Decoder(
@@ -74,8 +67,7 @@ def whisper(
             stack=Stack([_block(width, heads, reads=True) for _ in range(deep)], norm=nn.LayerNorm(width), causal=True),
             context=context,
         ),
-        vocabulary=open_vocabulary(tokenizer_path, text_tokens),
-        alignment_heads=chosen or [(layer, head) for layer in range(deep // 2, deep) for head in range(heads)],
+        alignment_heads=named_alignment_heads(alignment_heads, deep, heads),
     )
 
 
@@ -142,20 +134,20 @@ class Whisper(nn.Module):
 
     sample_rate_hz = SAMPLE_RATE_HZ
     options = OPTIONS
+    engines = ("zoo", "openai")
 
-    def __init__(
-        self, *, encoder: AudioEncoder, decoder: Decoder, vocabulary: Any, alignment_heads: Sequence[tuple[int, int]]
-    ) -> None:
+    def __init__(self, *, encoder: AudioEncoder, decoder: Decoder, alignment_heads: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.vocabulary = vocabulary
         self.alignment_heads = tuple(alignment_heads)
         self.controls = controls(decoder.vocabulary)
+        self.vocabulary = Vocabulary(self.controls)
+        self.engine = self.engines[0]
 
     @property
     def languages(self) -> Mapping[str, str]:
         """Code -> name of the languages that it tells apart; none for a model of English alone."""
-        return {code: LANGUAGES[code] for code in self.controls.languages}
+        return {code: name for code, name in languages().items() if code in self.controls.languages}
 
     def forward(self, mel_BCT: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Log-mel float[B, bands, 3000] and token ids int[B, T] -> logits of the next token, float[B, T, V]."""
@@ -168,12 +160,20 @@ class Whisper(nn.Module):
         The encoder's time is arithmetic on many rows: bfloat16 for any kernel that rounds, where the processor multiplies in it. The
         decoder's time is reading weights, half of them the head's: "int8" rounds the head alone, "int4" and "bf16" all of it.
         """
+        if self.engine == "openai":
+            if kernel != "float32":
+                raise UsageError(f"the engine openai computes in float32: leave out kernel {kernel}")
+            return
         rounds = kernel != "float32"
         apply_kernel(self.encoder, "bf16" if rounds and multiplies_in_bfloat16() else "float32")
         weight_VD: Any = self.decoder.embedding.weight
         apply_kernel(self.decoder, "float32" if kernel == "int8" else kernel)
         if kernel == "int8":
             self.decoder.head = Int8Linear(weight_VD)
+
+    def use_engine(self, engine: str) -> None:
+        """Whose code transcribes: "zoo", or "openai", the package itself with these weights. Before a kernel is chosen."""
+        self.engine = engine
 
     def windows(
         self, reader: AudioReader, asked: TranscriptionOptions, /, *, state: Mapping[str, Any] | None = None

@@ -55,7 +55,7 @@ def clips_of(
         raise UsageError("clip_timestamps and voice activity both say where to listen: give one of them")
     if any(later < earlier for earlier, later in pairwise((0, *timestamps))):
         raise UsageError(
-            f"clip_timestamps are start, end, start, ... in seconds from 0 and never go back, got {list(timestamps)}"
+            f"clip_timestamps are start, end, start, ... in seconds and never go back, from 0 on, got {list(timestamps)}"
         )
     points = [round(point * FRAMES_PER_SECOND) for point in timestamps] or [0]
     late_s = next((start_s for start_s in timestamps[::2] if round(start_s * FRAMES_PER_SECOND) >= frames), None)

@@ -22,6 +22,8 @@ class WhisperOptions:
     suppress_tokens: ids that are never written; -1 stands for all that nobody speaks (brackets, notes, ...).
     clip_timestamps: start, end, start, ... in seconds: only there is listened to; the last end may be left out.
     seed: of the samples, together with the place of a window; None: torch's own state.
+    no_speech_threshold: has no say where voice activity has heard somebody.
+    normalise: texts as openai-whisper's normalisers leave them, on which word errors are counted; words keep their own.
     """
 
     temperature: float | str | Sequence[float] = TEMPERATURES
@@ -41,6 +43,7 @@ class WhisperOptions:
     hallucination_silence_threshold: float | None = None
     clip_timestamps: str | Sequence[float] = ()
     seed: int | None = 0
+    normalise: bool = False
 
 
 OPTIONS = frozenset({"word_timestamps", "batch_size", "speech", *(one.name for one in fields(WhisperOptions))})

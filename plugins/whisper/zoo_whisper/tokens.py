@@ -1,7 +1,7 @@
 """The numbers of Whisper's control tokens, which follow from the size of its vocabulary, and the languages they stand for.
 
 After the text come the end of a text, the start of a transcript, one token for each language, the tasks, and 1,501 moments: every
-0.02 s of a window. The numbering is that of `whisper/tokenizer.py` in openai-whisper.
+0.02 s of a window. The numbering and the languages are those of `whisper/tokenizer.py` in openai-whisper.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zoo.api import UsageError
+from zoo_whisper.openai_package import openai_whisper
 
 MOMENTS = 1501
 SECONDS_PER_MOMENT = 0.02
@@ -19,126 +20,11 @@ CONTROLS_BESIDE_LANGUAGES = (
 SMALLEST_VOCABULARY = 51_864  # of the models for English alone
 LARGEST_VOCABULARY = 51_866
 
-# In the order of their tokens: a model has the first 99 of them, or all 100.
-LANGUAGES: Mapping[str, str] = dict(
-    pair.split("=")
-    for pair in [
-        "en=english",
-        "zh=chinese",
-        "de=german",
-        "es=spanish",
-        "ru=russian",
-        "ko=korean",
-        "fr=french",
-        "ja=japanese",
-        "pt=portuguese",
-        "tr=turkish",
-        "pl=polish",
-        "ca=catalan",
-        "nl=dutch",
-        "ar=arabic",
-        "sv=swedish",
-        "it=italian",
-        "id=indonesian",
-        "hi=hindi",
-        "fi=finnish",
-        "vi=vietnamese",
-        "he=hebrew",
-        "uk=ukrainian",
-        "el=greek",
-        "ms=malay",
-        "cs=czech",
-        "ro=romanian",
-        "da=danish",
-        "hu=hungarian",
-        "ta=tamil",
-        "no=norwegian",
-        "th=thai",
-        "ur=urdu",
-        "hr=croatian",
-        "bg=bulgarian",
-        "lt=lithuanian",
-        "la=latin",
-        "mi=maori",
-        "ml=malayalam",
-        "cy=welsh",
-        "sk=slovak",
-        "te=telugu",
-        "fa=persian",
-        "lv=latvian",
-        "bn=bengali",
-        "sr=serbian",
-        "az=azerbaijani",
-        "sl=slovenian",
-        "kn=kannada",
-        "et=estonian",
-        "mk=macedonian",
-        "br=breton",
-        "eu=basque",
-        "is=icelandic",
-        "hy=armenian",
-        "ne=nepali",
-        "mn=mongolian",
-        "bs=bosnian",
-        "kk=kazakh",
-        "sq=albanian",
-        "sw=swahili",
-        "gl=galician",
-        "mr=marathi",
-        "pa=punjabi",
-        "si=sinhala",
-        "km=khmer",
-        "sn=shona",
-        "yo=yoruba",
-        "so=somali",
-        "af=afrikaans",
-        "oc=occitan",
-        "ka=georgian",
-        "be=belarusian",
-        "tg=tajik",
-        "sd=sindhi",
-        "gu=gujarati",
-        "am=amharic",
-        "yi=yiddish",
-        "lo=lao",
-        "uz=uzbek",
-        "fo=faroese",
-        "ht=haitian-creole",
-        "ps=pashto",
-        "tk=turkmen",
-        "nn=nynorsk",
-        "mt=maltese",
-        "sa=sanskrit",
-        "lb=luxembourgish",
-        "my=myanmar",
-        "bo=tibetan",
-        "tl=tagalog",
-        "mg=malagasy",
-        "as=assamese",
-        "tt=tatar",
-        "haw=hawaiian",
-        "ln=lingala",
-        "ha=hausa",
-        "ba=bashkir",
-        "jw=javanese",
-        "su=sundanese",
-        "yue=cantonese",
-    ]
-)
-OTHER_NAMES = {
-    "burmese": "my",
-    "castilian": "es",
-    "flemish": "nl",
-    "haitian": "ht",
-    "letzeburgesch": "lb",
-    "mandarin": "zh",
-    "moldavian": "ro",
-    "moldovan": "ro",
-    "panjabi": "pa",
-    "pushto": "ps",
-    "sinhalese": "si",
-    "valencian": "ca",
-}
+
+def languages() -> Mapping[str, str]:
+    """Code -> name, in the order of their tokens: a model has the first 99 of them, or all 100."""
+    table: Mapping[str, str] = openai_whisper().tokenizer.LANGUAGES
+    return table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +71,9 @@ def controls(vocabulary: int) -> Controls:
     return Controls(
         end=start - 1,
         start=start,
-        languages={code: start + 1 + number for number, code in enumerate(list(LANGUAGES)[:count])} if multilingual else {},
+        languages={code: start + 1 + number for number, code in enumerate(list(languages())[:count])}
+        if multilingual
+        else {},
         translate=after,
         transcribe=after + 1,
         start_of_language_model=after + 2,
@@ -198,13 +86,13 @@ def controls(vocabulary: int) -> Controls:
 
 def language_code(given: str, known: Mapping[str, int]) -> str:
     """A language by name or code, in capitals or not -> its code ("German" -> "de"). Raises UsageError, with what there is."""
-    folded = given.strip().casefold().replace(" ", "-")
-    names = {name: code for code, name in LANGUAGES.items()}
-    code = folded if folded in LANGUAGES else names.get(folded, OTHER_NAMES.get(folded, ""))
+    folded = given.strip().casefold().replace("-", " ")
+    names = languages()
+    code = folded if folded in names else openai_whisper().tokenizer.TO_LANGUAGE_CODE.get(folded, "")
     if code not in known:
         import difflib
 
-        near = difflib.get_close_matches(folded, [*known, *(LANGUAGES[each] for each in known)], 3, 0.6)
+        near = difflib.get_close_matches(folded, [*known, *(names[each] for each in known)], 3, 0.6)
         hint = f"; near to it: {', '.join(near)}" if near else ""
         raise UsageError(f"no language {given!r} among the {len(known)} of this model (as en, de or german){hint}")
     return code

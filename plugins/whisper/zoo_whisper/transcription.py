@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from zoo.api import AudioReader, TranscriptionOptions, UsageError, Window
+from zoo.api import AudioReader, Segment, TranscriptionOptions, UsageError, Window
 from zoo_whisper.log_mel import LogMel
 from zoo_whisper.one_by_one import Follow, Place, clips_of, one_by_one
+from zoo_whisper.openai_engine import openai_windows
+from zoo_whisper.openai_package import normalised
 from zoo_whisper.options import WhisperOptions, check_together, ladder_of, numbers, rules_of
 from zoo_whisper.run import Run
 from zoo_whisper.together import together
@@ -42,9 +44,11 @@ def windows(
     prompt = model.vocabulary.encode(f" {own.initial_prompt.strip()}") if own.initial_prompt else []
     if asked.speech is not None:  # somebody speaks there: what is improbable is tried again, and not taken for silence
         ladder = replace(ladder, no_speech_threshold=None)
+    if model.engine == "openai":
+        return _shown(openai_windows(model, reader, asked, language, state), own)
     run = Run(model, LogMel(reader, model.encoder.bands), rules, ladder, own.seed, prompt, asked.word_timestamps)
     if asked.batch_size > 1:
-        return together(run, asked.speech or (), asked.batch_size, state)
+        return _shown(together(run, asked.speech or (), asked.batch_size, state), own)
     clips = clips_of(clip_points_s, asked.speech, run.mel.frames, reader.label)
     follow = Follow(
         conditioned=own.condition_on_previous_text is not False,
@@ -52,7 +56,19 @@ def windows(
         hallucination_silence_s=own.hallucination_silence_threshold,
         speech=asked.speech or (),
     )
-    return one_by_one(run, clips, follow, Place(**state) if state else Place(seek=clips[0][0] if clips else 0))
+    place = Place(**state) if state else Place(seek=clips[0][0] if clips else 0)
+    return _shown(one_by_one(run, clips, follow, place), own)
+
+
+def _shown(found: Iterator[Window], own: WhisperOptions) -> Iterator[Window]:
+    """The windows, with their texts normalised where that is asked for."""
+    if not own.normalise:
+        return found
+    return (replace(one, segments=tuple(_normalised(each, one.language) for each in one.segments)) for one in found)
+
+
+def _normalised(segment: Segment, language: str | None) -> Segment:
+    return replace(segment, text=f" {normalised(segment.text, language)}")
 
 
 def _language(model: Any, asked: TranscriptionOptions) -> str | None:

@@ -17,6 +17,7 @@ import torch
 from zoo.api import Segment, Word
 from zoo_whisper.hearing import Heard, Writing
 from zoo_whisper.log_mel import FRAMES_PER_SECOND, WINDOW_FRAMES
+from zoo_whisper.openai_package import openai_whisper
 from zoo_whisper.tokens import SECONDS_PER_MOMENT
 
 MEDIAN_WIDTH = 7
@@ -79,7 +80,8 @@ class Alignment:
         """Scores of the chosen heads -> how well each token fits each moment, float[T, S]."""
         weights = scores_HTS[:, :, : self.frames // 2].softmax(-1)
         deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, correction=0)
-        return _median((weights - mean) / deviation).mean(0)
+        filtered: torch.Tensor = openai_whisper().timing.median_filter((weights - mean) / deviation, MEDIAN_WIDTH)
+        return filtered.mean(0)
 
 
 def cheapest_path(cost_NM: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -124,7 +126,7 @@ def segments_with_words(
     median_s = min(LONGEST_MEDIAN_S, float(np.median(durations))) if durations else 0.0
     if durations:
         _shorten_at_sentence_ends(timings, 2 * median_s)
-    _join_punctuation(timings)
+    openai_whisper().timing.merge_punctuations(timings, BEFORE_A_WORD, AFTER_A_WORD)
     answered, place = [], 0
     for segment, text in zip(segments, texts, strict=True):
         words, counted = [], 0
@@ -220,26 +222,6 @@ def _shorten_at_sentence_ends(timings: Sequence[_Timing], longest_s: float) -> N
                 timing.start_s = timing.end_s - longest_s
 
 
-def _join_punctuation(timings: Sequence[_Timing]) -> None:
-    """Punctuation goes with the word that it belongs to; what is left of it is an empty word."""
-    following = len(timings) - 1
-    for number in range(len(timings) - 2, -1, -1):
-        mark, word = timings[number], timings[following]
-        if mark.word.startswith(" ") and mark.word.strip() in BEFORE_A_WORD:
-            word.word, word.tokens = mark.word + word.word, mark.tokens + word.tokens
-            mark.word, mark.tokens = "", []
-        else:
-            following = number
-    leading = 0
-    for number in range(1, len(timings)):
-        word, mark = timings[leading], timings[number]
-        if not word.word.endswith(" ") and mark.word in AFTER_A_WORD:
-            word.word, word.tokens = word.word + mark.word, word.tokens + mark.tokens
-            mark.word, mark.tokens = "", []
-        else:
-            leading = number
-
-
 def _fitted(segment: Segment, median_s: float, last_speech_s: float) -> Segment:
     """No word after a pause fills it, and segment and words begin and end together."""
     words = list(segment.words or ())
@@ -265,12 +247,3 @@ def _fitted(segment: Segment, median_s: float, last_speech_s: float) -> Segment:
     else:
         end_s = last.end_s
     return replace(segment, start_s=start_s, end_s=end_s, words=tuple(words))
-
-
-def _median(weights_HTS: torch.Tensor) -> torch.Tensor:
-    """The median of each value and its neighbours in time, mirrored at the ends."""
-    half = MEDIAN_WIDTH // 2
-    if weights_HTS.shape[-1] <= half:
-        return weights_HTS
-    mirrored = torch.nn.functional.pad(weights_HTS, (half, half), mode="reflect")
-    return mirrored.unfold(-1, MEDIAN_WIDTH, 1).median(-1).values
