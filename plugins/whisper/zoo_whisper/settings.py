@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.api import WeightsError, arguments_from, settings_of
+from zoo_whisper.openai_package import named_alignment_heads
 
 HEADER = struct.Struct("<4s10i")  # of ggml
 GGML_MAGIC = b"lmgg"
@@ -39,11 +40,12 @@ def from_file(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     same = {name: argument for name, argument in SAME.items() if whole or argument in ("bands", "width", "heads", "layers")}
     arguments_from(said, known, origin=path, same=same, only=ONLY)
     heads = said.get("alignment_heads")
-    if not whole or heads is None or heads == known.get("alignment_heads"):
+    if not whole or heads is None:
         return {}
     if not isinstance(heads, list) or not heads or not all(_is_pair(one) for one in heads):
         raise WeightsError(f"alignment_heads beside {path} must be a list of (layer, head), got {heads!r:.80}")
-    return {} if sorted(heads) == sorted(map(list, known.get("alignment_heads", ()))) else {"alignment_heads": heads}
+    own = named_alignment_heads(known.get("alignment_heads", ()), known["decoder_layers"], known["heads"])
+    return {} if sorted(map(tuple, heads)) == sorted(own) else {"alignment_heads": heads}
 
 
 def _own(path: Path) -> Mapping[str, Any]:
