@@ -76,7 +76,7 @@ def add_commands(commands: Any) -> None:
         "--normalise", action="store_true", help="texts as word errors are counted on them: no punctuation, numbers as one"
     )
     command.add_argument(
-        "--engine", metavar="NAME", help="whose code computes; openai is openai-whisper's own, for Whisper (zoo)"
+        "--engine", metavar="NAME", help="whose code computes, where a model has several implementations: zoo, openai (zoo)"
     )
     command.add_argument(
         "--kernel", choices=KERNELS, default="float32", help="number format of the linear layers (float32)"
