@@ -142,6 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def run_texts(arguments: argparse.Namespace) -> int:
+    check_column(arguments.column, [*arguments.media, arguments.labels_file])
     labels = read_labels(arguments)
     for name in ("templates", "batch_size", "no_close_calls", "allow_urls"):
         if getattr(arguments, name):
@@ -149,10 +150,9 @@ def run_texts(arguments: argparse.Namespace) -> int:
     if arguments.template is not None and len(arguments.template) != 1:
         raise UsageError("texts are put into one template: give --template once")
     check_weights(arguments)
+    texts = read_texts(arguments.media, arguments.column)
     from zoo.tasks.text_classification import TEMPLATE, classify_texts
 
-    check_column(arguments.column, [*arguments.media, arguments.labels_file])
-    texts = read_texts(arguments.media, arguments.column)
     outcome = classify_texts(
         [text for text, _ in texts],
         labels,
