@@ -653,7 +653,7 @@ def test_show_says_what_differs_for_a_tag(main) -> None:
     assert not set("[]{}'") & set(run.stdout)
     every = main("show", name).stdout
     assert ["classes", "1000"] in [line.split() for line in every.splitlines()]
-    assert [line.split()[1] for line in every.splitlines() if line.startswith("weights")] == ["*", "augreg_in21k", "augreg_in21k_ft_in1k", "dino"]  # fmt: skip
+    assert [line.split()[1] for line in every.splitlines() if line.startswith("weights")] == ["*", "augreg_in1k", "augreg_in21k", "dino"]  # fmt: skip
     document = json.loads(main("show", f"{name}.augreg_in21k", "--json").stdout)
     row = next(row for row in document["card"]["weights"] if row["tag"] == document["chosen_weights"])
     assert (row["classes"], row["variant"], row["keys"]) == (21843, {"num_classes": 21843}, "zoo_timm.keys:from_timm")
