@@ -200,7 +200,7 @@ def test_a_saved_composition_holds_what_no_file_holds(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"recipe": 2}, "the file must say recipe = 1, got 2"),
-        ({"colour": 1}, "the file has the unknown field colour: a recipe has decoder, frozen, recipe, requires, senses, trained"),
+        ({"colour": 1}, "the file has the unknown field colour: a recipe has decoder, drawn, frozen, recipe, requires, senses, trained"),
         ({"decoder": 3}, "the file must name a decoder and at least one sense: [senses.image] with its encoder and bridge"),
         ({"senses": {}}, "the file must name a decoder and at least one sense: [senses.image] with its encoder and bridge"),
         ({"senses": {"smell": {}}}, "the file: senses.smell: a sense is for one of image, audio, video, series"),
@@ -214,6 +214,7 @@ def test_a_saved_composition_holds_what_no_file_holds(tmp_path: Path) -> None:
         ({"requires": "x"}, "the file: requires is a list of distributions as NAME==VERSION, got 'x'"),
         ({"requires": ["x; rm -rf ~"]}, "the file: requires is a list of distributions as NAME==VERSION, got ['x; rm -rf ~']"),
         ({"trained": {"file": 1}}, "the file: [trained] holds texts, got {'file': 1}"),
+        ({"drawn": {"decoder": 1}}, "the file: [drawn] holds texts, got {'decoder': 1}"),
         ({"frozen": {"a": 1}}, "the file: [frozen] holds a table of sha256 for each model, got {'a': 1}"),
     ],
 )  # fmt: skip
@@ -383,9 +384,11 @@ def test_the_command_composes_describes_and_says_what_is_not_trained(main, tmp_p
     assert main("compose", str(tmp_path / "new")).stdout == run.stdout
     document = json.loads(main("compose", str(tmp_path / "new"), "--json").stdout)
     assert (document["decoder"], document["random_weights"]) == (DECODER, True)
-    assert tomllib.loads((tmp_path / "new" / "recipe.toml").read_text())["trained"]["state"] == "drawn"
+    assert tomllib.loads((tmp_path / "new" / "recipe.toml").read_text())["drawn"].keys() == {
+        "decoder", "image.encoder", "image.bridge", "image.gated",
+    }  # fmt: skip
     asked = main("generate", "hello", "--model", str(tmp_path / "new"), "--max-tokens", "2")
-    assert "has random weights: what it answers means nothing" in asked.stderr
+    assert f"has random weights in {DECODER}, {ENCODER}, {BRIDGE} (image bridge), image gated layers: what" in asked.stderr
     for wrong, message in (
         ([*arguments, "--out", str(tmp_path / "new")], "is there already: name a new folder"),
         (
@@ -454,14 +457,15 @@ def _written(composition) -> None:
 def test_what_is_opened_can_be_trained_and_saved_again(tmp_path: Path) -> None:
     composition = composed(gate=0.5, heads=2, head_width=8)
     assert (composition.trained, composition.built.random) == (False, True)
-    assert save(composition, tmp_path / "drawn").trained["state"] == "drawn"
+    whole = ["decoder", "image.bridge", "image.encoder", "image.gated"]
+    assert sorted(save(composition, tmp_path / "drawn").drawn) == whole
     opened = open_composition(tmp_path / "drawn")
     assert not opened.trained
-    assert save(opened, tmp_path / "same").trained["state"] == "drawn"
+    assert sorted(save(opened, tmp_path / "same").drawn) == whole
     _written(opened)
     assert opened.trained
     assert not opened.built.parts["image.bridge"].random
-    assert save(opened, tmp_path / "more").trained["state"] == "trained"
+    assert sorted(save(opened, tmp_path / "more").drawn) == ["decoder", "image.encoder"]
     again = open_composition(tmp_path / "more")
     assert again.trained
     save(again, tmp_path / "third")
@@ -498,7 +502,8 @@ def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
     ):
         save(composition, tmp_path)
     with pytest.raises(
-        UsageError, match="^the decoder has random weights, which kernel int8 has rounded: save the composition before$"
+        UsageError,
+        match="^the decoder's weights are in no file, and kernel int8 has rounded them: save the composition before$",
     ):
         save(composed(kernel="int8"), tmp_path)
     model = composed(kernel="bf16").module

@@ -26,7 +26,8 @@ def test_the_document_says_what_was_generated_and_by_what(main) -> None:
     assert run.returncode == 0, run.stderr
     assert document["model"] == "smollm/tiny"
     assert document["plugin"] == {"dist": "modalzoo-smollm", "version": "0.1.0"}
-    assert (document["kernel"], document["weights"], document["random_weights"]) == ("float32", {}, True)
+    assert (document["kernel"], document["random_parts"], document["random_weights"]) == ("float32", ["smollm/tiny"], True)
+    assert len(document["weights"]["smollm/tiny"]["drawn"]) == 64
     (result,) = document["results"]
     assert result["input"] == "once\nupon"
     assert (result["prompt_tokens"], result["finish"]) == (9, "length")
@@ -35,12 +36,24 @@ def test_the_document_says_what_was_generated_and_by_what(main) -> None:
 
 
 def test_choices_are_ranked(main) -> None:
-    run = main("generate", "yes or no?", *TINY, "--choices", "yes, no,maybe", "--json", "--normalise", "calibrated")
+    run = main(
+        "generate",
+        "yes or no?",
+        *TINY,
+        "--choices",
+        "yes, no,maybe",
+        "--allow-random",
+        "--json",
+        "--normalise",
+        "calibrated",
+    )
     (result,) = json.loads(run.stdout)["results"]
     assert list(result["scores"]) == sorted(result["scores"], key=lambda name: -result["scores"][name])
     assert sum(result["scores"].values()) == pytest.approx(1)
     assert result["choice"] == result["text"] == next(iter(result["scores"]))
-    text = main("generate", "yes or no?", *TINY, "--choices", "yes, no,maybe", "--normalise", "calibrated")
+    text = main(
+        "generate", "yes or no?", *TINY, "--choices", "yes, no,maybe", "--allow-random", "--normalise", "calibrated"
+    )
     assert text.stdout.startswith(f"{result['choice']}  ")
 
 
@@ -247,7 +260,7 @@ def test_the_document_says_how_to_get_the_answer_again(main) -> None:
     run = main("generate", "x", *TINY, "--max-tokens", "2", "--temperature", "0.5", "--seed", "7", "--stop", "q", "--json")
     used = json.loads(run.stdout)["settings"]
     assert (used["temperature"], used["seed"], used["max_tokens"], used["stop"]) == (0.5, 7, 2, ["q"])
-    ranked = json.loads(main("generate", "x", *TINY, "--choices", '"a, b",c', "--json").stdout)
+    ranked = json.loads(main("generate", "x", *TINY, "--choices", '"a, b",c', "--allow-random", "--json").stdout)
     assert (ranked["settings"]["normalise"], ranked["settings"]["max_tokens"]) == ("sum", None)
     assert set(ranked["results"][0]["scores"]) == {"a, b", "c"}
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.adapters.adapt import adapt, adapters_of
     from zoo.data.templates import template_set
     from zoo.decoding.sampling import Sampling
-    from zoo.errors import ZooError
+    from zoo.errors import RandomWeightsWarning, ZooError
     from zoo.media.audio import Sound
     from zoo.media.readers import open_audio, open_image
     from zoo.models.build import ModelSpec, build, open_model
@@ -41,6 +41,7 @@ _EXPORTS = {
     "FitOptions": "zoo.training.fit",
     "ModelSpec": "zoo.models.build",
     "Provenance": "zoo.models.provenance",
+    "RandomWeightsWarning": "zoo.errors",
     "RunOptions": "zoo.tasks.transcription",
     "Sampling": "zoo.decoding.sampling",
     "Sound": "zoo.media.audio",
@@ -86,6 +87,7 @@ __all__ = [
     "FitOptions",
     "ModelSpec",
     "Provenance",
+    "RandomWeightsWarning",
     "RunOptions",
     "Sampling",
     "Sound",

@@ -63,3 +63,7 @@ class StateMismatchError(WeightsError):
 
 class MediaError(ZooError):
     """A file, its bytes or an array cannot be read as the expected medium."""
+
+
+class RandomWeightsWarning(UserWarning):
+    """An answer rests on parameters that were drawn and never trained, so that it means nothing."""

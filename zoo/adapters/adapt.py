@@ -18,6 +18,7 @@ from zoo.adapters.adapter import Adapter, finished
 from zoo.adapters.target_modules import base_of, places_of
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.models.build import Built
+from zoo.models.drawn import snapshot
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import describe
@@ -128,6 +129,7 @@ class Adapters:
         found = self.registry.find(method)
         adapter = self._build(found, options)
         self._place(name, adapter)
+        adapter.drawn = snapshot(adapter.named_parameters())
         if activate:
             self.use(name)
         return adapter
@@ -299,6 +301,7 @@ class Adapters:
         combined: Adapter = first.combine(base_of(self.model), adapters, factors, how=how, r=r, **options)
         combined.method = first.method
         self._place(name, combined)
+        combined.drawn = snapshot(combined.named_parameters()) if any(one.untrained for one in adapters) else {}
         return combined
 
     def trainable(self) -> dict[str, int]:
@@ -341,7 +344,7 @@ class Adapters:
             raise UsageError(
                 f"{', '.join(self.merged)} is merged, so the weights are not those that {name!r} was made for: unmerge() first"
             )
-        files.write(Path(path), finished(adapter), files.fingerprint(self.model, self.built))
+        files.write(Path(path), finished(adapter), files.fingerprint(self.model, self.built), drawn=adapter.untrained)
 
     def load(
         self, path: str | Path, *, name: str, activate: bool = True, other_base: bool = False, replace: bool = False
@@ -378,6 +381,7 @@ class Adapters:
         found = self.registry.find(record.method)
         adapter = files.filled(self._build(found, record.options), record.state, str(path))
         adapter.scale = record.scale
+        adapter.drawn = snapshot(adapter.named_parameters()) if record.drawn else {}
         return adapter
 
     def export(self, name: str, folder: str | Path) -> None:

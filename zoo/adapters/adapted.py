@@ -306,9 +306,16 @@ class Adapted:
 
     def hashes(self) -> dict[str, dict[str, str]]:
         """Of the adapters that are merged or that calls take here and now: name -> method -> sha256."""
+        return {name: {one.method: one.key} for name, one in self._running()}
+
+    def untrained(self) -> list[str]:
+        """Of these, the names of those that are still as they were drawn."""
+        return [name for name, one in self._running() if one.untrained]
+
+    def _running(self) -> list[tuple[str, Adapter]]:
+        """By name, what is merged and what calls take here and now."""
         names = {adapter: name for name, adapter in self.adapters.items()}
-        running = (*self.merged, *self.chosen().adapters)
-        return {names[one]: {one.method: one.key} for one in running if one in names}
+        return [(names[one], one) for one in (*self.merged, *self.chosen().adapters) if one in names]
 
 
 def adapted_of(model: Any) -> Adapted | None:

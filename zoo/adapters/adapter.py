@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from zoo.models.drawn import Snapshot, was_trained
 from zoo.nn.stamp import stamp_of
 
 Columns = tuple[int, int] | None  # of a layer's outputs; None: all
@@ -73,6 +74,7 @@ class Adapter(nn.Module):
         self.scale = 1.0
         self.method = ""
         self.options: dict[str, Any] = {}
+        self.drawn: Mapping[str, Snapshot] = {}  # its parameters as they were drawn; none where they were trained before
         self._key: tuple[tuple[int, float], str] | None = None
 
     @property
@@ -94,6 +96,11 @@ class Adapter(nn.Module):
         """Tokens that a decoder reads before all others."""
         virtual: Any = self.virtual
         return 0 if virtual is None else int(virtual.count)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its parameters are still as they were drawn."""
+        return bool(self.drawn) and not was_trained(self, self.drawn)
 
     @property
     def key(self) -> str:

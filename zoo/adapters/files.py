@@ -32,17 +32,18 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a file says. base: what `fingerprint` gave for the model that it was trained with."""
+    """What a file says. base: what `fingerprint` gave for the model that it was trained with. drawn: it was never trained."""
 
     method: str
     options: dict[str, Any]
     base: dict[str, str]
     state: dict[str, torch.Tensor]
     scale: float = 1.0
+    drawn: bool = False
 
 
-def write(path: Path, adapter: Adapter, base: Mapping[str, str]) -> None:
-    """Write an adapter, whole or not at all. Raises UsageError for a folder."""
+def write(path: Path, adapter: Adapter, base: Mapping[str, str], *, drawn: bool) -> None:
+    """Write an adapter, whole or not at all. drawn: it was never trained. Raises UsageError for a folder."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder, and an adapter is one file: name it, as {path / 'adapter.safetensors'}")
     content = {
@@ -51,6 +52,7 @@ def write(path: Path, adapter: Adapter, base: Mapping[str, str]) -> None:
         "options": adapter.options,
         "scale": adapter.scale,
         "base": dict(base),
+        "drawn": drawn,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
@@ -73,8 +75,9 @@ def read(path: Path) -> Record:
     try:
         content = parse_json(metadata[KEY])
         record = Record(
-            str(content["method"]), dict(content["options"]), dict(content["base"]), state, float(content.get("scale", 1.0))
-        )
+            str(content["method"]), dict(content["options"]), dict(content["base"]), state, float(content.get("scale", 1.0)),
+            content.get("drawn") is True,
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, OverflowError):
         raise WeightsError(
             f"{path} is a safetensors file, but no adapter that `save` wrote; one of HF PEFT is read as a folder, with its adapter_config.json"

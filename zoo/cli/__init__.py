@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -15,7 +16,7 @@ from typing import NoReturn
 from zoo import __version__
 from zoo.cli.output import add_output_options, say
 from zoo.cli.plugin_commands import HELP, RUN, add_plugin_commands
-from zoo.errors import UsageError, ZooError
+from zoo.errors import RandomWeightsWarning, UsageError, ZooError
 from zoo.registry.terminal import message as terminal_message
 
 # command -> the module of this package that adds it, in the order of the help. Only that of the command asked for is imported.
@@ -80,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         parsed = parser(arguments).parse_args(arguments)
-        code: int = getattr(parsed, RUN, parsed.run)(parsed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RandomWeightsWarning)  # commands say it in a line of their own
+            code: int = getattr(parsed, RUN, parsed.run)(parsed)
         if sys.stdout is not None:
             sys.stdout.flush()
     except ZooError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.options import prepare_torch
-from zoo.cli.output import add_output_options, print_json, say
+from zoo.cli.output import add_output_options, print_json, say, warn_of_random_weights
 from zoo.errors import UsageError
 from zoo.registry.atomic_write import atomic_write
 
@@ -146,6 +146,7 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     trained.adapters.save(trained.name, arguments.out)
     document = training_document(trained, arguments.out)
+    warn_of_random_weights(trained.provenance)
     code = 130 if trained.fitted.stopped == "interrupted" else 0
     if arguments.json:
         print_json(document)
@@ -169,6 +170,9 @@ def training_document(trained: Any, out: Path) -> dict[str, Any]:
     adapter, fitted = trained.adapters[trained.name], trained.fitted
     return {
         "model": trained.provenance.model,
+        "random_weights": trained.provenance.random_weights,
+        "random_parts": list(trained.provenance.random_parts),
+        "weights": trained.provenance.weights,
         "method": adapter.method,
         "options": adapter.options,
         "file": str(out),
@@ -215,11 +219,13 @@ def _list(arguments: argparse.Namespace) -> int:
                 "options": record.options,
                 "parameters": count,
                 "base": record.base,
+                "drawn": record.drawn,
             }
         )
         return 0
     weights = record.base.get("weights", record.base.get("vectors", "?"))[:12]
-    say(f"{record.method}, {count:,} numbers, for {record.base.get('model', 'a model')} with weights {weights}")
+    untrained = "; it was drawn and never trained" if record.drawn else ""
+    say(f"{record.method}, {count:,} numbers, for {record.base.get('model', 'a model')} with weights {weights}{untrained}")
     for name, value in record.options.items():
         say(f"  {name} = {value}")
     return 0
@@ -251,28 +257,31 @@ def _list_folder(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(arguments: argparse.Namespace) -> Any:
-    """The model with the adapter of the file active."""
+def _opened(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The adapters of the model, that of the file active, and what the document says of parameters that were drawn."""
     from zoo.adapters.adapt import adapters_of
     from zoo.models.build import open_model
+    from zoo.models.provenance import provenance_of
 
     _prepare(arguments)
     built = open_model(_spec(arguments))
     adapters = adapters_of(built)
     adapters.load(arguments.path, name=arguments.path.stem, other_base=arguments.other_base)
-    return adapters
+    made_of = provenance_of(built)
+    warn_of_random_weights(made_of)
+    return adapters, {"random_weights": made_of.random_weights, "random_parts": list(made_of.random_parts)}
 
 
 def _merge(arguments: argparse.Namespace) -> int:
     from safetensors.torch import save_model
 
-    adapters = _opened(arguments)
+    adapters, drawn = _opened(arguments)
     adapters.merge()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(arguments.out) as temporary:
         save_model(adapters.model, str(temporary))
     if arguments.json:
-        print_json({"model": arguments.model, "file": str(arguments.out)})
+        print_json({"model": arguments.model, **drawn, "file": str(arguments.out)})
         return 0
     say(arguments.out)
     say(f"zoo: use them with --model {arguments.model} --weights {arguments.out}", file=sys.stderr)
@@ -280,10 +289,10 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    adapters = _opened(arguments)
+    adapters, drawn = _opened(arguments)
     adapters.export(arguments.path.stem, arguments.out)
     if arguments.json:
-        print_json({"model": arguments.model, "folder": str(arguments.out)})
+        print_json({"model": arguments.model, **drawn, "folder": str(arguments.out)})
         return 0
     say(arguments.out)
     return 0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.output import print_json, say
+from zoo.cli.output import print_json, say, warn_of_random_weights
 from zoo.errors import UsageError
 
 FIELDS = ("fusion", "every", "adjacent", "gate")  # of every sense
@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from zoo.models.composition import compose, describe_composition, open_composition, save
+    from zoo.models.provenance import provenance_of
 
     torch.manual_seed(arguments.seed)
     if arguments.recipe is not None:
@@ -81,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(document(composition))
         return 0
     say(describe_composition(composition))
+    if arguments.out is None:
+        warn_of_random_weights(provenance_of(composition.built))
     return 0
 
 
@@ -101,11 +104,15 @@ def document(composition: Any) -> dict[str, Any]:
     """The JSON document of a composition."""
     from dataclasses import asdict
 
-    parameters = list(composition.module.parameters())
+    from zoo.models.provenance import provenance_of
+
+    parameters, made_of = list(composition.module.parameters()), provenance_of(composition.built)
     return {
         "model": composition.built.name,
         **asdict(composition.recipe),
         "parameters": sum(one.numel() for one in parameters),
         "trained_parameters": sum(one.numel() for one in parameters if one.requires_grad),
-        "random_weights": composition.built.random,
+        "random_weights": made_of.random_weights,
+        "random_parts": list(made_of.random_parts),
+        "weights": made_of.weights,
     }

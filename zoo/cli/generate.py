@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.options import (
     KERNELS,
@@ -23,6 +23,9 @@ from zoo.data.walk import is_folder
 from zoo.errors import UsageError
 from zoo.registry.modality import IMAGE
 
+if TYPE_CHECKING:
+    from zoo.models.build import Built
+
 MAX_TOKENS = 256
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -39,6 +42,11 @@ def add_commands(commands: Any) -> None:
     add_column_argument(command)
     command.add_argument("--choices", help="comma-separated answers: rank them by likelihood instead of generating")
     command.add_argument("--normalise", choices=("sum", "token", "byte", "calibrated"), help="how choices are ranked (sum)")
+    command.add_argument(
+        "--allow-random",
+        action="store_true",
+        help="rank --choices by a model with parameters that were drawn and never trained, too",
+    )
     command.add_argument("--chat", action="store_true", help="the prompt is a message to a model trained to answer")
     command.add_argument("--system", metavar="TEXT", help="what stands before the message, with --chat")
     command.add_argument("--max-tokens", type=int, help="the most tokens of an answer (256)")
@@ -93,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
     language = open_language_model(model_spec(arguments), plain=bool(arguments.explain))
     load_adapter(language, arguments)
+    if choices is not None and not arguments.allow_random:
+        refuse_random(language.built)
     if arguments.explain:
         from zoo.tasks.explanation import check_explanation
 
@@ -191,6 +201,15 @@ def check_explain(arguments: argparse.Namespace) -> None:
         raise UsageError("--explain FILE explains one answer to a prompt: leave out --stream, --samples and --chat")
 
 
+def refuse_random(built: Built) -> None:
+    """Raise UsageError where choices would be ranked by parameters that were drawn: the answer would look like any other."""
+    from zoo.models.provenance import provenance_of
+
+    words = provenance_of(built).random_words
+    if words:
+        raise UsageError(f"{words}; train it first (docs/fusion.md, zoo adapt train), or add --allow-random")
+
+
 def check_together(arguments: argparse.Namespace) -> None:
     """Raise UsageError for options that do not go together, or that the others leave without effect."""
     chosen = arguments.choices is not None
@@ -212,6 +231,8 @@ def check_together(arguments: argparse.Namespace) -> None:
         raise UsageError("--choices ranks given answers: leave out --stop, --max-tokens, --samples and --beams")
     if arguments.length_penalty is not None and arguments.beams is None:
         raise UsageError("--length-penalty ranks the hypotheses of a search: add --beams 4, say")
+    if arguments.allow_random and not chosen:
+        raise UsageError("--allow-random is about --choices: give some, or leave it out")
     if arguments.normalise is not None and not chosen:
         raise UsageError("--normalise is about --choices: give some, or leave it out")
     if arguments.samples != 1 and not drawing:
@@ -308,6 +329,8 @@ def _stream(prompt: Any, language: Any, sampling: Any, arguments: argparse.Names
         sampling=sampling,
         stop=arguments.stop,
     )
+    provenance = provenance_of(language.built, kernel=language.kernel)
+    warn_of_random_weights(provenance)
     finish = None
     try:
         for piece in pieces:
@@ -316,8 +339,6 @@ def _stream(prompt: Any, language: Any, sampling: Any, arguments: argparse.Names
     finally:
         say(flush=True)
     _say_finish(finish, arguments)
-    provenance = provenance_of(language.built, kernel=language.kernel)
-    warn_of_random_weights(provenance)
     _say_model(provenance)
     return 0
 

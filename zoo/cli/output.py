@@ -49,6 +49,7 @@ def about_model(provenance: Provenance) -> dict[str, Any]:
         "model": provenance.model,
         "plugin": {"dist": provenance.distribution, "version": provenance.version},
         "random_weights": provenance.random_weights,
+        "random_parts": list(provenance.random_parts),
     }
 
 
@@ -60,7 +61,7 @@ def spell_model(provenance: Provenance) -> str:
 def warn_of_random_weights(provenance: Provenance) -> None:
     """One line on stderr where an answer means nothing, in the text and beside the document."""
     if provenance.random_weights:
-        say(f"zoo: {provenance.model} has random weights: what it answers means nothing", file=sys.stderr)
+        say(f"zoo: {provenance.random_words}", file=sys.stderr)
 
 
 def separated(text: str) -> list[str]:

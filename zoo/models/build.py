@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
+from zoo.models.drawn import Snapshot, snapshot, snapshot_sha256, tensors_sha256, was_trained
 from zoo.models.file_settings import files_of, numbers_of, settings_of_file, without_files
 from zoo.models.precision import cast
 from zoo.nn.extension import content_key, extension_of
@@ -75,6 +76,7 @@ class Built:
         were drawn from, arguments, dtype, parts, torch), the key under which results derived from it may be kept.
     files: role -> sha256 of the weight files; empty for a random initialisation.
     kernel: the number format of its linear layers, where one was applied (`zoo.nn.kernels.apply`).
+    opened: its own parameters, those of no part, as they were when it was opened; with hashes where they were drawn.
     """
 
     module: torch.nn.Module
@@ -84,19 +86,37 @@ class Built:
     files: Mapping[str, str]
     parts: Mapping[str, Built]
     kernel: str | None = None
+    opened: Mapping[str, Snapshot] = field(default_factory=dict, repr=False)
 
     @property
     def state_identity(self) -> str:
-        """The identity together with the adapters that calls take now: what results derived now may be kept under."""
-        key = content_key(self.module)
-        return hashlib.sha256(f"{self.identity} {key}".encode()).hexdigest() if key else self.identity
+        """The identity together with what was trained since, and the adapters that calls take now: what results derived now may be kept under."""
+        trained = (part.content.get("parameters", "") for part in every_part(self))
+        since = " ".join(filter(None, (content_key(self.module), *trained)))
+        return hashlib.sha256(f"{self.identity} {since}".encode()).hexdigest() if since else self.identity
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Where its own numbers come from: role -> sha256 of its files; "drawn" for parameters as they were drawn, "parameters" for those
+        that were trained since it was opened, both by what they hold in memory.
+        """
+        if not self.opened:
+            return dict(self.files)
+        if was_trained(self.module, self.opened):
+            return {**self.files, "parameters": tensors_sha256(self.module.state_dict().items())}
+        return dict(self.files) if "model" in self.files else {**self.files, "drawn": snapshot_sha256(self.opened)}
 
     @property
     def random(self) -> bool:
         """Whether parameters of it, or of one of its parts, were drawn and never trained: its answers mean nothing."""
-        if self.parts:
-            return any(part.random for part in self.parts.values())
-        return "model" not in self.files and next(self.module.parameters(), None) is not None
+        return any("drawn" in part.content for part in every_part(self))
+
+
+def every_part(built: Built) -> Iterator[Built]:
+    """A built model, its parts and theirs."""
+    yield built
+    for part in built.parts.values():
+        yield from every_part(part)
 
 
 def build(
@@ -178,7 +198,14 @@ def open_model(
     known, numbers = files | _decoder(located, registry), {**numbers_of(said), **overrides}
     identity = _identity(named, found, code_sha256(owner), known, numbers, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
-    return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts)
+    own = snapshot(_own_parameters(module, parts), hashed="model" not in files)
+    return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts, opened=own)
+
+
+def _own_parameters(module: torch.nn.Module, parts: Mapping[str, Built]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters by name, without those of the parts."""
+    theirs = {id(parameter) for part in parts.values() for parameter in part.module.parameters()}
+    return ((name, parameter) for name, parameter in module.named_parameters() if id(parameter) not in theirs)
 
 
 def _moved(module: torch.nn.Module, device: str | torch.device) -> torch.nn.Module:
@@ -194,8 +221,8 @@ def device_of(built: Built) -> torch.device:
 
 
 def weight_hashes(built: Built) -> dict[str, dict[str, str]]:
-    """Name with tag -> role -> sha256, for a model that has weights, for each of its parts, and for the adapters that it runs under."""
-    hashes = {built.name: dict(built.files)} if built.files else {}
+    """Name with tag -> role -> sha256 (`Built.content`), for a model, for each of its parts, and for the adapters that it runs under."""
+    hashes = {built.name: content} if (content := built.content) else {}
     extension = extension_of(built.module)
     if extension is not None:
         hashes |= {f"{built.name} under {name}": dict(content) for name, content in extension.hashes().items()}

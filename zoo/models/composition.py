@@ -15,7 +15,17 @@ from torch import nn
 
 from zoo.errors import UsageError, WeightsError, ZooError
 from zoo.models.build import Built, open_model, weight_hashes
-from zoo.models.composition_parts import every_argument, frozen, look_up, make_sense, open_bridge, recipe_of_names
+from zoo.models.composition_parts import (
+    every_argument,
+    frozen,
+    gated_part,
+    kept_part,
+    look_up,
+    make_sense,
+    open_bridge,
+    recipe_of_names,
+)
+from zoo.models.drawn import tensors_sha256
 from zoo.models.fusion.fused import Fused
 from zoo.models.recipe import FILE, Recipe, read_recipe, write_recipe
 from zoo.nn.kernels.apply import apply_kernel
@@ -31,41 +41,33 @@ TRAINED = "trained.safetensors"
 class Composition:
     """A composed model, what it is made of, and its recipe.
 
-    module: asked like any decoder. parts: role ("decoder", "image.encoder", "image.bridge") -> what was built. kernel: of the decoder.
-    drawn: how often each trained parameter was written when it was drawn; None when they were trained before.
+    module: asked like any decoder. parts: role ("decoder", "image.encoder", "image.bridge", "image.gated") -> what was built.
+    kernel: of the decoder. stored: roles of a decoder and encoders that no file holds; they are kept whole beside the recipe.
     """
 
     module: Fused
     recipe: Recipe
     parts: Mapping[str, Built]
     kernel: str = "float32"
-    drawn: tuple[int, ...] | None = None
+    stored: frozenset[str] = frozenset()
 
     @property
     def trained(self) -> bool:
-        """Whether what is trained was written to since it was drawn."""
-        return self.drawn is None or self.drawn != _writes(self.module)
+        """Whether a bridge or a gated layer holds other numbers than it was drawn with."""
+        return any(not part.random for role, part in self.parts.items() if role.endswith((".bridge", ".gated")))
 
     @property
     def built(self) -> Built:
         """The same as one built model, for what takes one."""
-        known = self.recipe.trained.get("sha256") if self.drawn is None else None
-        parts = dict(self.parts)
-        if self.trained:
-            parts |= {
-                role: replace(part, files={**part.files, "model": known or "in memory"})
-                for role, part in parts.items()
-                if role.endswith(".bridge")
-            }
-        made_of = [*(part.identity for part in parts.values()), repr(self.recipe), str(known or id(self.module))]
+        made_of = [*(part.identity for part in self.parts.values()), repr(self.recipe)]
         senses = (f"{sense.bridge} over {sense.encoder}" for sense in self.recipe.senses.values())
         return Built(
             module=self.module,
-            found=parts["decoder"].found,
+            found=self.parts["decoder"].found,
             name=" + ".join([self.recipe.decoder, *senses]),
             identity=hashlib.sha256("\n".join(made_of).encode()).hexdigest(),
             files={},
-            parts=parts,
+            parts=self.parts,
         )
 
 
@@ -140,8 +142,10 @@ def _joined(
         if sense.encoder not in opened:
             opened[sense.encoder] = open_part(sense.encoder)
         built[f"{modality}.encoder"] = opened[sense.encoder]
-        built[f"{modality}.bridge"] = open_bridge(sense, built[f"{modality}.encoder"], language, device, dtype)
+        built[f"{modality}.bridge"] = open_bridge(sense, built[f"{modality}.encoder"], modality, language, device, dtype)
         senses[modality] = make_sense(sense, built, modality, language, device, dtype)
+        if senses[modality].gated:
+            built[f"{modality}.gated"] = gated_part(senses[modality], built[f"{modality}.bridge"], modality)
     module = Fused(language, senses).eval()
     recipe = replace(
         recipe,
@@ -156,7 +160,8 @@ def _joined(
             for modality, sense in recipe.senses.items()
         },
     )
-    return Composition(module=module, recipe=recipe, parts=built, kernel=kernel, drawn=_writes(module))
+    stored = frozenset(role for role in built if not role.endswith((".bridge", ".gated")) and built[role].random)
+    return Composition(module=module, recipe=recipe, parts=built, kernel=kernel, stored=stored)
 
 
 def save(composition: Composition, folder: str | Path) -> Recipe:
@@ -173,9 +178,9 @@ def save(composition: Composition, folder: str | Path) -> Recipe:
                 f"{role} is kept by the name of its file, and a parameter of it requires a gradient: what it has learnt would be lost; "
                 f"freeze it (requires_grad_(False)) if it was not trained"
             )
-    if composition.kernel != "float32" and composition.parts["decoder"].random:
+    if composition.kernel != "float32" and "decoder" in composition.stored:
         raise UsageError(
-            f"the decoder has random weights, which kernel {composition.kernel} has rounded: save the composition before"
+            f"the decoder's weights are in no file, and kernel {composition.kernel} has rounded them: save the composition before"
         )
     state: dict[str, torch.Tensor] = {}
     places: set[int] = set()
@@ -201,11 +206,8 @@ def _write(composition: Composition, state: dict[str, torch.Tensor], folder: Pat
     recipe = replace(
         composition.recipe,
         frozen=_hashes(composition),
-        trained={
-            "file": TRAINED,
-            "sha256": sha256_of(folder / TRAINED),
-            "state": "trained" if composition.trained else "drawn",
-        },
+        trained={"file": TRAINED, "sha256": sha256_of(folder / TRAINED)},
+        drawn={role: _sha256_of_part(role, state) for role in _own_roles(composition) if composition.parts[role].random},
         requires=tuple(sorted(f"{one.distribution}=={one.version}" for one in providers)),
     )
     write_recipe(recipe, folder / FILE)
@@ -224,7 +226,7 @@ def open_composition(
     recipe = read_recipe(path)
     folder = path if path.is_dir() else path.parent
     composition = compose(
-        replace(recipe, frozen={}, trained={}),
+        replace(recipe, frozen={}, trained={}, drawn={}),
         weights=_kept_weights(recipe) if recipe.trained else "card",
         device=device,
         dtype=dtype,
@@ -233,9 +235,9 @@ def open_composition(
     if not recipe.trained:
         return composition
     _check_frozen(composition, recipe, path)
-    lacking = {"file", "sha256", "state"} - recipe.trained.keys()
+    lacking = {"file", "sha256"} - recipe.trained.keys()
     if lacking:
-        raise UsageError(f"{path}: [trained] must have file, sha256 and state, got no {', '.join(sorted(lacking))}")
+        raise UsageError(f"{path}: [trained] must have file and sha256, got no {', '.join(sorted(lacking))}")
     file = folder / Path(recipe.trained["file"]).name
     if not file.is_file():
         raise WeightsError(f"{path} names {file.name}, and there is no such file in {folder}")
@@ -252,10 +254,14 @@ def open_composition(
         for name, tensor in own.items():
             tensor.copy_(state[name])
     require_unchanged(located)
+    drawn = {role for role, sha256 in recipe.drawn.items() if _sha256_of_part(role, state) == sha256}
+    parts = {
+        role: kept_part(part, recipe.trained["sha256"], drawn=role in drawn) if role in _own_roles(composition) else part
+        for role, part in composition.parts.items()
+    }
     if kernel != "float32":
         apply_kernel(composition.module.decoder, kernel)
-    drawn = _writes(composition.module) if recipe.trained["state"] == "drawn" else None
-    return replace(composition, recipe=recipe, kernel=kernel, drawn=drawn)
+    return replace(composition, recipe=recipe, kernel=kernel, parts=parts)
 
 
 def describe_composition(composition: Composition) -> str:
@@ -295,13 +301,27 @@ def _with_files(composition: Composition) -> dict[str, nn.Module]:
     modules = {"decoder": composition.module.decoder} | {
         f"{modality}.encoder": sense.encoder for modality, sense in senses.items()
     }
-    return {role: module for role, module in modules.items() if not composition.parts[role].random}
+    return {role: module for role, module in modules.items() if role not in composition.stored}
+
+
+def _own_roles(composition: Composition) -> list[str]:
+    """Roles of what no file of a frozen part holds: bridges and gated layers, and parts that were drawn."""
+    return [role for role in composition.parts if role in composition.stored or role.endswith((".bridge", ".gated"))]
+
+
+def _prefix(role: str) -> str:
+    """How the names of a part's tensors begin."""
+    return "decoder." if role == "decoder" else f"senses.{role}."
+
+
+def _sha256_of_part(role: str, state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of the tensors of a part, as they lie in the file."""
+    return tensors_sha256((name, state[name]) for name in sorted(state) if name.startswith(_prefix(role)))
 
 
 def _own_state(composition: Composition) -> dict[str, torch.Tensor]:
-    """Tensors that no file of a frozen part holds: bridges and gated layers, and parts that were drawn."""
-    named = {"decoder": "decoder."}
-    prefixes = tuple(named.get(role, f"senses.{role}.") for role in _with_files(composition))
+    """Tensors of `_own_roles`."""
+    prefixes = tuple(_prefix(role) for role in _with_files(composition))
     return {name: tensor for name, tensor in composition.module.state_dict().items() if not name.startswith(prefixes)}
 
 
@@ -317,12 +337,6 @@ def _kept_weights(recipe: Recipe) -> dict[str, str | None]:
     """What a saved recipe names is that of the card; what it stores itself is drawn first."""
     names = [recipe.decoder, *(sense.encoder for sense in recipe.senses.values())]
     return {name: "card" if name in recipe.frozen else None for name in names}
-
-
-def _writes(module: Fused) -> tuple[int, ...]:
-    """How often each trained parameter was written to."""
-    parameters = trained_parameters(module)
-    return tuple(0 if one.is_inference() else one._version for one in parameters)  # noqa: SLF001 - the counter that autograd relies on
 
 
 def _check_frozen(composition: Composition, recipe: Recipe, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from zoo.errors import PluginError, ResolutionError, UsageError
 from zoo.models.build import Built, open_model
+from zoo.models.drawn import snapshot, snapshot_sha256
 from zoo.models.fusion.sense import Sense
 from zoo.models.recipe import Recipe, SenseRecipe, recipe_of
 from zoo.nn.attention import Attention
@@ -71,7 +73,9 @@ def look_up(recipe: Recipe) -> None:
             )
 
 
-def open_bridge(sense: SenseRecipe, encoder: Built, language: Any, device: str, dtype: torch.dtype | None) -> Built:
+def open_bridge(
+    sense: SenseRecipe, encoder: Built, modality: str, language: Any, device: str, dtype: torch.dtype | None
+) -> Built:
     """A bridge with new numbers, between an encoder's features and the decoder.
 
     language: the decoder. Raises UsageError for widths that do not fit and PluginError for a card or a bridge that does not say its own.
@@ -103,7 +107,22 @@ def open_bridge(sense: SenseRecipe, encoder: Built, language: Any, device: str, 
             f"{sense.bridge} gives latents {output_width} wide, and among the tokens of the decoder they must be {language.width} wide: "
             f'set output_width = {language.width}, or fusion = "gated"'
         )
-    return built
+    return replace(built, name=f"{built.name} ({modality} bridge)")
+
+
+def gated_part(sense: Sense, bridge: Built, modality: str) -> Built:
+    """The gated layers of a sense, which are drawn: a part as its bridge is."""
+    drawn = snapshot(sense.gated.named_parameters())
+    return replace(
+        bridge, module=sense.gated, name=f"{modality} gated layers", identity=snapshot_sha256(drawn), opened=drawn, parts={}
+    )
+
+
+def kept_part(part: Built, sha256: str, *, drawn: bool) -> Built:
+    """A part whose numbers lie in the file of that sha256 beside a recipe, with which it was just filled. drawn: they were never trained."""
+    parameters = snapshot(part.module.named_parameters(), hashed=drawn)
+    files = part.files if drawn else {**part.files, "model": sha256}
+    return replace(part, identity=f"{sha256} {part.name}", files=files, opened=parameters, parts={})
 
 
 def make_sense(

@@ -8,7 +8,8 @@
     bridge = "..."
 
 Every other field of a sense has a default (`SenseRecipe`). `zoo.models.composition.save` adds what it must find again: `[frozen]`, the sha256
-of the files of every model that was not trained; `[trained]`, the file with what was; `requires`, the distributions.
+of the files of every model that was not trained; `[trained]`, the file with what was; `[drawn]`, the parts in it that never were; `requires`,
+the distributions.
 """
 
 from __future__ import annotations
@@ -59,12 +60,16 @@ class SenseRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A composition. frozen: name -> role -> sha256. trained: file and sha256 of the trained numbers."""
+    """A composition. frozen: name -> role -> sha256. trained: file and sha256 of the numbers that no file of a frozen model holds.
+
+    drawn: part ("image.bridge") -> sha256 of its numbers there, for those that were drawn and never trained.
+    """
 
     decoder: str
     senses: Mapping[str, SenseRecipe]
     frozen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     trained: Mapping[str, str] = field(default_factory=dict)
+    drawn: Mapping[str, str] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
 
 
@@ -82,7 +87,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def recipe_of(document: Mapping[str, Any], origin: str) -> Recipe:
     """The recipe in a parsed document. Raises UsageError."""
-    known = {"recipe", "decoder", "senses", "frozen", "trained", "requires"}
+    known = {"recipe", "decoder", "senses", "frozen", "trained", "drawn", "requires"}
     unknown = sorted(set(document) - known)
     if document.get("recipe") != FORMAT:
         raise UsageError(f"{origin} must say recipe = {FORMAT}, got {document.get('recipe')!r:.80}")
@@ -99,6 +104,7 @@ def recipe_of(document: Mapping[str, Any], origin: str) -> Recipe:
         senses={modality: sense_of(modality, fields, origin) for modality, fields in senses.items()},
         frozen=_hashes(document, "frozen", origin),
         trained=_texts(document, "trained", origin),
+        drawn=_texts(document, "drawn", origin),
         requires=tuple(requires),
     )
 
@@ -150,7 +156,7 @@ def write_recipe(recipe: Recipe, file: Path) -> None:
     if recipe.requires:
         document["requires"] = list(recipe.requires)
     document["senses"] = {modality: asdict(sense) for modality, sense in recipe.senses.items()}
-    for name in ("trained", "frozen"):
+    for name in ("trained", "drawn", "frozen"):
         if getattr(recipe, name):
             document[name] = {key: dict(value) if isinstance(value, Mapping) else value
                               for key, value in getattr(recipe, name).items()}  # fmt: skip

@@ -93,6 +93,10 @@ class Extension(Protocol):
         """What shapes the answers here and now: name -> method -> sha256."""
         ...
 
+    def untrained(self) -> Sequence[str]:
+        """Of these, the names of those whose parameters are still as they were drawn."""
+        ...
+
 
 def extension_of(model: Any) -> Extension | None:
     """The extension of a model, that of its decoder where it has none of its own."""

@@ -25,9 +25,13 @@ def stamp_of(*modules: nn.Module) -> int:
     return hash((tuple((id(type(part)), part.training) for part in parts), tuple(map(_version, tensors)), *extensions))
 
 
+def writes_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to; 0 for one made in inference mode, where nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - the counter that autograd relies on
+
+
 def _version(tensor: Any) -> tuple[int, int, torch.dtype, int]:
     if tensor not in _number_of:
         _number_of[tensor] = next(_numbers)
-    version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - the counter that autograd relies on
     place = tensor.data_ptr() if tensor.layout == torch.strided else 0  # one that oneDNN laid out has none to tell
-    return _number_of[tensor], version, tensor.dtype, place
+    return _number_of[tensor], writes_of(tensor), tensor.dtype, place

@@ -200,6 +200,7 @@ def _report_head(outcome: Filtered, source: str, out: Path) -> dict[str, Any]:
     return {
         "model": outcome.provenance.model,
         "plugin": {"dist": outcome.provenance.distribution, "version": outcome.provenance.version},
+        "random_weights": outcome.provenance.random_weights,
         "identity": outcome.identity,
         "threshold": outcome.threshold,
         "preset": outcome.preset,

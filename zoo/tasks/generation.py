@@ -136,6 +136,7 @@ def stream_text(
     stop: Sequence[str] = (),
 ) -> Iterator[Piece]:
     """The pieces of one answer while they come; arguments as those of `generate`."""
+    provenance_of(language.built, kernel=language.kernel)  # which warns of random weights
     row = language.write(prompt, chat=chat, system=system).prompt
     with plugin_errors(language.built):
         yield from stream(

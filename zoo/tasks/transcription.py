@@ -135,7 +135,9 @@ def transcribe(
     work = _Run(built, detector, given, run, progress=progress)
     results = [work.transcript(source, journal=journal) for source in sounds]
     outcome = Transcription(
-        provenance=provenance_of(built, kernel=built.kernel or device_and_format(built)[1]),
+        provenance=provenance_of(
+            built, kernel=built.kernel or device_and_format(built)[1], helped=() if detector is None else (detector,)
+        ),
         settings=given,
         results=tuple(results),
         note=BATCHES_IGNORE if batch_size > 1 else None,

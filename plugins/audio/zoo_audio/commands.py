@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         rounded = [{"start_s": round(start, 3), "end_s": round(end, 3)} for start, end in spans]
         results.append({"input": str(path), "spans": rounded})
+    if detector.random:
+        print(f"zoo: {detector.name} has random weights: what it answers means nothing", file=sys.stderr)
     provider = detector.found.card.provider
     plugin = {"dist": provider.distribution, "version": provider.version}
     if arguments.json:
