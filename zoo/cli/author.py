@@ -165,7 +165,9 @@ def _print_report(report: Any) -> None:
         for result in results:
             if result.status != "passed":
                 say(f"  {result.status:<8}{result.check}: {result.message}")
-    verdict = "passed" if report.passed else "FAILED"
+    verdict = {"failed": "FAILED", "unknown": f"unknown (of {', '.join(report.unknown)} nothing was tried)"}.get(
+        report.verdict, report.verdict
+    )
     say(f"{report.distribution} {report.version}, files sha256 {str(report.files_sha256)[:16]}: {verdict}")
 
 

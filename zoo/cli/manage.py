@@ -280,7 +280,8 @@ def _checked(plugin: Plugin) -> str:
     if badge is None:
         return "no"
     counts = (("FAILED", badge["failed"]), ("passed", badge["passed"]), ("skipped", badge["skipped"]))
-    return ", ".join(f"{count} {status}" for status, count in counts if count)
+    unknown = [f"unknown: {', '.join(badge['unknown'])}"] if badge.get("unknown") else []
+    return ", ".join([*unknown, *(f"{count} {status}" for status, count in counts if count)])
 
 
 def plugin_fields(plugin: Plugin) -> dict[str, Any]:

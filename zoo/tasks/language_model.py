@@ -104,6 +104,8 @@ def open_language_model(
     as_built = isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu"
     if kernel != "float32" or not as_built:
         apply_kernel(module, kernel)
+        if kernel != "float32" and not runs_by_kernel(module):
+            raise UsageError(f"{built.name} has no linear layer that kernel {kernel} could run: leave it out")
         return LanguageModel(built, module, tokenizer, kernel)
     return LanguageModel(built, module, tokenizer, str(next(module.parameters()).dtype).removeprefix("torch."))
 

@@ -1,22 +1,35 @@
 """`zoo can`: whether a model works with a device, a number format, an adapter or a kernel, answered before any download.
 
-First what the cards declare, then a trial: the architecture is built with random weights and run on samples.
+First what the cards declare, then a trial: the architecture is built with random weights and run on samples, under the adapter or by the
+kernel that was asked for. What neither a card nor a trial can say is unknown, and never yes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from zoo.errors import UnknownNameError, UsageError, WeightsMissingError
-from zoo.nn.kernels.apply import LINEARS
-from zoo.registry.card import Card
-from zoo.registry.lookup import Registry, default_registry
+from zoo.adapters.adapt import Adapters
+from zoo.adapters.adapted import Adapted
+from zoo.errors import PluginError, ResolutionError, UnknownNameError, UsageError, WeightsMissingError
+from zoo.media.audio import open_reader
+from zoo.models.transcript import TranscriptionOptions
+from zoo.nn.kernels.apply import LINEARS, apply_kernel
+from zoo.nn.kernels.seam import runs_by_kernel
+from zoo.registry.lookup import USABLE, Registry, default_registry
+from zoo.registry.modality import AUDIO
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject
-from zoo.testing.numbers import must_be_near
+from zoo.testing.numbers import must_be_near, outputs
+from zoo.testing.samples import ordinary
+from zoo.testing.speech import TRANSCRIBERS
+from zoo.testing.truth import MODELS
+
+KERNEL_KINDS = ("decoder", "transcriber")
+KERNEL_COSINE = 0.9  # of numbers in 4 bits; with random weights nothing is alike, and they lose more than trained ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,41 +59,78 @@ def can(
     registry = registry or default_registry()
     found = registry.find(name)
     plugin = registry.owner(found.card)
-    usable = plugin.state in ("ok", "shadowed")
+    usable = plugin.state in USABLE
     words = (
         f"{plugin.error}; {plugin.cure}" if plugin.error else f"{plugin.distribution} {plugin.version} is {plugin.state}"
     )
     missing = plugin.state == "missing-extra"  # whether it would work then, nobody can say
     answers = [Answer("plugin", None if missing else usable, "unknown" if missing else "declared", words)]
-    subject = Subject(found, plugin, registry)
-    for kind, wanted in (("adapter", adapter), ("kernel", kernel)):
-        if wanted is not None:
-            answers.append(_applies(found.card, kind, wanted, registry))
+    subject, tries = Subject(found, plugin, registry), verify and usable
+    if adapter is not None:
+        answers.append(_with_adapter(adapter, subject, verify=tries))
+    if kernel is not None:
+        answers.append(_by_kernel(kernel, subject, verify=tries))
     if device is not None:
-        answers.append(_on_device(device, subject, verify=verify and usable))
+        answers.append(_on_device(device, subject, verify=tries))
     if dtype is not None:
-        answers.append(_in_format(dtype, subject, verify=verify and usable))
+        answers.append(_in_format(dtype, subject, verify=tries))
     return answers
 
 
-def _applies(card: Card, kind: str, name: str, registry: Registry) -> Answer:
-    question = f"{kind} {name}"
-    if kind == "kernel" and name in LINEARS:
-        return Answer(question, card.kind == "decoder", "declared", "a format of the core, for decoders on the processor")
+def _with_adapter(name: str, subject: Subject, *, verify: bool) -> Answer:
+    question, registry = f"adapter {name}", subject.registry
     try:
-        other = registry.find(name).card
+        method = registry.find(name).card
+        owner = registry.owner(method)
     except UnknownNameError:
-        known = [*(LINEARS if kind == "kernel" else ()), *(candidate.name for candidate in registry.cards(kind=kind))]
-        return Answer(
-            question, False, "declared", f"no installed plugin provides it; {kind}s are {', '.join(known) or 'none'}"
-        )
-    if other.kind != kind:
-        return Answer(question, False, "declared", f"{other.name} is of kind {other.kind}")
-    if not other.applies_to:
-        return Answer(question, None, "unknown", f"{other.name} does not say what it applies to (applies_to)")
-    return Answer(
-        question, card.kind in other.applies_to, "declared", f"{other.name} applies to {', '.join(other.applies_to)}"
-    )
+        known = ", ".join(candidate.name for candidate in registry.cards(kind="adapter")) or "none"
+        return Answer(question, False, "declared", f"no installed plugin provides it; adapters are {known}")
+    except (PluginError, ResolutionError) as error:
+        return Answer(question, None, "unknown", str(error))
+    kind = subject.found.card.kind
+    if method.kind != "adapter":
+        return Answer(question, False, "declared", f"{method.name} is of kind {method.kind}")
+    if method.applies_to and kind not in method.applies_to:
+        return Answer(question, False, "declared", f"{method.name} applies to {', '.join(method.applies_to)}")
+    if owner.state not in USABLE:
+        return Answer(question, None, "unknown", f"{owner.distribution} {owner.version} is {owner.state}: {owner.cure}")
+    if verify:
+        return _tried(question, subject, lambda: _adapted(subject, name))
+    if not method.applies_to:
+        return Answer(question, None, "unknown", f"{method.name} does not say what it applies to (applies_to)")
+    return Answer(question, True, "declared", f"{method.name} applies to {', '.join(method.applies_to)}; not tried")
+
+
+def _adapted(subject: Subject, method: str) -> str:
+    """The words of a trial under a new adapter: what it gives is finite, and the adapter has something to train."""
+    built = subject.open(weights=None)
+    adapters = Adapters(Adapted(built.module), subject.registry)
+    adapters.add(method, name="tried")
+    run(subject, built.module)
+    return f"run with random weights under a new one, which trains {sum(adapters.trainable().values()):,} parameters"
+
+
+def _by_kernel(name: str, subject: Subject, *, verify: bool) -> Answer:
+    question, kind = f"kernel {name}", subject.found.card.kind
+    if name not in LINEARS:
+        return Answer(question, False, "declared", f"no command runs by it; kernels are {', '.join(LINEARS)}")
+    if kind not in KERNEL_KINDS:
+        words = f"kernels are for decoders and transcribers on the processor, {subject.found.card.name} is of kind {kind}"
+        return Answer(question, False, "declared", words)
+    if verify:
+        return _tried(question, subject, lambda: _run_by_kernel(subject, name))
+    return Answer(question, None, "unknown", "a format of the core; whether its layers fit is not tried")
+
+
+def _run_by_kernel(subject: Subject, kernel: str) -> str:
+    module: Any = subject.open(weights=None).module
+    if hasattr(module, "use_kernel"):
+        module.use_kernel(kernel)
+    else:
+        apply_kernel(module, kernel)
+        if kernel != "float32" and not runs_by_kernel(module):
+            raise CheckFailed("it has no linear layer that a kernel could run")
+    return _near(subject, module, KERNEL_COSINE)
 
 
 def _on_device(device: str, subject: Subject, *, verify: bool) -> Answer:
@@ -94,7 +144,7 @@ def _on_device(device: str, subject: Subject, *, verify: bool) -> Answer:
         return Answer(question, False, "verified", f"not on this machine: {str(error).splitlines()[0]}")
     if not verify:
         return Answer(question, True if declared else None, "declared" if declared else "unknown", "not tried")
-    return _tried(question, subject, device=device)
+    return _tried(question, subject, lambda: _moved(subject, device=device))
 
 
 def _in_format(dtype: str, subject: Subject, *, verify: bool) -> Answer:
@@ -107,26 +157,54 @@ def _in_format(dtype: str, subject: Subject, *, verify: bool) -> Answer:
         return Answer(question, False, "declared", f"the card names {', '.join(declared)}")
     if not verify:
         return Answer(question, True if declared else None, "declared" if declared else "unknown", "not tried")
-    return _tried(question, subject, dtype=value)
+    return _tried(question, subject, lambda: _moved(subject, dtype=value))
 
 
-def _tried(question: str, subject: Subject, **changes: Any) -> Answer:
-    """Run on samples as asked, against float32 on the CPU; both with random weights of one seed."""
+def _moved(subject: Subject, **changes: Any) -> str:
+    return _near(subject, subject.open(weights=None, **changes).module, 0.98)
+
+
+def _near(subject: Subject, changed: Any, cosine: float) -> str:
+    """The words of a trial of what was changed, against float32 on the CPU; both with random weights of one seed."""
+    if subject.found.card.kind not in MODELS:
+        run(subject, changed)
+        return "run with random weights"
+    least = must_be_near(subject, subject.open(weights=None).module, changed, "so", cosine)
+    bound = math.floor(least * 10_000) / 10_000
+    return f"run with random weights: cosine at least {bound} to float32 on the CPU"
+
+
+def run(subject: Subject, module: Any) -> None:
+    """Run a model on samples. Raises CheckFailed for what is not finite, and CheckSkipped for a modality without samples."""
+    if subject.found.card.kind in TRANSCRIBERS:
+        with open_reader(ordinary(AUDIO)[0], sample_rate_hz=module.sample_rate_hz) as reader:
+            next(iter(module.windows(reader, TranscriptionOptions())), None)
+        return
+    for modality in subject.reads:
+        for name, value in outputs(subject, modality, module=module).items():
+            if not bool(value.isfinite().all()):
+                raise CheckFailed(f"its {name} holds NaN or infinity")
+
+
+def _tried(question: str, subject: Subject, trial: Callable[[], str]) -> Answer:
+    """What a trial says; what it lacks makes the answer unknown, and what it raises makes it no."""
+    kind = subject.found.card.kind
+    if kind not in (*MODELS, *TRANSCRIBERS):
+        return Answer(question, None, "unknown", f"nothing runs a model of kind {kind} by itself")
     try:
-        moved = subject.open(weights=None, **changes).module
-        least = must_be_near(subject, subject.open(weights=None).module, moved, "so", 0.98)
+        return Answer(question, True, "verified", trial())
     except CheckFailed as reason:
         return Answer(question, False, "verified", str(reason))
     except CheckSkipped as reason:
         return Answer(question, None, "unknown", str(reason))
+    except UsageError as reason:
+        return Answer(question, False, "verified", str(reason))
     except Exception as error:  # noqa: BLE001 - whatever a stranger's model raises is the answer
         if _lacks_something(error):
             return Answer(question, None, "unknown", " ".join(str(error).split()))
         return Answer(
             question, False, "verified", f"it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         )
-    bound = math.floor(least * 10_000) / 10_000
-    return Answer(question, True, "verified", f"run with random weights: cosine at least {bound} to float32 on the CPU")
 
 
 def _lacks_something(error: BaseException | None) -> bool:

@@ -179,6 +179,9 @@ def _must_be_alike(answers: list[Future[Output]], alone: list[Output], when: str
 
 
 def _in_child(function: str, subject: Subject) -> list[str]:
+    """What a function of this file gives in a child. What has no samples, or no reading, is skipped before one is started."""
+    for modality in subject.reads:
+        uneven(modality)
     outcome = child.call(
         f"zoo.testing.process:{function}",
         {"name": subject.name_to_open},

@@ -51,8 +51,19 @@ class Report:
         return sum(result.status == status for results in self.results.values() for result in results)
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of which no check could say anything."""
+        return tuple(name for name, results in self.results.items() if all(one.status == "skipped" for one in results))
+
+    @property
     def passed(self) -> bool:
-        return self.count("failed") == 0
+        """Whether nothing failed, and something of each was tried: what has no checks has passed none."""
+        return self.count("failed") == 0 and not self.unknown
+
+    @property
+    def verdict(self) -> str:
+        """One word: passed, failed, or unknown where nothing failed and no check could say anything of a model."""
+        return "failed" if self.count("failed") else "unknown" if self.unknown else "passed"
 
     def badge(self) -> dict[str, Any]:
         """The result as plain data, pinned to distribution, version and the hash of the plugin's files."""
@@ -66,6 +77,8 @@ class Report:
             "zoo": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "verdict": self.verdict,
+            "unknown": list(self.unknown),
             "passed": self.count("passed"),
             "failed": self.count("failed"),
             "skipped": self.count("skipped"),
@@ -112,7 +125,11 @@ def check_plugin(plugin: Plugin, *, registry: Registry | None = None, say: Calla
             results[found.name] = _model_results(found, plugin, registry, say)
     report = _report(plugin, results)
     badge = report.badge()
-    write_record("badge", plugin, {key: badge[key] for key in ("files_sha256", "passed", "failed", "skipped", "zoo")})
+    write_record(
+        "badge",
+        plugin,
+        {key: badge[key] for key in ("files_sha256", "verdict", "unknown", "passed", "failed", "skipped", "zoo")},
+    )
     return report
 
 
