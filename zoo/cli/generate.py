@@ -138,14 +138,18 @@ def run(arguments: argparse.Namespace) -> int:
         write_explanation(language, prompt, answer, Path(arguments.explain))
     if arguments.json:
         print_json(document(outcome, settings(arguments)))
-        return 0
+    else:
+        _say_answers(outcome, arguments)
+    return 0
+
+
+def _say_answers(outcome: Any, arguments: argparse.Namespace) -> None:
     for number, result in enumerate(outcome.results, start=1):
         if arguments.samples != 1:
             say(f"--- {number}")
-        say(result.text if choices is None else _shares(result))
+        say(result.text if arguments.choices is None else _shares(result))
         _say_finish(getattr(result, "finish", None), arguments)
     _say_model(outcome.provenance)
-    return 0
 
 
 def read_parts(parts: list[str], column: str | None = None) -> str | list[str | Path]:

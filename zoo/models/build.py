@@ -152,13 +152,9 @@ def open_model(
     name: also a `ModelSpec` with a name, which says weights, device and dtype by itself.
     """
     if isinstance(name, ModelSpec):
-        spec = name
         if (weights, str(device), dtype) != ("card", "cpu", None):
             raise UsageError("a ModelSpec says how the model is opened: leave out weights, device and dtype beside it")
-        if spec.name is None:
-            raise UsageError("zoo.open_model opens the model that is named: a default is that of a task")
-        refuse_kernel(spec, "zoo.open_model")
-        name, weights, device, dtype = str(spec.name), spec.weights, spec.device, spec.dtype
+        name, weights, device, dtype = _said_by(name)
     registry = registry or default_registry()
     weights = None if weights == "none" else weights
     if dtype not in DTYPES:
@@ -200,6 +196,14 @@ def open_model(
     shown = found.name if from_card else found.card.name
     own = snapshot(_own_parameters(module, parts), hashed="model" not in files)
     return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts, opened=own)
+
+
+def _said_by(spec: ModelSpec) -> tuple[str, str | Path | None, str | torch.device, torch.dtype | None]:
+    """Name, weights, device and dtype of a specification. Raises UsageError where it names no model, or a kernel."""
+    if spec.name is None:
+        raise UsageError("zoo.open_model opens the model that is named: a default is that of a task")
+    refuse_kernel(spec, "zoo.open_model")
+    return str(spec.name), spec.weights, spec.device, spec.dtype
 
 
 def _own_parameters(module: torch.nn.Module, parts: Mapping[str, Built]) -> Iterator[tuple[str, torch.Tensor]]:
