@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec
+from zoo.cli.options import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec, text_option
 from zoo.cli.output import about_model, print_json, say, spell_model, warn_of_random_weights
 from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
 from zoo.errors import UsageError
@@ -167,7 +167,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         if getattr(arguments, name):
             options[name] = True
     if arguments.initial_prompt is not None:
-        options["initial_prompt"] = arguments.initial_prompt
+        options["initial_prompt"] = text_option(arguments.initial_prompt, "--initial-prompt")
     if arguments.no_previous_text:
         options["condition_on_previous_text"] = False
     for name, kind in (("temperature", float), ("suppress_tokens", int), ("clip_timestamps", float)):

@@ -6,7 +6,6 @@ Files are decoded in blocks, so that memory follows the block and never what a h
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from zoo.media.audio_channels import Mixer
 from zoo.media.audio_parts import Part, PartFile
 from zoo.media.file import describe_content
 from zoo.media.resampling import Samples, need, resampled_blocks
+from zoo.registry.activation import warn
 
 # Few decoders: each is code that hostile bytes reach.
 FORMATS = {
@@ -127,7 +127,7 @@ class FileDecoder:
         """Say it once, however often the file is read."""
         if what not in self.warnings:
             self.warnings.append(what)
-            logging.getLogger("zoo").warning("%s: %s", self.label, what)
+            warn(f"{self.label}: {what}")
 
     def _open(self, number: int) -> Any:
         """A part as libsndfile's file, checked; the one before is closed."""
