@@ -109,4 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         say(f"zoo: {error.strerror or error}{where} (--debug shows where)", file=sys.stderr)
         return 1
+    except Exception as error:
+        from zoo.registry.blame import at_fault
+
+        culprit = None if debug else at_fault(error)
+        if culprit is None:
+            raise
+        print(f"zoo: {culprit.error}; {culprit.cure}", file=sys.stderr)
+        return 1
     return code

@@ -91,8 +91,7 @@ def _run(plugin: Plugin, function: Callable[[], _Result]) -> _Result:
         ):
             return function()
     except (Exception, SystemExit) as error:
-        failure = failed(plugin, error)
-        record_failure(failure, missing_module(plugin, error))
+        failure = record_failure(plugin, error)
         raise PluginError(f"{describe(plugin)} is {failure.state}: {failure.error}; {failure.cure}") from error
 
 
@@ -164,7 +163,7 @@ def list_in_child(plugin: Plugin) -> Mapping[str, Any] | Plugin:
     It is asked in a process of its own, once; the answer is kept until the plugin's files change.
     """
     record = read_record("listing", plugin)
-    if record is None:
+    if record is None or ("rows" not in record and _lapsed(record)):
         from zoo.registry import child
 
         outcome = child.call("zoo.registry.activation:_list_here", identify(plugin), timeout_s=LISTING_TIMEOUT_S)
@@ -175,7 +174,8 @@ def list_in_child(plugin: Plugin) -> Mapping[str, Any] | Plugin:
             failure = with_failure(plugin)
             if outcome.exit_code != 1 or not failure.error:
                 failure = _ended(plugin, f"importing it to list it {outcome.end}", outcome, LISTING_TIMEOUT_S)
-            record = {"state": failure.state, "error": failure.error, "cure": failure.cure, "traceback": failure.traceback}
+            record = {"state": failure.state, "error": failure.error, "cure": failure.cure, "traceback": failure.traceback,
+                      "depends_on": (read_record("activation", plugin) or {}).get("depends_on")}  # fmt: skip
         write_record("listing", plugin, record)
     if "rows" in record:
         return record
@@ -194,7 +194,7 @@ def with_failure(plugin: Plugin) -> Plugin:
             ),
         )
     record = read_record("activation", plugin)
-    if record is None:
+    if record is None or _lapsed(record):
         return plugin
     missing = str(record.get("missing_module", ""))
     state = str(record.get("state"))
@@ -204,11 +204,28 @@ def with_failure(plugin: Plugin) -> Plugin:
     return replace(plugin, state=state, error=error, cure=cure, traceback=details)
 
 
-def record_failure(plugin: Plugin, missing: str = "") -> Plugin:
-    """Remember a plugin that failed, until its files change."""
-    fields = {"state": plugin.state, "error": plugin.error, "cure": plugin.cure, "traceback": plugin.traceback}
-    write_record("activation", plugin, {**fields, "missing_module": missing})
-    return plugin
+def record_failure(plugin: Plugin, error: BaseException) -> Plugin:
+    """The plugin that failed; it is remembered until its files change, or what the failure depended on."""
+    from zoo.registry.blame import at_fault, depended_on
+
+    failure, culprit = failed(plugin, error), at_fault(error)
+    if culprit is not None:
+        failure = replace(failure, error=culprit.error, cure=culprit.cure)
+    _remember(failure, depended_on(error), missing_module(plugin, error))
+    return failure
+
+
+def _remember(failure: Plugin, depends_on: Mapping[str, Any], missing: str = "") -> None:
+    fields = {"state": failure.state, "error": failure.error, "cure": failure.cure, "traceback": failure.traceback}
+    write_record("activation", failure, {**fields, "missing_module": missing, "depends_on": depends_on})
+
+
+def _lapsed(record: Mapping[str, Any]) -> bool:
+    """Whether a failure depended on what is other now."""
+    from zoo.registry.blame import changed_since  # listings without a failure do not pay for it
+
+    known = record.get("depends_on")
+    return not isinstance(known, Mapping) or changed_since(known)
 
 
 def warn(message: object) -> None:
@@ -222,7 +239,11 @@ def _ended(plugin: Plugin, error: str, outcome: child.Outcome, timeout_s: float)
     limit = f" ({timeout_s:g} s)" if outcome.exit_code is None else ""
     words = f"; the last it said: {outcome.last_words}" if outcome.last_words else ""
     cure = f"{TRY_AGAIN}; or {replace_it(plugin)}"
-    return record_failure(replace(broken(plugin, f"{error}{limit}{words}", cure), traceback=outcome.stderr))
+    failure = replace(broken(plugin, f"{error}{limit}{words}", cure), traceback=outcome.stderr)
+    from zoo.registry.blame import depended_on
+
+    _remember(failure, depended_on())
+    return failure
 
 
 def identify(plugin: Plugin) -> dict[str, Any]:
@@ -268,7 +289,7 @@ def _list_here(fields: Mapping[str, Any]) -> dict[str, Any]:
     try:
         rows = [_plain(row) for row in call_hook(plugin, "zoo_cards", manager) or ()]
     except (PluginError, TypeError) as error:
-        record_failure(failed(plugin, error.__cause__ or error))
+        record_failure(plugin, error.__cause__ or error)
         raise
     return {
         "rows": rows,

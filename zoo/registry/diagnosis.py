@@ -14,11 +14,10 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 
 from zoo import __version__
-from zoo.registry.activation import try_in_child
-from zoo.registry.discovery import API_VERSION, list_again
+from zoo.registry.blame import damaged_distributions
+from zoo.registry.discovery import API_VERSION, try_again
 from zoo.registry.lookup import Registry
 from zoo.registry.plugin import Plugin
-from zoo.registry.records import read_record
 from zoo.registry.settings import cache_dir, config_file, offline, state_dir
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "huggingface_hub")
@@ -41,6 +40,7 @@ def environment() -> dict[str, Any]:
         "state": str(state_dir()),
         "unwritable": [str(folder) for folder in (cache_dir(), state_dir()) if not _writable(folder)],
         "offline": offline(),
+        "damaged": [f"{one.error}; {one.cure}" for one in damaged_distributions()],
     }
 
 
@@ -50,8 +50,7 @@ def try_all(registry: Registry, *, timeout_s: float) -> list[Plugin]:
     Failures are recorded, as any activation's are. Requirements that are installed in a version the plugin does not allow
     become notes.
     """
-    listed = [list_again(plugin) if _could_not_be_listed(plugin) else plugin for plugin in registry.plugins]
-    tried = [try_in_child(plugin, timeout_s=timeout_s) if _can_be_tried(plugin) else plugin for plugin in listed]
+    tried = [try_again(plugin, timeout_s=timeout_s) for plugin in registry.plugins]
     return [replace(plugin, notes=(*plugin.notes, *_wrong_versions(plugin))) for plugin in tried]
 
 
@@ -63,18 +62,6 @@ def summary(plugins: Sequence[Plugin]) -> str:
         names = [plugin.name for plugin in tried if plugin.state == state]
         words.append(f"{len(names)} {state}" + ("" if state == "ok" else f" ({', '.join(names)})"))
     return ", ".join(words)
-
-
-def _could_not_be_listed(plugin: Plugin) -> bool:
-    """A plugin without a manifest whose hook had no answer."""
-    return plugin.state == "broken" and not plugin.cards and read_record("listing", plugin) is not None
-
-
-def _can_be_tried(plugin: Plugin) -> bool:
-    """Not one that is disabled or incomplete, nor one whose manifest or listing already failed."""
-    return plugin.state in ("ok", "shadowed", "broken") and bool(
-        plugin.cards or plugin.families or plugin.schemes or plugin.offers
-    )
 
 
 def _wrong_versions(plugin: Plugin) -> Iterator[str]:

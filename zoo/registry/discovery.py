@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from zoo.errors import ManifestError, PluginError
-from zoo.registry.activation import list_in_child, with_failure
+from zoo.registry.activation import TRIAL_TIMEOUT_S, list_in_child, try_in_child, with_failure
 from zoo.registry.documents import parse_toml
 from zoo.registry.manifest import Manifest, api_matches, card_from_hook, read_manifest
 from zoo.registry.plugin import Plugin, broken, describe, failed, one_line
@@ -40,6 +40,7 @@ def scan(settings: Settings) -> list[Plugin]:
     plugins += _list_in_children(unlisted)
     plugins.sort(key=lambda plugin: (plugin.name, plugin.distribution))
     if settings.strict:
+        plugins = [try_again(one, timeout_s=TRIAL_TIMEOUT_S) if one.state == "broken" else one for one in plugins]
         for plugin in plugins:
             if plugin.state in ("broken", "incompatible", "missing-extra"):
                 raise PluginError(f"{describe(plugin)} is {plugin.state}: {plugin.error} (ZOO_STRICT is set)")
@@ -278,10 +279,16 @@ def _list_in_children(plugins: list[Plugin]) -> list[Plugin]:
         return list(pool.map(_list_in_child, plugins))
 
 
-def list_again(plugin: Plugin) -> Plugin:
-    """Ask a plugin without a manifest once more, whatever is kept of its last answer: what failed may have been the machine."""
-    drop_record("listing", plugin)
-    return _list_in_child(plugin)
+def try_again(plugin: Plugin, *, timeout_s: float) -> Plugin:
+    """A plugin after a trial in a process of its own, whatever is kept of the last one: what failed may have been the machine.
+
+    One that is disabled or incomplete, or whose manifest is wrong, is as it was.
+    """
+    if plugin.state == "broken" and not plugin.cards and read_record("listing", plugin) is not None:
+        drop_record("listing", plugin)
+        plugin = _list_in_child(plugin)
+    known = bool(plugin.cards or plugin.families or plugin.schemes or plugin.offers)
+    return try_in_child(plugin, timeout_s=timeout_s) if known and plugin.state in ("ok", "shadowed", "broken") else plugin
 
 
 def _list_in_child(plugin: Plugin) -> Plugin:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zoo.errors import AmbiguousNameError, ManifestError, PluginError, ResolutionError, UnknownNameError, UsageError
-from zoo.registry.activation import call_hook, new_manager, resolve, warn
+from zoo.registry.activation import TRIAL_TIMEOUT_S, call_hook, new_manager, resolve, warn
 from zoo.registry.card import Card, Provider, Weights
-from zoo.registry.discovery import manifest_tasks, scan
+from zoo.registry.discovery import manifest_tasks, scan, try_again
 from zoo.registry.manifest import Family, card_from_hook
 from zoo.registry.needs import complaint
 from zoo.registry.plugin import DISTRIBUTION_OF_THIS_PROCESS, Plugin, describe
@@ -117,6 +117,9 @@ class Registry:
         if not matches and "/" in rest:
             matches = self._in_families(rest, distribution)
         if not matches:
+            owner = rest.partition("/")[0] if "/" in rest else ""
+            if self._try_again(lambda plugin: plugin.name == owner):
+                return self.find(name)
             raise self._unknown(rest)
         if len(matches) > 1:
             matches = [match for match in matches if self._pinned(match.card, rest)] or matches
@@ -138,6 +141,8 @@ class Registry:
         claims = [
             card for plugin in self.plugins if plugin.state in USABLE for card in plugin.cards if task in card.default_for
         ]
+        if not claims and self._try_again(lambda plugin: task in manifest_tasks(plugin)):
+            return self.default(task)
         if not claims:
             self._refuse_plugins_in_trouble(task)
             raise UsageError(
@@ -160,6 +165,15 @@ class Registry:
             f"{before}, as before. Settle it with: zoo default {task} NAME"
         )
         return before
+
+    def _try_again(self, wanted: Callable[[Plugin], bool]) -> bool:
+        """Before broken plugins are refused they are tried once more: what they failed by may be mended. Whether one can be used now."""
+        mended = False
+        for number, plugin in enumerate(self.plugins):
+            if plugin.state == "broken" and wanted(plugin):
+                self.plugins[number] = try_again(plugin, timeout_s=TRIAL_TIMEOUT_S)
+                mended = mended or self.plugins[number].state in USABLE
+        return mended
 
     def _check_choice(self, task: str, name: str) -> None:
         """Raise what is wrong with a default that the user chose, with the way back: it was long ago, or written by hand."""
