@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import zoo as library
 from zoo.errors import UnknownNameError, UsageError
 from zoo.testing.compatibility import can
 
@@ -35,15 +36,56 @@ def test_what_nobody_provides_is_no(zoo) -> None:
         "adapter loras            no      declared  no installed plugin provides it; adapters are adapters/dora, "
         in run.stdout
     )
-    assert "kernel text/minilm-tiny  no      declared  text/minilm-tiny is of kind encoder" in run.stdout
+    assert (
+        "kernel text/minilm-tiny  no      declared  no command runs by it; kernels are float32, bf16, int8, int4"
+        in run.stdout
+    )
 
 
-def test_an_adapter_is_for_the_kinds_that_its_card_names() -> None:
+def test_an_adapter_is_tried_where_its_card_allows_it() -> None:
     (_, answer) = can("text/minilm-tiny", adapter="lora")
-    assert (answer.can, answer.how) == (True, "declared")
+    assert (answer.can, answer.how) == (True, "verified")
+    assert answer.reason.startswith("run with random weights under a new one, which trains ")
     (_, answer) = can("text/minilm-tiny", adapter="prefix")
-    assert answer.can is False
-    assert answer.reason == "adapters/prefix applies to decoder"
+    assert (answer.can, answer.how, answer.reason) == (False, "declared", "adapters/prefix applies to decoder")
+    (_, answer) = can("perceiver/mlp-tiny", adapter="lora")
+    assert (answer.can, answer.how) == (False, "verified"), (
+        "its card says bridges, and this one has no layer of those names"
+    )
+    assert answer.reason.startswith("no layer is called 'query': this model has")
+    (_, answer) = can("text/minilm-tiny", adapter="lora", verify=False)
+    assert (answer.can, answer.reason.endswith("; not tried")) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "expected"),
+    [
+        ("smollm/tiny", "int4", (True, "verified")),
+        ("whisper/random", "int8", (True, "verified")),
+        ("text/minilm-tiny", "int8", (False, "declared")),
+        ("smollm/tiny", "nf4", (False, "declared")),
+    ],
+)
+def test_a_kernel_is_tried_with_what_runs_by_kernels(main, name: str, kernel: str, expected: tuple[bool, str]) -> None:
+    (_, answer) = can(name, kernel=kernel)
+    assert (answer.can, answer.how) == expected, answer
+    assert main("can", name, "--kernel", kernel).returncode == (0 if expected[0] else 1)
+
+
+def test_a_kernel_that_would_change_nothing_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder without a linear layer ran as it was under the name of the kernel."""
+    monkeypatch.setattr("zoo.testing.compatibility.apply_kernel", lambda module, _: module)
+    (_, answer) = can("smollm/tiny", kernel="int8")
+    assert (answer.can, answer.reason) == (False, "it has no linear layer that a kernel could run")
+    monkeypatch.setattr("zoo.tasks.language_model.apply_kernel", lambda module, _: module)
+    with pytest.raises(UsageError, match="smollm/tiny has no linear layer that kernel int8 could run: leave it out"):
+        library.generate("a", model=library.ModelSpec("smollm/tiny", weights=None, kernel="int8"))
+
+
+def test_what_nobody_runs_is_unknown(main) -> None:
+    (_, answer) = can("adapters/lora", dtype="bfloat16")
+    assert (answer.can, answer.how) == (None, "unknown")
+    assert main("can", "adapters/lora", "--dtype", "bfloat16").returncode == 1
 
 
 def test_declared_only_says_unknown() -> None:

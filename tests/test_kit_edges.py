@@ -33,7 +33,7 @@ from zoo.registry.offers import Offers
 from zoo.registry.settings import load_settings
 from zoo.testing import CHECKS, compatibility, process
 from zoo.testing.check import Result, run_check
-from zoo.testing.runner import SINGLE_TIMEOUT_S, TIMEOUT_S, _model_results
+from zoo.testing.runner import SINGLE_TIMEOUT_S, TIMEOUT_S, Report, _model_results, checks_for
 from zoo.weights.formats.read import read_state_dict
 
 
@@ -493,7 +493,9 @@ def test_memory_is_measured_from_a_large_process_too(tmp_path) -> None:
 def can_of(kind: Any, monkeypatch: pytest.MonkeyPatch, **plugin: Any) -> list[compatibility.Answer]:
     subject = subject_of(kind)
     fields = {"state": "ok", "error": "", "cure": "", "distribution": "edges", "version": "1", **plugin}
-    registry: Any = SimpleNamespace(find=lambda name: subject.found, owner=lambda card: SimpleNamespace(**fields))
+    registry: Any = SimpleNamespace(
+        find=lambda name: subject.found, owner=lambda card: SimpleNamespace(**fields), tried_again=lambda plugin: plugin
+    )
     monkeypatch.setattr(compatibility, "Subject", lambda *arguments: subject)
     return compatibility.can("edges/small", dtype="bfloat16", registry=registry)
 
@@ -519,7 +521,7 @@ def test_what_is_missing_here_is_no_no(monkeypatch) -> None:
             raise error
 
         subject.open = opened
-        answer = compatibility._tried("dtype bfloat16", subject, dtype=torch.bfloat16)
+        answer = compatibility._in_format("bfloat16", subject, verify=True)
         assert (answer.can, answer.how, words in answer.reason) == (None, "unknown", True)
     answers = can_of(
         Good, monkeypatch, state="missing-extra", error="soundfile is not installed", cure="pip install 'edges[audio]'"
@@ -538,7 +540,7 @@ def test_a_decoder_without_its_tokenizers_file_is_tried_all_the_same(monkeypatch
         return module
 
     subject = subject_of(without_tokenizer, kind="decoder")
-    answer = compatibility._tried("dtype bfloat16", subject, dtype=torch.bfloat16)
+    answer = compatibility._in_format("bfloat16", subject, verify=True)
     assert (answer.can, answer.how) == (True, "verified"), answer
     for check in ("batch-equals-singles", "extreme-input-stays-finite"):
         assert run_check(CHECKS[check], subject).status == "passed"
@@ -553,6 +555,56 @@ def test_the_verdict_of_zoo_can_is_null_when_nobody_knows(main, monkeypatch, ans
     run = main("can", "text/minilm-tiny", "--json")
     assert json.loads(run.stdout)["can"] is verdict
     assert run.returncode == (0 if verdict else 1)
+
+
+class WithoutMethods(nn.Module):
+    def forward(self, inputs):
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [
+        ("encoder", "preprocess"),
+        ("dual_encoder", "logit_scale, preprocess, encode, embed, features"),
+        ("bridge", "output_width"),
+        ("decoder", "context, vocabulary, tokenizer, new_cache"),
+        ("transcriber", "sample_rate_hz, languages, options, windows"),
+    ],
+)
+def test_the_missing_methods_of_a_kind_are_named(kind: str, lacking: str) -> None:
+    assert result("contract-is-kept", WithoutMethods, kind=kind) == (
+        "failed", f"WithoutMethods lacks {lacking} (zoo/models/contracts.py)")  # fmt: skip
+
+
+def test_a_modality_without_samples_is_skipped_by_every_check_that_runs_a_model() -> None:
+    """Also by those that start processes, in which it would be an error."""
+    for check in checks_for("encoder", ("series",)):
+        if check.level in ("numbers", "process", "fusion") and check.name != "everything-is-registered":
+            found = run_check(check, subject_of(Good, modalities=("series",)))
+            assert (found.status, found.message) == ("skipped", "the kit has no samples of series yet"), check
+
+
+def test_what_no_check_could_try_has_not_passed() -> None:
+    passed, skipped, failed = (Result("any", "manifest", status) for status in ("passed", "skipped", "failed"))
+    for results, verdict in (
+        ({"plugin": (passed,), "a/one": (passed, skipped)}, "passed"),
+        ({"plugin": (passed,), "a/one": (skipped,)}, "unknown"),
+        ({"plugin": (passed,), "a/one": ()}, "unknown"),
+        ({"plugin": (passed,), "a/one": (skipped,), "a/two": (failed,)}, "failed"),
+    ):
+        report = Report(plugin="a", distribution="a", version="1", files_sha256=None, results=results)
+        assert (report.verdict, report.passed) == (verdict, verdict == "passed")
+        assert report.badge()["verdict"] == verdict
+
+
+def test_zoo_check_fails_where_nothing_was_tried(main, monkeypatch) -> None:
+    (skipped,) = (Result("any", "manifest", "skipped", "the kit has no checks for the kind generator yet"),)
+    report = Report(plugin="a", distribution="a", version="1", files_sha256=None, results={"a/one": (skipped,)})
+    monkeypatch.setattr("zoo.testing.runner.check_plugin", lambda *_, **__: report)
+    run = main("check", "text")
+    assert run.returncode == 1
+    assert run.stdout.endswith("a 1, files sha256 None: unknown (of a/one nothing was tried)\n")
 
 
 LOCK = """format = 1

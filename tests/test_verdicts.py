@@ -12,6 +12,7 @@ from zoo.registry.diagnosis import environment
 from zoo.registry.discovery import scan
 from zoo.registry.lookup import Registry
 from zoo.registry.settings import load_settings
+from zoo.testing.compatibility import can
 
 MANIFEST = """api = ">=1,<2"
 [[card]]
@@ -100,6 +101,10 @@ def test_what_nobody_could_know_is_tried_again_before_it_is_refused(
     assert state(known) == "broken"
     assert known.default("odd task") == "odd:odd/one"
     assert state(known) == state(registry()) == "ok"
+    monkeypatch.delenv("ODD")
+    fail(registry())
+    monkeypatch.setenv("ODD", "1")
+    assert can("odd/one", dtype="bfloat16", registry=registry())[0].can is True
 
 
 def test_a_plugin_that_could_not_be_listed_is_asked_again_when_its_dependency_is_mended(site: Path) -> None:

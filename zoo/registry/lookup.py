@@ -167,13 +167,15 @@ class Registry:
         return before
 
     def _try_again(self, wanted: Callable[[Plugin], bool]) -> bool:
-        """Before broken plugins are refused they are tried once more: what they failed by may be mended. Whether one can be used now."""
-        mended = False
-        for number, plugin in enumerate(self.plugins):
-            if plugin.state == "broken" and wanted(plugin):
-                self.plugins[number] = try_again(plugin, timeout_s=TRIAL_TIMEOUT_S)
-                mended = mended or self.plugins[number].state in USABLE
-        return mended
+        """Whether one of the broken plugins that are wanted can be used now."""
+        tried = [self.tried_again(plugin) for plugin in tuple(self.plugins) if plugin.state == "broken" and wanted(plugin)]
+        return any(plugin.state in USABLE for plugin in tried)
+
+    def tried_again(self, plugin: Plugin) -> Plugin:
+        """Before a broken plugin is refused it is tried once more, in a process of its own: what it failed by may be mended."""
+        again = try_again(plugin, timeout_s=TRIAL_TIMEOUT_S)
+        self.plugins[self.plugins.index(plugin)] = again
+        return again
 
     def _check_choice(self, task: str, name: str) -> None:
         """Raise what is wrong with a default that the user chose, with the way back: it was long ago, or written by hand."""

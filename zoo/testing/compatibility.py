@@ -59,6 +59,8 @@ def can(
     registry = registry or default_registry()
     found = registry.find(name)
     plugin = registry.owner(found.card)
+    if verify and plugin.state == "broken":
+        plugin = registry.tried_again(plugin)
     usable = plugin.state in USABLE
     words = (
         f"{plugin.error}; {plugin.cure}" if plugin.error else f"{plugin.distribution} {plugin.version} is {plugin.state}"
