@@ -7,6 +7,7 @@ process of which machine writes there: what a killed one left is removed by the 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ SYSTEM = 0  # the user that owns the links of the system
 NAME_KEPT = 40  # characters of a name: with what is added, the longest name a file system takes stays one
 NOT_A_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 READ_WRITE = os.O_RDWR | NOT_A_LINK
+ASIDE = re.compile(r"\..{1,40}\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-(?P<whole>[0-9a-f]{16})\.old", re.DOTALL)
 LEFT = re.compile(r"\.(?P<name>.{1,40})\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.part", re.DOTALL)
 
 
@@ -31,7 +33,8 @@ LEFT = re.compile(r"\.(?P<name>.{1,40})\.(?P<machine>[0-9a-f]{8})-(?P<process>\d
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """The name to write to: when the block ends, what is there takes the place of `path`; an exception leaves `path` as it was.
 
-    The new file may be read by whom the old one could be; without an old one, by whom the user's umask lets. A link of the user's own
+    The new file has the owner, the group and the mode of the old one; where the user may not give it that group, the group may do no more than
+    everybody. Without an old file the user's umask decides. A link of the user's own
     stays one, and the file that it points to is replaced; somebody else's link is replaced itself.
     durable: False where a file that a power cut damages is noticed, and costs less than waiting for the disk.
     Raises OSError where the disk refuses, and for what is there and no file.
@@ -40,10 +43,10 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     with suppress(FileNotFoundError):
         if not (stat.S_ISREG(path.lstat().st_mode) or path.is_symlink()):
             raise FileExistsError(errno.EEXIST, "it is there and is no file", str(path))
-    temporary, mode = _new_file(path)
+    temporary, like = _new_file(path)
     try:
         yield temporary
-        _finish(temporary, mode=mode, durable=durable)
+        _finish(temporary, like=like, durable=durable)
         temporary.replace(path)
         if durable:
             sync_folder(path.parent)
@@ -64,7 +67,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = final_place(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is there and is no folder", str(path))
-    inside = path.is_dir() and (os.path.ismount(path) or not os.access(path.parent, os.W_OK))  # it cannot be renamed
+    inside = path.is_dir() and _stays(path)
     place = path / path.name if inside else path
     _bring_back(path)
     _remove_left(place.parent.absolute(), os.getpid())
@@ -78,7 +81,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             return
         if path.is_dir():
             _carry_over(path, temporary)
-        _swap(temporary, path)
+        if _swap(temporary, path):
+            _carry_over(temporary, path)  # what somebody put there since
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -150,6 +154,7 @@ def sync_folder(folder: Path) -> None:
 
 def final_place(path: Path) -> Path:
     """What is replaced under a name: the file or folder that a link of the user's own, or of the system's, points to; else the name itself."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - pathlib keeps `..`, and has no name for `.`
     try:
         owner = path.lstat().st_uid if path.is_symlink() else None
     except OSError:
@@ -170,84 +175,128 @@ def _remove_left(folder: Path, _process: int) -> None:
 
 
 def _remove_if_dead(left: Path, process: int) -> None:
+    if not _is_dead(process):
+        return
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
+
+
+def _is_dead(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        return True
     except (OSError, OverflowError):  # somebody else's process, which lives; or no number of one
-        return
+        return False
+    return False
 
 
+@lru_cache(maxsize=1)
 def _machine() -> str:
-    """8 hex digits of the machine: a process's number means nothing on another that shares the folder."""
-    return f"{zlib.crc32(platform.node().encode('utf-8', 'surrogateescape')):08x}"
+    """8 hex digits of where a process's number means something: the machine, and the container on it. Others may share the folder."""
+    known = [platform.node()]
+    with suppress(OSError):
+        known.append(Path("/etc/machine-id").read_text(encoding="ascii"))
+    with suppress(OSError):
+        known.append(str(Path("/proc/self/ns/pid").readlink()))
+    return f"{zlib.crc32(' '.join(known).encode('utf-8', 'surrogateescape')):08x}"
 
 
 def _new_name(path: Path) -> Path:
     return path.with_name(f".{path.name[:NAME_KEPT]}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.part")
 
 
-def _new_file(path: Path) -> tuple[Path, int]:
-    """An empty file of a name that nobody could guess, and the mode that `path` is to have."""
+def _new_file(path: Path) -> tuple[Path, os.stat_result]:
+    """An empty file of a name that nobody could guess, and the file whose owner, group and mode it is to have."""
     _remove_left(path.parent.absolute(), os.getpid())
     temporary = _new_name(path)
     handle = os.open(temporary, READ_WRITE | os.O_CREAT | os.O_EXCL, 0o666)
-    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    like = os.fstat(handle)
     with suppress(OSError):
         old = path.lstat()
-        mode = stat.S_IMODE(old.st_mode) if stat.S_ISREG(old.st_mode) else mode
-    with suppress(OSError):
-        os.fchmod(handle, mode | 0o600)
+        like = old if stat.S_ISREG(old.st_mode) else like
     os.close(handle)
-    return temporary, mode
+    return temporary, like
 
 
-def _finish(temporary: Path, *, mode: int | None = None, durable: bool = True) -> None:
-    """Have a closed file on the disk, with a mode: a library that put a file of its own there has kept it to its owner."""
+def _finish(temporary: Path, *, like: os.stat_result | None = None, durable: bool = True) -> None:
+    """Have a closed file on the disk, with owner, group and mode: a library that put a file of its own there has kept it to its owner."""
     handle = os.open(temporary, os.O_RDONLY | NOT_A_LINK)
     try:
-        if mode is not None:
-            os.fchmod(handle, mode)
+        if like is not None:
+            _give(handle, like)
         if durable:
             os.fsync(handle)
     finally:
         os.close(handle)
 
 
+def _give(handle: int, like: os.stat_result) -> None:
+    """Give an open file or folder the owner, the group and the mode of another."""
+    now, mode = os.fstat(handle), stat.S_IMODE(like.st_mode)
+    for owner in (like.st_uid, -1):  # only the administrator gives to others
+        with suppress(OSError):
+            if (now.st_uid, now.st_gid) != (like.st_uid, like.st_gid):
+                os.fchown(handle, owner, like.st_gid)
+            break
+    if os.fstat(handle).st_gid != like.st_gid:
+        mode = mode & ~0o2070 | (mode & 0o007) << 3
+    os.fchmod(handle, mode)
+
+
 def _sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            _finish(Path(parent, name))
+            if not Path(parent, name).is_symlink():
+                _finish(Path(parent, name))
         sync_folder(Path(parent))
 
 
 def _carry_over(old: Path, new: Path) -> None:
-    """Have in `new`, under a second name each, the files of `old` that it lacks; and the modes of those that it has."""
-    shutil.copymode(old, new)
+    """Have in `new`, under a second name each, the files of `old` that it lacks; and owner, group and mode of those that it has."""
+    _make_alike(old, new)
     for entry in sorted(old.iterdir()):
         written = new / entry.name
         if entry.is_dir() and not entry.is_symlink():
-            written.mkdir(exist_ok=True)
-            _carry_over(entry, written)
-        elif written.exists():
-            shutil.copymode(entry, written)
-        else:
+            if not written.exists():
+                written.mkdir()
+            if written.is_dir():
+                _carry_over(entry, written)
+        elif written.is_file() and entry.is_file():
+            _make_alike(entry, written)
+        elif not written.exists():
             try:
                 os.link(entry, written, follow_symlinks=False)
             except OSError:  # a file system without second names
                 shutil.copy2(entry, written, follow_symlinks=False)
+                if not written.is_symlink():
+                    _finish(written)
 
 
-def _swap(new: Path, path: Path) -> None:
-    """Give a folder its name. Afterwards the old one, if there was one, has the other name or none."""
+def _make_alike(old: Path, new: Path) -> None:
+    handle = os.open(new, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _give(handle, old.stat())
+    finally:
+        os.close(handle)
+
+
+def _stays(folder: Path) -> bool:
+    """Whether a folder cannot be renamed, or may not: a process would stand in the one that is removed."""
+    here = Path(os.path.realpath("."))
+    real = Path(os.path.realpath(folder))
+    return os.path.ismount(folder) or not os.access(folder.parent, os.W_OK) or real == here or real in here.parents
+
+
+def _swap(new: Path, path: Path) -> bool:
+    """Give a folder its name. Afterwards the old one, if there was one, has the other name (True) or none."""
     if not path.exists() or not any(path.iterdir()):
         new.replace(path)
-        return
+        return False
     if _exchanged(new, path):
-        return
+        return True
     aside = _aside(path)
     path.replace(aside)
     try:
@@ -256,20 +305,29 @@ def _swap(new: Path, path: Path) -> None:
         aside.replace(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+    return False
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:NAME_KEPT]}.old")
+    """Where the old folder lies between two renames. The name tells who does that, and to which folder."""
+    return path.with_name(f".{path.name[:NAME_KEPT]}.{_machine()}-{os.getpid()}-{_whole(path)}.old")
+
+
+def _whole(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
 
 
 def _bring_back(path: Path) -> None:
     """Undo a swap of two steps that was killed between them."""
-    aside = _aside(path)
-    if aside.is_dir() and not aside.is_symlink():
-        if path.exists():
-            shutil.rmtree(aside)
-        else:
-            aside.replace(path)
+    if not path.parent.is_dir():
+        return
+    for entry in os.scandir(path.parent):
+        match = ASIDE.fullmatch(entry.name)
+        if match and (match["machine"], match["whole"]) == (_machine(), _whole(path)) and _is_dead(int(match["process"])):
+            if path.exists():
+                shutil.rmtree(entry.path)
+            else:
+                Path(entry.path).replace(path)
 
 
 def _exchanged(first: Path, second: Path) -> bool:
