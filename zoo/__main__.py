@@ -11,9 +11,15 @@ import sys
 
 # `python -m` looks into the current folder first, the command `zoo` does not: a random.py or torch.py of the user's that lies
 # there is not meant for us.
-if __name__ == "__main__" and sys.path and not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109 - pathlib would be imported from there
-    sys.path.append(sys.path.pop(0))
+if __name__ == "__main__" and sys.path and not sys.flags.safe_path:
+    try:
+        here = os.getcwd()  # noqa: PTH109 - pathlib would be imported from there
+    except OSError:  # the folder is gone
+        here = ""
+    if sys.path[0] in ("", here):
+        sys.path.append(sys.path.pop(0))
 
+import contextlib
 import signal
 from types import FrameType
 from typing import NoReturn
@@ -95,7 +101,8 @@ def _flushed(code: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError as error:
-        os.write(2, f"zoo: the output cannot be written ({error.strerror})\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"zoo: the output cannot be written ({error.strerror})\n".encode())
         return code or 1
     return code
 

@@ -100,10 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = "there is not enough memory for it" if isinstance(error, MemoryError) else "it is nested too deeply"
         say(f"zoo: {what} (--debug shows where)", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # the reader of our output (head, less) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         if debug:
             raise
         where = f": {error.filename}" if error.filename else ""
@@ -115,6 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         culprit = None if debug else at_fault(error)
         if culprit is None:
             raise
-        print(f"zoo: {culprit.error}; {culprit.cure}", file=sys.stderr)
+        say(f"zoo: {culprit.error}; {culprit.cure}", file=sys.stderr)
         return 1
     return code
+
+
+def _nobody_reads() -> bool:
+    """Whether the standard output is a pipe whose reader has gone."""
+    import select
+
+    if not hasattr(select, "poll"):
+        return True
+    ask = select.poll()
+    ask.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in ask.poll(0))

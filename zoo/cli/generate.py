@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zoo.models.build import Built
 
 MAX_TOKENS = 256
+MOST_PENALTY = 10
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -249,8 +250,8 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    if arguments.length_penalty is not None and not 0 <= arguments.length_penalty < float("inf"):
-        raise UsageError(f"--length-penalty must be at least 0, got {arguments.length_penalty:g}")
+    if arguments.length_penalty is not None and not 0 <= arguments.length_penalty <= MOST_PENALTY:
+        raise UsageError(f"--length-penalty must be from 0 to {MOST_PENALTY}, got {arguments.length_penalty:g}")
     if not -(2**63) <= arguments.seed < 2**63:
         raise UsageError(f"--seed must fit 64 bits, got {arguments.seed}")
     if "" in arguments.stop:

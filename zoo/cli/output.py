@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from zoo.errors import UsageError
@@ -26,7 +27,11 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
 def say(*values: object, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
     """`print` for people: what would command a terminal is shown and not obeyed. On stderr, more lines than one are set in."""
     text = " ".join(map(str, values))
-    print(message(text) if file is sys.stderr else clean(text), file=file, end=end, flush=flush)
+    if file is not sys.stderr:
+        print(clean(text), file=file, end=end, flush=flush)
+        return
+    with suppress(OSError):  # the loss of what is said beside costs no work
+        print(message(text), file=file, end=end, flush=flush)
 
 
 def print_json(document: object) -> None:

@@ -161,7 +161,8 @@ def search_query(query: Any, query_image: Any) -> tuple[str, Any, str]:
         if isinstance(query, str):
             if not query.strip():
                 raise UsageError("the query is empty: say what to look for, as in zoo search photos 'a red car'")
-            return TEXT, printable(query), printable(query)
+            refuse_lone_surrogates(query)
+            return TEXT, query, query
     image = query if query_image is None else query_image
     label = printable(str(image)) if isinstance(image, (str, Path)) else "the image"
     source = expanded(image) if isinstance(image, (str, Path)) else image
@@ -217,7 +218,18 @@ def _text_source(text: str) -> Source:
         raise UsageError(f"a text is a string, got {type(text).__name__}")
     if not text.strip():
         raise UsageError("an empty text among the inputs: it has no meaning that a vector could hold")
-    return Source(TEXT, Item(text, printable(text).encode()))
+    refuse_lone_surrogates(text)
+    return Source(TEXT, Item(text, text.encode()))
+
+
+def refuse_lone_surrogates(text: str) -> None:
+    """Raises UsageError for half a character: another text would be computed than the one that was given."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"a text holds half a character (U+{ord(text[error.start]):04X} at character {error.start:,}), which UTF-8 cannot write: {printable(text)[:80]}"
+        ) from None
 
 
 def _is_pattern(given: str | Path) -> bool:

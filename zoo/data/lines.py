@@ -121,6 +121,9 @@ def table_rows(path: Path, name: str | None = None) -> Iterator[tuple[int, dict[
                 raise MediaError(f"{shown}:{number}: expected an object with named fields, got {json.dumps(row)[:40]}")
             yield number, row
         return
+    csv.field_size_limit(
+        MAX_LINE_BYTES
+    )  # whoever reads a text has a limit of its own; this one of the module's is of any cell
     with opened(path, name) as stream:
         lines = (line for _, line in _decoded_lines(stream, shown, MAX_LINE_BYTES))
         reader = csv.reader(lines, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
@@ -129,6 +132,10 @@ def table_rows(path: Path, name: str | None = None) -> Iterator[tuple[int, dict[
             if len(set(names)) < len(names):
                 raise MediaError(f"{shown}:1: two columns have one name: {', '.join(names)[:80]}")
             for row in reader:
+                if not row and len(names) == 1:
+                    raise MediaError(
+                        f'{shown}:{reader.line_num}: an empty line, where each line is a text: remove it, or write ""'
+                    )
                 if row and len(row) != len(names):
                     raise MediaError(
                         f"{shown}:{reader.line_num}: {len(row)} cells for {len(names)} columns ({', '.join(names)[:80]}): a text with "

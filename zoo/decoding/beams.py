@@ -18,6 +18,8 @@ from zoo.models.contracts import Decoder, Tokenizer
 
 ROOM = 256  # slots that a search begins with: it copies them at each step, and the cache grows where they do not suffice
 
+LARGEST_PENALTY = 10  # exponents beyond it rank by length alone, and soon overflow
+
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
@@ -59,7 +61,8 @@ def beam_search(
     """The best hypotheses found, at most `beams` of them, best first.
 
     Each step extends every live hypothesis by every token. Of the `beams` likeliest extensions those that took an end token or
-    completed a stop string are set aside, scored as they stand; an ending that is less likely is dropped, and the likeliest others live on.
+    completed a stop string are set aside, scored as they stand; an ending that is less likely is dropped, and the likeliest others
+    among the first (ends + 1) * beams live on.
     The search stops when no live one can still beat those set aside, or at `max_tokens`, where what is live counts as it is.
     (The same as `early_stopping="never"` of transformers.)
 
@@ -67,8 +70,10 @@ def beam_search(
     stop: strings at which an answer ends; the decoder's tokenizer tells its text.
     Raises UsageError as `zoo.decoding.generation.stream`, and for fewer than one beam or a negative penalty.
     """
-    if beams < 1 or not 0 <= length_penalty < float("inf"):
-        raise UsageError(f"beams must be at least 1 and length_penalty at least 0, got {beams} and {length_penalty}")
+    if beams < 1 or not 0 <= length_penalty <= LARGEST_PENALTY:
+        raise UsageError(
+            f"beams must be at least 1 and length_penalty from 0 to {LARGEST_PENALTY}, got {beams} and {length_penalty}"
+        )
     (checked,) = checked_prompts(decoder, [prompt], max_tokens=max_tokens)
     choice = choice_for(decoder, None, 1)
     room = min(max_tokens, room_for(decoder.context, len(checked), choice))

@@ -235,9 +235,8 @@ def open_composition(
     if not recipe.trained:
         return composition
     _check_frozen(composition, recipe, path)
-    lacking = {"file", "sha256"} - recipe.trained.keys()
-    if lacking:
-        raise UsageError(f"{path}: [trained] must have file and sha256, got no {', '.join(sorted(lacking))}")
+    if recipe.trained.keys() != {"file", "sha256"}:
+        raise UsageError(f"{path}: [trained] has file and sha256, got {', '.join(sorted(recipe.trained))}: save it again")
     file = folder / Path(recipe.trained["file"]).name
     if not file.is_file():
         raise WeightsError(f"{path} names {file.name}, and there is no such file in {folder}")

@@ -40,7 +40,7 @@ def classify_texts(
     normalise: as for `zoo.score`; but "calibrated" compares with the same prompt for a text that says nothing, examples and
         all, so that no label wins by its place among them (Zhao et al. 2021, arXiv:2102.09690).
     top: how many labels to report; all when None, up to 20. model: as for `zoo.score`.
-    A text that is too long for the model has an error in place of an answer. Raises UsageError for arguments that make no sense
+    A text that is empty, or too long for the model, has an error in place of an answer. Raises UsageError for arguments that make no sense
     and examples that the model's context does not hold, MediaError for a file of shots that cannot be read.
     """
     items = _texts(texts)
@@ -57,7 +57,10 @@ def classify_texts(
     base = None
     if normalise == "calibrated":
         base = score(before + template.replace("{text}", NOTHING), names, model=language).results[0]
-    choices = [_choice(language, prompt, names, normalise, base) for prompt in prompts]
+    choices = [
+        _choice(language, prompt, names, normalise, base) if text.strip() else "the text is empty"
+        for text, prompt in zip(items, prompts, strict=True)
+    ]
     limit = shown_labels(top, len(names))
     results = []
     for text, choice in zip(items, choices, strict=True):

@@ -99,7 +99,10 @@ def _number(value: Any, kind: Any, what: str) -> int | float:
         raise WeightsError(f"{what} must be a {'whole ' if whole else ''}number above 0, got {_shown(value)}")
     if whole and value > LARGEST_COUNT:
         raise WeightsError(f"{what} must be at most {LARGEST_COUNT:,}, got {value:,}")
-    return value if whole else float(value)
+    try:
+        return value if whole else float(value)
+    except OverflowError:
+        raise WeightsError(f"{what} is larger than any number of a model, got {_shown(value)}") from None
 
 
 def _equal(one: Any, other: Any) -> bool:
