@@ -1,10 +1,10 @@
 """Kills and write errors at random points of every command that writes: nothing lost, nothing half, and the same command recovers.
 
 Each command is run a first time and leaves a result; what stands there is then written again, with something else to say, by a run that is
-killed (SIGKILL), or whose disk refuses (ENOSPC or EIO), at a call that changes the disk: an open for writing, a write, a rename, an unlink,
-a new folder, an fsync. Afterwards the result must be the old one or the new one, whole; a second run of the same command must end with 0
-and the new one, and leave nothing beside it. A command's calls are counted first; the points are drawn from them without repeating one
-before all were had.
+killed, or whose disk refuses. Every second time it is at a call that changes the folder: an open for writing, a rename, an unlink, a new
+folder, an fsync (SIGKILL, ENOSPC, EIO); every other time in the middle of a write, at a byte of a file (the limit of a file's size, RLIMIT_FSIZE,
+whose signal kills, or is ignored and becomes an error of that write). Afterwards the result must be the old one or the new one, whole; a second run of the same command must end with 0
+and the new one, and leave nothing beside it. A command's calls are counted first; they are drawn without repeating one before all were had.
 
 Run: python benchmarks/faults.py [--points N] [--only COMMAND]
 """
@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -166,8 +167,19 @@ def act(words: tuple[str, ...]) -> int:
         return int(stop.code or 0)
 
 
-def in_child(words: tuple[str, ...], folder: Path, count: int = 0, kind: str = "") -> tuple[int, int, str]:
-    """(exit code, calls that changed something, what it printed to stderr) of a run in a process of its own, forked from this one."""
+def limit(size_bytes: int, kind: str) -> None:
+    """No file grows beyond so many bytes: a write that would is cut off there, and kills or fails."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL if kind == KILLED else signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
+
+
+def in_child(
+    words: tuple[str, ...], folder: Path, count: int = 0, kind: str = "", size_bytes: int | None = None
+) -> tuple[int, int, str]:
+    """(exit code, calls that changed something, what it printed to stderr) of a run in a process of its own, forked from this one.
+
+    count, size_bytes: where the fault is, a call or a byte.
+    """
     said, number = folder.parent / "stderr", folder.parent / "calls"
     number.write_text("0")
     child = os.fork()
@@ -185,11 +197,15 @@ def in_child(words: tuple[str, ...], folder: Path, count: int = 0, kind: str = "
                 "ZOO_OFFLINE": "1",
             }
             seen = inject(count, kind, folder.resolve())
+            if size_bytes is not None:
+                limit(size_bytes, kind)
             try:
                 code = act(words)
             except Exception as error:  # noqa: BLE001 - what a user of Python would see
                 print(f"{type(error).__module__}.{type(error).__name__}: {error}", file=sys.stderr)
                 code = 1 if type(error).__module__.startswith("zoo") or isinstance(error, OSError) else 98
+            if size_bytes is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             sys.stderr.flush()
             with open(number, "w") as file:  # noqa: PTH123 - outside of the watched folder
                 file.write(str(seen()))
@@ -229,14 +245,18 @@ def rubble(folder: Path, clean: set[str]) -> list[str]:
     return sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*")} - clean)
 
 
-def points(calls: int, wanted: int, seed: int) -> Iterator[int]:
+def points(calls: int, largest_bytes: int, wanted: int, seed: int) -> Iterator[tuple[int, int | None]]:
+    """(call, None) and (0, byte) in turn."""
     chosen = random.Random(seed)  # noqa: S311 - points to try, the same each time
     rest: list[int] = []
-    for _ in range(wanted):
+    for number in range(wanted):
+        if number % 2:
+            yield 0, chosen.randrange(largest_bytes)
+            continue
         if not rest:
             rest = list(range(1, calls + 1))
             chosen.shuffle(rest)
-        yield rest.pop()
+        yield rest.pop(), None
 
 
 def begin(command: Command, folder: Path) -> None:
@@ -273,14 +293,17 @@ def try_command(command: Command, kind: str, wanted: int, home: Path) -> tuple[i
     if code:
         raise SystemExit(f"{command.name}: an undisturbed run ended with {code}: {said}")
     new, clean = content(folder / command.result), {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    written = folder / command.result
+    largest = max(file.stat().st_size for file in (written, *written.rglob("*")) if file.is_file())
     counts, complaints = {"old": 0, "new": 0}, []
-    for point in points(calls, wanted, seed=len(command.name)):
+    for point, byte in points(calls, largest, wanted, seed=len(command.name)):
         shutil.rmtree(folder)
         shutil.copytree(start, folder, symlinks=True)
-        code, _, said = in_child(command.again, folder, point, kind)
+        code, _, said = in_child(command.again, folder, point, kind, byte)
         found = content(folder / command.result)
         state = "old" if found == old else "new" if found == new else ""
-        where = f"{command.name}, {kind} at {point} of {calls}"
+        place = f"call {point} of {calls}" if byte is None else f"byte {byte:,} of {largest:,}"
+        where = f"{command.name}, {kind} at {place}"
         begun = not old  # without an older result, one that grows file by file has none to lose
         if not state and not (begun and set(found.items()) <= set(new.items())):
             complaints.append(f"{where}: neither old nor new: {sorted(set(found.items()) ^ set(new.items()))[:3]}")

@@ -49,6 +49,7 @@ def test_what_stands_on_layers_begins_as_the_model(method: str, dtype: torch.dty
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.covers("W10")
 def test_merging_and_taking_out_again_a_hundred_times(method: str, dtype: torch.dtype) -> None:
     model = tiny_decoder().to(dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -197,6 +198,7 @@ def test_a_file_comes_back_to_the_bit(method: str, tmp_path: Path) -> None:
         assert (logits(fast.model) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+@pytest.mark.covers("W7", "A26")
 def test_files_that_cannot_be_taken(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     adapters = shaken(zoo.adapt(tiny_decoder(), "lora"))
@@ -317,6 +319,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[str(number) for number in range(len(BAD))])
+@pytest.mark.covers("W7")
 def test_mistakes_are_named_and_change_nothing(arguments: dict[str, Any], message: str) -> None:
     model = tiny_decoder()
     expected = logits(model)

@@ -167,11 +167,53 @@ def test_a_swap_of_two_steps_that_was_killed_between_them_is_undone(tmp_path, mo
     folder = tmp_path / "model"
     with atomic_folder(folder) as staging:
         (staging / "a").write_text("one")
-    folder.rename(module._aside(folder))
+    with subprocess.Popen(["true"]) as killed:
+        pass
+    aside = module._aside(folder)
+    somebodys = tmp_path / ".model.old"
+    somebodys.mkdir()
+    folder.rename(aside.with_name(aside.name.replace(f"-{os.getpid()}-", f"-{killed.pid}-")))
     with pytest.raises(KeyboardInterrupt), atomic_folder(folder):
         assert (folder / "a").read_text() == "one"
         raise KeyboardInterrupt
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.old", "model"]
+
+
+def test_what_is_put_into_a_folder_while_it_is_replaced_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    with atomic_folder(folder) as staging:
+        (staging / "a").write_text("one")
+    exchanged = module._exchanged
+
+    def meanwhile(new, path):
+        (folder / "notes").write_text("mine")
+        return exchanged(new, path)
+
+    monkeypatch.setattr(module, "_exchanged", meanwhile)
+    with atomic_folder(folder) as staging:
+        (staging / "a").write_text("two")
+    found = {path.name: path.read_text() for path in folder.iterdir()}
+    assert found == {"a": "two", "notes": "mine"}
+
+
+def test_the_current_folder_can_be_filled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "../" + tmp_path.name):
+        with atomic_folder(Path(name)) as staging:
+            (staging / "a").write_text(name)
+        assert Path("a").read_text() == name
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only the administrator gives files to others")
+def test_owner_and_group_stay(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    os.chown(file, 1000, 4321)
+    file.chmod(0o640)
+    write_text(file, "new")
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (1000, 4321, 0o640)
 
 
 def test_a_folder_that_cannot_be_renamed_is_filled_file_by_file(tmp_path, monkeypatch):

@@ -170,6 +170,7 @@ def break_it(path: Path, old: str | None, new: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.covers("P7")
 def test_the_check_that_is_meant_for_it_catches_it(failures, name) -> None:
     meant = BROKEN[name][-1]
     slow = {"listing-is-cheap"} - meant  # processor time on a busy machine

@@ -423,7 +423,7 @@ def test_an_output_that_cannot_take_a_character_gets_an_escape(tmp_path):
         PYTHONIOENCODING="ascii",
     )
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.decode("ascii"))["input"] == text
+    assert json.loads(run.stdout.decode("ascii"))["results"][0]["input"] == text
 
 
 def test_the_tour_goes_on_without_a_model(main, tmp_path, monkeypatch):
@@ -454,3 +454,33 @@ def test_kills_and_write_errors_at_random_points(name, tmp_path, figure):
     run = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert run.returncode == 0, run.stdout
     figure("4 kills and 4 write errors each: 0 wrong")
+
+
+@pytest.mark.covers("A1", "A4")
+def test_no_code_and_no_unlisted_file_of_a_weights_folder_is_used(tmp_path):
+    """A folder that names code to import, as hubs lay it out, with an adapter beside that nobody asked for."""
+    torch.manual_seed(0)
+    model = library.build("smollm/tiny", weights=None)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
+    marker = tmp_path / "marker"
+    (tmp_path / "evil_code.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    code = {"auto_map": {"AutoModel": "evil_code.Evil"}, "trust_remote_code": True}
+    for name in ("config.json", "adapter.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_text(json.dumps({**code, "text_config": code}))
+    opened = library.open_model("smollm/tiny", weights=tmp_path)
+    assert all(torch.equal(tensor, opened.module.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert (marker.exists(), "evil_code" in sys.modules) == (False, False)
+
+
+def test_a_reader_of_errors_that_has_gone_costs_no_work(tmp_path):
+    words = ("embed", "hello", "--model", "clip/tiny", "--weights", "none", "--out", str(tmp_path / "v.npz"), "--json")
+    run = streams(*words, redirect="2>/dev/full")
+    assert run.returncode == 0
+    assert json.loads(run.stdout)["computed"] == 1
+    assert (tmp_path / "v.npz").is_file()
+
+
+def test_a_header_of_many_names_is_refused_in_linear_time():
+    document = "{" + ", ".join(f'"{number}": 0' for number in range(100_000)) + ', "99999": 1}'
+    with pytest.raises(ValueError, match="the name '99999' occurs twice"):
+        parse_json(document, unique=True)

@@ -297,6 +297,7 @@ def duplicate_key(content: bytearray) -> None:
         (duplicate_name, "tensor 'norm': occurs twice"),
     ],
 )  # fmt: skip
+@pytest.mark.covers("A9")
 def test_damage_is_named(small: Path, change: Callable[[bytearray], None], message: str) -> None:
     damage(small, change)
     tracemalloc.start()
@@ -337,6 +338,7 @@ def test_an_endless_name_is_cut_in_the_message(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.covers("A9")
 def test_too_much_header_and_too_many_texts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "much.gguf", lambda writer: writer.add_array("texts", ["abc"] * 1000))
     monkeypatch.setattr("zoo.weights.formats.gguf.MAX_STRINGS", 999)
@@ -378,6 +380,7 @@ def test_a_file_that_is_cut_short_is_refused_wherever_it_is_cut(small: Path) -> 
             read_gguf(small)
 
 
+@pytest.mark.covers("A9")
 def test_flipped_bytes_are_read_or_refused_and_nothing_else(small: Path) -> None:
     content = small.read_bytes()
     header_bytes = content.index(b"weight.BF16") + 50
@@ -399,6 +402,7 @@ def test_flipped_bytes_are_read_or_refused_and_nothing_else(small: Path) -> None
     assert 60 < refused < 280
 
 
+@pytest.mark.covers("A9")
 def test_the_worst_legal_header_is_read_in_bounded_memory_and_time(tmp_path: Path) -> None:
     """As many short texts, and about as many keys, as the limits let through. Time grows as an eighth of them shows, and not with
     the square: both are read by one process, so that a busy machine slows both.

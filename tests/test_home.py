@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import ManifestError
+from zoo.registry.lookup import default_registry
 from zoo.registry.settings import cache_dir, config_file, state_dir
 
 PLACES = {"ZOO_CONFIG": config_file, "ZOO_CACHE": cache_dir, "ZOO_STATE": state_dir}
@@ -21,6 +22,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     for name in [*PLACES, "HOME", *(name for name in os.environ if name.startswith("XDG_"))]:
         monkeypatch.delenv(name, raising=False)
+    default_registry.cache_clear()
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -28,6 +28,7 @@ CORE = [path for path in SOURCES if path.is_relative_to(ROOT / "zoo")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.covers("A2", "A3", "A24")
 def test_a_file_is_small_named_for_its_concept_and_safe(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)

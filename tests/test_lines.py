@@ -181,3 +181,25 @@ def test_labels_are_the_same_only_where_they_read_the_same(main, photos: Path) -
         run = main("classify", photo, "--labels", labels, *model)
         assert (run.returncode, message in run.stderr) == (2, True), run.stderr
     assert main("classify", "--text", "x", "--labels", "May,may", *LLAMA).returncode == 0
+
+
+def test_an_empty_text_among_others_is_an_error_of_its_own(main, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    run = main("classify", "--text", "hello", str(tmp_path / "empty.txt"), "--labels", "a,b", *LLAMA, "--json")
+    answered, empty = json.loads(run.stdout)["results"]
+    assert (run.returncode, answered["label"] in ("a", "b"), "the text is empty" in empty["error"]) == (1, True, True)
+
+
+def test_half_a_character_is_no_text(main, tmp_path: Path) -> None:
+    run = main("embed", "a \udcff b", "--model", "clip/tiny", "--weights", "none", "--out", str(tmp_path / "v.npz"))
+    assert run.returncode == 2
+    assert "half a character (U+DCFF at character 2)" in run.stderr
+
+
+def test_cells_are_as_long_as_texts_may_be_and_an_empty_line_of_one_column_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("text\n" + "x" * 200_000 + "\n")
+    assert len(read_column(table, "text")[0]) == 200_000
+    table.write_text("text\none\n\nthree\n")
+    with pytest.raises(MediaError, match=r"t.csv:3: an empty line, where each line is a text"):
+        read_column(table, "text")

@@ -100,6 +100,7 @@ def plugins_of(run: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str
     return {plugin["dist"]: plugin for plugin in json.loads(run.stdout)["plugins"]}
 
 
+@pytest.mark.covers("P1", "P2")
 def test_each_is_named_with_its_cure(crowd, zoo) -> None:
     run = zoo("plugins", "--json", python=str(crowd))
     assert run.returncode == 0, run.stderr
@@ -208,6 +209,7 @@ def test_what_has_no_weights_says_how_to_build_it(crowd, zoo, photos, tmp_path) 
     ) == (1, True)
 
 
+@pytest.mark.covers("P4")
 def test_a_clash_is_refused_and_settled(crowd, zoo, photos) -> None:
     photo = str(photos / "chelsea.jpg")
     refused = zoo("classify", photo, "--model", "efficientnet_lite0", python=str(crowd))
@@ -331,6 +333,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(crowd, tmp_path, start)
     assert states == {"zoodist-torchtop": "ok", "zoodist-onefile": "ok"}
 
 
+@pytest.mark.covers("P1")
 def test_a_plugin_that_ends_the_interpreter_is_set_aside(crowd, zoo) -> None:
     model = ["classify", str(PHOTOS / "chelsea.jpg"), "--model", "exits/model", "--weights", "none", "--labels", "a,b"]
     died = zoo(*model, python=str(crowd))
@@ -345,6 +348,7 @@ def test_a_plugin_that_ends_the_interpreter_is_set_aside(crowd, zoo) -> None:
     assert zoo("list", python=str(crowd)).returncode == 0
 
 
+@pytest.mark.covers("P7")
 def test_what_a_plugin_changes_of_the_process_is_put_back(crowd) -> None:
     child = (
         "import random, torch, zoo; before = random.getstate(); zoo.build('dtype/model', weights=None); "
@@ -429,6 +433,7 @@ def test_a_stale_egg_info_is_named(zoo, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("order", [["zoodist-clash", "zoodist-rival"], ["zoodist-rival", "zoodist-clash"]], ids="+".join)
+@pytest.mark.covers("P4")
 def test_the_order_of_installation_decides_nothing(zoo, tmp_path, order) -> None:
     python = make_environment(tmp_path / "env", [DISTS / name for name in order])
     plugins = plugins_of(zoo("plugins", "--json", python=str(python)))

@@ -4,13 +4,15 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import pickle
 import random
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -246,6 +248,7 @@ def test_another_file_is_a_hash_mismatch(tmp_path: Path, registry: Registry) -> 
         locate(file, found, registry=registry)
 
 
+@pytest.mark.covers("W1", "W2", "A28")
 def test_every_flipped_byte_and_truncation_in_the_cache_is_noticed(registry: Registry, server: str) -> None:
     file, found = row(server)
     path = locate(file, found, registry=registry).path
@@ -270,6 +273,7 @@ def test_an_unpinned_file_is_pinned_at_first_sight(tmp_path: Path, registry: Reg
         locate(file, found, registry=registry)
 
 
+@pytest.mark.covers("W8")
 def test_concurrent_fetches_leave_one_valid_file(registry: Registry, server: str) -> None:
     file, found = row(server)
     results: list[bytes] = []
@@ -310,6 +314,7 @@ class _Attack:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.covers("W4", "A5", "A6")
 def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"a": torch.ones(1), "b": _Attack()}, tmp_path / "x.safetensors", _use_new_zipfile_serialization=not legacy)
@@ -321,6 +326,7 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.covers("A7")
 def test_a_checkpoint_that_inflates_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1_000_000)}, tmp_path / "honest.pt")
     assert read_state_dict(tmp_path / "honest.pt")["a"].shape == (1_000_000,)
@@ -348,17 +354,22 @@ def test_a_checkpoint_that_inflates_is_refused(tmp_path: Path) -> None:
         (b"PK\x03\x04 no zip", "is a damaged torch checkpoint"),
     ],
 )
+@pytest.mark.covers("W4", "A6")
 def test_other_contents_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         read_state_dict(tmp_path / "model.safetensors")
 
 
-def test_safetensors_mutants_never_crash(tmp_path: Path) -> None:
+@pytest.mark.covers("W3", "A8")
+def test_safetensors_mutants_never_crash(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """2,000 at each push, 100,000 with ZOO_SLOW_TESTS=1; they take no memory that stays."""
+    count, refused = 100_000 if os.environ.get("ZOO_SLOW_TESTS") == "1" else 2_000, 0
+    before = psutil.Process().memory_info().rss
     save_file({"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(2)}, tmp_path / "good")
     good = (tmp_path / "good").read_bytes()
     generator = random.Random(1)
-    for _ in range(500):
+    for _ in range(count):
         mutant = bytearray(good)
         for _ in range(generator.randint(1, 4)):
             mutant[generator.randrange(len(mutant))] = generator.randrange(256)
@@ -366,9 +377,13 @@ def test_safetensors_mutants_never_crash(tmp_path: Path) -> None:
         try:
             read_state_dict(tmp_path / "mutant")
         except WeightsError:
-            continue
+            refused += 1
+    grown = psutil.Process().memory_info().rss - before
+    assert grown < 50e6
+    figure(f"{count:,} mutants: {refused:,} refused, {count - refused:,} read, {grown / 1e6:.0f} MB more")
 
 
+@pytest.mark.covers("W5")
 def test_strict_loading_shows_the_difference() -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     state = dict(module.state_dict())
@@ -385,6 +400,7 @@ def test_strict_loading_shows_the_difference() -> None:
     ]
 
 
+@pytest.mark.covers("W6")
 def test_nan_is_refused() -> None:
     with pytest.raises(WeightsError, match="f holds NaN or infinity in w: refused"):
         refuse_nonfinite({"w": torch.tensor([1.0, float("nan")])}, "f")
@@ -587,6 +603,7 @@ def test_an_honest_checkpoint_with_tied_weights_is_read(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "sparse.pt")
 
 
+@pytest.mark.covers("W5")
 def test_strict_loading_compares_kinds_of_numbers_but_not_widths() -> None:
     module = nn.BatchNorm1d(2)
     good = {

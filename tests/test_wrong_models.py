@@ -67,6 +67,7 @@ def shots(photos: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("fault", WRONG_ENCODED)
+@pytest.mark.covers("P3")
 def test_an_encoder_that_gives_something_else(encoder, photos: Path, shots: Path, tmp_path: Path, fault: str) -> None:
     spoil, message = WRONG_ENCODED[fault]
     wrong = replace(encoder, module=Wrong(encoder.module, "forward", spoil))
@@ -80,6 +81,7 @@ def test_an_encoder_that_gives_something_else(encoder, photos: Path, shots: Path
         assert raised.match(TIMM)
 
 
+@pytest.mark.covers("P3")
 def test_an_encoder_that_gives_nan(encoder, photos: Path, shots: Path, tmp_path: Path) -> None:
     spoil = lambda e: replace(e, pooled_BD=e.pooled_BD * float("nan"))  # noqa: E731 - as those above
     wrong = replace(encoder, module=Wrong(encoder.module, "forward", spoil))
@@ -106,6 +108,7 @@ def filtered(folder: Path, wrong: object) -> None:
 
 
 @pytest.mark.parametrize("fault", WRONG_VECTORS)
+@pytest.mark.covers("P3")
 def test_a_dual_encoder_that_gives_something_else(dual, photos: Path, tmp_path: Path, fault: str) -> None:
     spoil, message = WRONG_VECTORS[fault]
     wrong = replace(dual, module=Wrong(dual.module, "encode", spoil))
