@@ -246,3 +246,34 @@ def test_one_layer_under_two_names_is_merged() -> None:
     expected = model(inputs).detach()
     adapters.merge()
     assert torch.allclose(model(inputs), expected, atol=1e-5)
+
+
+def test_adapters_that_cut_a_weight_differently_are_not_merged_together() -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(8, 2)
+    adapters = shaken(zoo.adapt(model, "lora", targets=["query"], r=2, name="a"), "a")
+    shaken(zoo.adapt(model, "lora", targets=["in_proj"], r=2, name="b"), "b")
+    adapters.use("a", "b")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match="cut the same weights differently"):
+        adapters.merge("a", "b")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_stays_active_does_what_it_did_or_is_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    adapters = shaken(zoo.adapt(model, "lora", targets=["0"], r=2, name="a"), "a")
+    shaken(zoo.adapt(model, "ia3", targets=["0"], feed_forward=[], name="b"), "b")
+    shaken(zoo.adapt(model, "lora", targets=["1"], r=2, name="c"), "c")
+    given = torch.randn(3, 6)
+    adapters.use("b", "a", "c")
+    before = model(given)
+    for name in ("a", "b"):
+        with pytest.raises(UsageError, match="is active on layers that"):
+            adapters.merge(name)
+    adapters.merge("c")
+    assert torch.allclose(model(given), before, atol=1e-5)
+    adapters.unmerge()
+    adapters.merge("c", "a", "b")  # in the order in which they are active
+    assert torch.allclose(model(given), before, atol=1e-4)

@@ -128,7 +128,7 @@ def test_a_score_per_byte_counts_the_bytes_of_the_choice_alone() -> None:
         (("x", "--normalise", "byte"), "--normalise is about --choices: give some, or leave it out"),
         (("x", "--stream", "--beams", "2"), "--stream shows one answer while it comes"),
         (("x", "--length-penalty", "0"), "--length-penalty ranks the hypotheses of a search: add --beams 4, say"),
-        (("x", "--beams", "2", "--length-penalty", "-1"), "--length-penalty must be at least 0, got -1"),
+        (("x", "--beams", "2", "--length-penalty", "-1"), "--length-penalty must be from 0 to 10, got -1"),
         (("x", "--beams", "0"), "--beams must be at least 1, got 0"),
         (("a\udcff",), "a text must be valid Unicode, got a lone surrogate at character 1: decode it as UTF-8"),
         (("x", "--kernel", "int4", "--dtype", "bfloat16"), "kernel int4 takes a model on the CPU in float32"),

@@ -33,7 +33,6 @@ def combined_product(
     """Down [r, K] and up [N, r] of several products, each with a factor.
 
     turned: the layer holds its weight as [K, N], so that what is drawn for a change is drawn in that order, as HF PEFT does.
-    turned: the layer holds its weight as [K, N], so that what is drawn for a change is drawn in that order, as HF PEFT does.
     Raises UsageError for another way, and for ranks that differ where matrices are joined.
     """
     if way.how not in WAYS:

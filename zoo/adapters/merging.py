@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo.adapters.adapted import Adapted
 from zoo.adapters.adapter import Adapter, scaled
-from zoo.adapters.target_modules import Place, chosen_places, is_tied, norms_of
+from zoo.adapters.target_modules import Place, chosen_places, is_tied, norms_of, refuse_overlaps
 from zoo.errors import PluginError, UsageError
 
 Originals = list[tuple[torch.Tensor, torch.Tensor]]  # a weight of the model, and what it held
@@ -28,9 +28,17 @@ def merge(adapted: Adapted, names: Sequence[str]) -> Originals:
     adapters = [(name, adapted.find(name)) for name in names]
     shared = _shared_parameters(adapted.model)
     places = [place for name, adapter in adapters for place in _mergeable(adapted, name, adapter, shared)]
+    distinct = {place.name: place for place in places}
+    try:
+        refuse_overlaps(distinct)
+    except UsageError as error:
+        raise UsageError(
+            f"{_shown(adapters)} cut the same weights differently, so that one would overwrite the other ({error}): merge one into a file "
+            f"(zoo adapt merge), and the other into a model with that file"
+        ) from None
     written: list[tuple[torch.Tensor, torch.Tensor]] = []
     lost = False
-    for place in {place.name: place for place in places}.values():
+    for place in distinct.values():
         for tensor, merged in _merged(place, adapters):
             rounded = merged.to(tensor.dtype)
             _refuse_nonfinite(place, tensor, rounded, adapters)
@@ -108,6 +116,18 @@ def places_under(adapted: Adapted, adapter: Adapter) -> list[Place]:
     """The places where an adapter has parts."""
     places = {**adapted.places, **norms_of(adapted.model)}
     return [place for name in adapter.places for place in chosen_places(places, [name])]
+
+
+def require_alone(adapted: Adapted, merged: Sequence[str], others: Sequence[str]) -> None:
+    """Raise UsageError where adapters that stay active stand on a layer that others are merged into: they would do something else there."""
+    layers = {id(place.layer) for name in merged for place in places_under(adapted, adapted.find(name))}
+    for name in others:
+        adapter = adapted.find(name)
+        if any(id(place.layer) in layers for place in places_under(adapted, adapter)):
+            raise UsageError(
+                f"{name!r} is active on layers that {', '.join(map(repr, merged))} would be merged into, and changes what they then hold: merge "
+                f"them together, or use() those that are merged alone"
+            )
 
 
 def _mergeable(adapted: Adapted, name: str, adapter: Adapter, shared: set[int]) -> list[Place]:

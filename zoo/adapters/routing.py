@@ -149,7 +149,7 @@ class Mix:
             if training:
                 return changes
             tensors = [one for _, parts in held for part in parts if part is not None for one in part.parameters()]
-            tensors = [one for one in (*tensors, *layer.layer.parameters(recurse=False)) if not one.is_inference()]
+            tensors = [one for one in (*tensors, *layer.layer.parameters()) if not one.is_inference()]
             found = self._changes[layer, what + weight_name] = (tensors, _state_of(tensors, scales), changes)
         return found[2]
 

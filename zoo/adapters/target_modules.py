@@ -238,7 +238,7 @@ def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> 
         for place in matched:
             part = _slice(place, int(sliced[2]), int(sliced[3])) if sliced else place
             chosen[part.name] = part
-    _refuse_overlaps(chosen)
+    refuse_overlaps(chosen)
     order = {name: number for number, name in enumerate(places)}
     return sorted(chosen.values(), key=lambda place: (order[place.name.partition("[")[0]], place.columns or (0, 0)))
 
@@ -254,7 +254,7 @@ def _slice(place: Place, number: int, count: int) -> Place:
     return replace(place, name=f"{place.name}[{number}/{count}]", outputs=size, columns=columns)
 
 
-def _refuse_overlaps(chosen: Mapping[str, Place]) -> None:
+def refuse_overlaps(chosen: Mapping[str, Place]) -> None:
     """Raise UsageError where one output would be changed twice."""
     by_layer: dict[tuple[int, str], list[Place]] = {}
     for place in chosen.values():

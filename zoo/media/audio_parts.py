@@ -100,13 +100,15 @@ def ogg_parts(source: Source) -> list[Part]:
     for at in occurrences(source, _OGG_BEGINS):
         if at != together:
             begins.append(at)
+        if len(begins) > MAX_PARTS:
+            break
         table = source.at(at + 26, 256)
         together = at + 27 + sum(table[:1] + table[1 : 1 + table[0]]) if table else -1
     return _between(source, begins)
 
 
 def flac_parts(source: Source) -> list[Part]:
-    return _between(source, list(occurrences(source, _FLAC_BEGINS)))
+    return _between(source, list(itertools.islice(occurrences(source, _FLAC_BEGINS), MAX_PARTS + 1)))
 
 
 def aiff_parts(source: Source) -> list[Part]:
@@ -114,6 +116,8 @@ def aiff_parts(source: Source) -> list[Part]:
     while (head := source.at(at, 12))[:4] == b"FORM" and head[8:11] == b"AIF":
         if at:
             begins.append(at)
+        if len(begins) > MAX_PARTS:
+            break
         length = int.from_bytes(head[4:8], "big")
         at += 8 + length + length % 2
     return _between(source, begins)

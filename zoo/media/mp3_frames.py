@@ -67,8 +67,6 @@ def mp3_parts(source: Source) -> list[Part] | None:
     first = _frame_at(source, at)
     if first is None or first.kind[1] != 3:
         return None
-    if _says_its_bytes(source, at, first):
-        return None
     sounds = _sounds(source, at)
     refuse_many(source.label, sounds)
     whole = len(sounds) == 1 and len(sounds[0].pieces) == 1 and (sounds[0].promised or 0) >= sounds[0].frames
@@ -154,15 +152,6 @@ def _promised(head: bytes, frame: Frame) -> int | None:
     if head[at : at + 4] in (b"Xing", b"Info") and not any(head[6:at]):
         return int.from_bytes(head[at + 8 : at + 12], "big") if head[at + 7 : at + 8] and head[at + 7] & 1 else 0
     return 0 if head[36:40] == b"VBRI" and not any(head[6:36]) else None
-
-
-def _says_its_bytes(source: Source, at: int, first: Frame) -> bool:
-    """Whether the Info frame counts as many bytes as there are: then it is one sound, and nothing needs to be counted."""
-    head = source.at(at, _HEAD_BYTES)
-    if not _promised(head, first) or head[first.info_at + 7] & 3 != 3:
-        return False
-    end = at + int.from_bytes(head[first.info_at + 12 : first.info_at + 16], "big")
-    return end == source.size or (end == source.size - 128 and source.at(end, 3) == b"TAG")
 
 
 def _confirmed(source: Source, at: int, frame: Frame) -> bool:

@@ -7,6 +7,7 @@ Source of the layout: Microsoft's RIFF, and EBU Tech 3306 (RF64) with ITU-R BS.2
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 from zoo.media.audio_parts import Part, Source, occurrences, refuse_many
 
+_STILL_CHUNKS = 4_096
 _RIFFS = (b"RIFF", b"RF64", b"BW64")
 _NAMES = (
     b"fmt ",
@@ -82,7 +84,11 @@ def _wave(source: Source, start: int) -> _Wave:
     tag = source.at(start, 4)
     wave = _Wave(mend=tag == b"BW64")
     at, long_bytes = start + 12, _UNKNOWN
-    while at + 8 <= source.size:
+    for count in itertools.count(1):
+        if at + 8 > source.size:
+            break
+        if count % _STILL_CHUNKS == 0:
+            source.still()
         head = source.at(at, 8)
         name, length = head[:4], int.from_bytes(head[4:], "little")
         if wave.data and name in _RIFFS:
@@ -145,9 +151,13 @@ def _samples_behind(source: Source, start: int) -> Iterator[int]:
 
 def _are_chunks(source: Source, at: int) -> bool:
     """Whether nothing but whole chunks follows, to the end of the file."""
-    while at + 8 <= source.size:
+    for count in itertools.count(1):
+        if at + 8 > source.size:
+            break
+        if count % _STILL_CHUNKS == 0:
+            source.still()
         head = source.at(at, 8)
-        if not _is_name(head[:4]):
+        if not _is_name(head[:4]) or head[:4] in _RIFFS:  # of a part behind, which is asked for itself
             return False
         length = int.from_bytes(head[4:], "little")
         at += 8 + length + length % 2

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from zoo.data.inputs import audio_files, printable
 from zoo.data.journal import Journal, alone, read_about
-from zoo.errors import MediaError, PluginError, UsageError
+from zoo.errors import MediaError, PluginError, UsageError, ZooError
 from zoo.media.audio import MAX_DECODE_S, AudioSource, Sound
 from zoo.media.audio_reader import AudioReader
 from zoo.media.file import expanded
@@ -291,7 +291,7 @@ class _Run:
                     kept.append(_window_to(window), b"")
                     done.append(window)
                     yield window
-            except MediaError:
+            except ZooError:
                 worth_keeping = bool(done)
                 raise
             finally:

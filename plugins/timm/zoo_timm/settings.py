@@ -30,7 +30,7 @@ def from_config(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
         )
     changed: dict[str, Any] = {}
     outputs = said.get("num_classes")
-    if type(outputs) is int and outputs > 0:  # the tensors say whether it is so
+    if type(outputs) is int and outputs >= 0:  # the tensors say whether it is so
         changed = {"num_classes": outputs} if outputs != arguments.get("num_classes") else {}
     prepared = said.get("pretrained_cfg")
     if isinstance(prepared, Mapping) and prepared.keys() & {

@@ -16,7 +16,12 @@ LEAST_S = 0.2  # by which a window must be shorter than the one before it, so th
 
 
 def trimmed(segment: Segment, speech: Sequence[Span]) -> Segment:
-    """The segment without the pauses at its ends, where the model drew it up to the next thing that it heard."""
+    """The segment without the pauses at its ends, where the model drew it up to the next thing that it heard.
+
+    One whose words have times keeps its own, which follow from those.
+    """
+    if segment.words:
+        return segment
     pieces = _overlaps(segment.start_s, segment.end_s, speech)
     whole = [piece for piece in pieces if piece[1] - piece[0] >= SLIVER_S or piece in speech] or pieces
     if not whole:

@@ -45,10 +45,10 @@ def windows(
     if asked.speech is not None:  # somebody speaks there: what is improbable is tried again, and not taken for silence
         ladder = replace(ladder, no_speech_threshold=None)
     if model.engine == "openai":
-        return _shown(openai_windows(model, reader, asked, language, state), own)
+        return _shown(openai_windows(model, reader, asked, language, state), own, asked.task)
     run = Run(model, LogMel(reader, model.encoder.bands), rules, ladder, own.seed, prompt, asked.word_timestamps)
     if asked.batch_size > 1:
-        return _shown(together(run, asked.speech or (), asked.batch_size, state), own)
+        return _shown(together(run, asked.speech or (), asked.batch_size, state), own, asked.task)
     clips = clips_of(clip_points_s, asked.speech, run.mel.frames, reader.label)
     follow = Follow(
         conditioned=own.condition_on_previous_text is not False,
@@ -57,18 +57,19 @@ def windows(
         speech=asked.speech or (),
     )
     place = Place(**state) if state else Place(seek=clips[0][0] if clips else 0)
-    return _shown(one_by_one(run, clips, follow, place), own)
+    return _shown(one_by_one(run, clips, follow, place), own, asked.task)
 
 
-def _shown(found: Iterator[Window], own: WhisperOptions) -> Iterator[Window]:
-    """The windows, with their texts normalised where that is asked for."""
+def _shown(found: Iterator[Window], own: WhisperOptions, task: str) -> Iterator[Window]:
+    """The windows, with the text of each segment normalised where that is asked for; one of which nothing is left goes."""
     if not own.normalise:
         return found
-    return (replace(one, segments=tuple(_normalised(each, one.language) for each in one.segments)) for one in found)
+    return (replace(one, segments=_normalised(one, "en" if task == "translate" else one.language)) for one in found)
 
 
-def _normalised(segment: Segment, language: str | None) -> Segment:
-    return replace(segment, text=f" {normalised(segment.text, language)}")
+def _normalised(window: Window, language: str | None) -> tuple[Segment, ...]:
+    texts = [(segment, normalised(segment.text, language)) for segment in window.segments]
+    return tuple(replace(segment, text=f" {text}") for segment, text in texts if text)
 
 
 def _language(model: Any, asked: TranscriptionOptions) -> str | None:
