@@ -59,7 +59,7 @@ def test_several_are_merged_as_they_run_and_come_back_in_their_order(
     assert adapters.active == list(order)
     assert torch.equal(logits(adapters.model), expected)
     adapters.use("second")
-    adapters.merge("first")
+    adapters.merge("second")
     adapters.unmerge()
     assert adapters.active == ["second"], "as it was before"
 

@@ -1,6 +1,7 @@
 """Layers of torch as people build them: attention in 16 bits, computed and shared weights, rows that are counted, and what cannot be merged."""
 
 from collections.abc import Callable
+from itertools import combinations, permutations
 from typing import Any
 
 import pytest
@@ -113,8 +114,10 @@ def test_a_change_that_rounding_leaves_nothing_of_is_not_merged() -> None:
     adapters = zoo.adapt(model, "lora", targets=["0"], r=2)
     zoo.adapt(model, "dora", targets=["0"], r=2, name="dora", activate=False)
     for name in ("default", "dora"):
+        adapters.use(name)
         adapters.merge(name)  # a fresh one changes nothing
         adapters.unmerge()
+    adapters.use("default")
     with torch.no_grad():
         adapters["default"].part("0").up.fill_(1e-6)  # type: ignore[union-attr, operator]
     with pytest.raises(UsageError, match="changes each weight by less than torch.bfloat16 tells apart"):
@@ -248,32 +251,95 @@ def test_one_layer_under_two_names_is_merged() -> None:
     assert torch.allclose(model(inputs), expected, atol=1e-5)
 
 
-def test_adapters_that_cut_a_weight_differently_are_not_merged_together() -> None:
-    torch.manual_seed(0)
-    model = nn.MultiheadAttention(8, 2)
-    adapters = shaken(zoo.adapt(model, "lora", targets=["query"], r=2, name="a"), "a")
-    shaken(zoo.adapt(model, "lora", targets=["in_proj"], r=2, name="b"), "b")
-    adapters.use("a", "b")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(UsageError, match="cut the same weights differently"):
-        adapters.merge("a", "b")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+class Fused(nn.Module):
+    """One layer for queries, keys and values, or torch's attention."""
+
+    def __init__(self, *, torchs: bool) -> None:
+        super().__init__()
+        self.inner: nn.Module = nn.MultiheadAttention(6, 2, batch_first=True) if torchs else nn.Linear(6, 18)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.inner, nn.MultiheadAttention):
+            return self.inner(inputs, inputs, inputs)[0]
+        return self.inner(inputs)
 
 
-def test_what_stays_active_does_what_it_did_or_is_named() -> None:
+@pytest.mark.parametrize(
+    ("torchs", "slice_", "whole"),
+    [(True, "inner.query", "inner.in_proj"), (False, "inner[0/3]", "inner"), (False, "inner[1/3]", "inner[0/2]")],
+)
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_places_that_overlap_are_not_merged_together(torchs: bool, slice_: str, whole: str, order: tuple[str, str]) -> None:
+    model = Fused(torchs=torchs).eval()
+    shaken(zoo.adapt(model, "lora", targets=[slice_], r=2, name="a"), "a")
+    adapters = shaken(zoo.adapt(model, "lora", targets=[whole], r=2, name="b"), "b")
+    adapters.use(*order)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    with pytest.raises(UsageError, match="which have outputs in common") as refused:
+        adapters.merge(*order)
+    assert all(text in str(refused.value) for text in ("'a'", "'b'", f" {slice_}", f" {whole}"))
+    assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
+    with torch.no_grad():
+        expected = model(torch.ones(2, 3, 6))
+        adapters.merge("a")  # one alone is only added to
+        assert torch.allclose(model(torch.ones(2, 3, 6)), expected, atol=1e-5)
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"targets": ["0"], "r": 2}),
+    "lora again": ("lora", {"targets": ["0"], "r": 3}),
+    "dora": ("dora", {"targets": ["0"], "r": 2}),
+    "dora slice": ("dora", {"targets": ["0[1/2]"], "r": 2}),
+    "ia3": ("ia3", {"targets": ["0"], "feed_forward": []}),
+    "ia3 input": ("ia3", {"targets": [], "feed_forward": ["0"]}),
+    "whole": ("lora", {"targets": ["2"], "r": 2, "whole": ["0"]}),
+    "elsewhere": ("dora", {"targets": ["2"], "r": 2}),
+}
+
+
+@torch.no_grad()
+def test_merging_some_of_the_active_ones_changes_no_answer() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    adapters = shaken(zoo.adapt(model, "lora", targets=["0"], r=2, name="a"), "a")
-    shaken(zoo.adapt(model, "ia3", targets=["0"], feed_forward=[], name="b"), "b")
-    shaken(zoo.adapt(model, "lora", targets=["1"], r=2, name="c"), "c")
-    given = torch.randn(3, 6)
-    adapters.use("b", "a", "c")
-    before = model(given)
-    for name in ("a", "b"):
-        with pytest.raises(UsageError, match="is active on layers that"):
-            adapters.merge(name)
-    adapters.merge("c")
-    assert torch.allclose(model(given), before, atol=1e-5)
-    adapters.unmerge()
-    adapters.merge("c", "a", "b")  # in the order in which they are active
-    assert torch.allclose(model(given), before, atol=1e-4)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    inputs = torch.randn(5, 4)
+    adapters = adapters_of(model)
+    for seed, (name, (method, options)) in enumerate(KINDS.items()):
+        zoo.adapt(model, method, name=name, activate=False, **options)
+        shaken(adapters, name, seed)
+    merged = set()
+    for used in (order for count in (2, 3) for order in permutations(KINDS, count)):
+        for some in (some for count in range(1, len(used) + 1) for some in combinations(used[::-1], count)):
+            adapters.use(*used)
+            expected = model(inputs)
+            try:
+                adapters.merge(*some)
+            except UsageError as error:
+                text = str(error)
+                assert "Merge all active ones together, or use(...) without " in text or "outputs in common" in text
+                assert torch.equal(model(inputs), expected)
+                continue
+            merged.add((used, some))
+            assert (model(inputs) - expected).abs().max() < 1e-5 * expected.abs().max(), (used, some)
+            adapters.unmerge()
+    assert (("lora", "lora again"), ("lora again",)) in merged
+    assert (("lora", "elsewhere"), ("lora",)) in merged
+    assert (("ia3", "dora", "lora"), ("lora", "dora", "ia3")) in merged
+    assert (("lora", "dora"), ("lora",)) not in merged
+    assert (("ia3", "lora"), ("lora",)) not in merged
+    assert (("dora slice", "lora"), ("lora",)) not in merged
+
+
+@torch.no_grad()
+def test_rows_follow_a_weight_that_is_written_to_inside_attention() -> None:
+    torch.manual_seed(0)
+    model = Fused(torchs=True).eval()
+    adapters = shaken(zoo.adapt(model, "dora", targets=["inner.out_proj", "inner.in_proj"], r=2))
+    inputs = torch.randn(2, 3, 6)
+    for name in ("out_proj.weight", "in_proj_weight", "out_proj.bias"):
+        with adapters.using(["default", None]):
+            before = model(inputs)
+            model.inner.get_parameter(name).mul_(torch.rand(1) + 2).add_(0.1)
+            found = model(inputs)
+        expected = model(inputs)  # under the active one, which nothing is laid out for
+        assert torch.allclose(found[0], expected[0], atol=1e-5), name
+        assert not torch.allclose(found[0], before[0], atol=1e-3), name

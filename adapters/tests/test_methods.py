@@ -1,13 +1,16 @@
 """What is particular to a method: how LoRA combines, drops out and takes ranks, what DoRA does with a row of zeros."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from test_adapter_edges import two
 from test_adapters import TOKENS, logits, shaken
 from tiny_decoder import tiny_decoder
+from torch import nn
 from zoo_adapters.lora import LowRank
 
 import zoo
@@ -109,3 +112,24 @@ def test_a_class_with_an_after_of_its_own_is_not_mixed_as_its_parent() -> None:
     expected = logits(model)
     with adapters.using(["x", None]):
         assert torch.allclose(logits(model)[0], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 1), (1, 4), (1, 1), (4, 4)])
+def test_ia3_of_a_layer_of_one_output_comes_back_from_a_folder_of_peft(
+    inputs: int, outputs: int, reads: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(inputs, outputs))
+    theirs = peft.get_peft_model(
+        copy.deepcopy(model), peft.IA3Config(target_modules=["0"], feedforward_modules=["0"] if reads else [])
+    )
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "ia3_l" in name:
+                parameter.add_(torch.randn_like(parameter))
+        expected = theirs(torch.ones(2, inputs))
+    theirs.save_pretrained(tmp_path)
+    adapters_of(model).load(tmp_path, name="own")
+    with torch.no_grad():
+        assert torch.allclose(model(torch.ones(2, inputs)), expected, atol=1e-6)

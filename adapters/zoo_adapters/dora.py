@@ -56,7 +56,9 @@ class Decomposed(nn.Module):
 
     def merged(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `zoo.api.Part`."""
-        return (weight_NK + self.product.change()) * self.stretch()[:, None], bias_N
+        stretch_N = self.stretch()
+        bias_N = _merged_bias(bias_N, self.place[0], stretch_N)
+        return (weight_NK + self.product.change()) * stretch_N[:, None], bias_N
 
     @staticmethod
     def mixed(held: Held, scales: Sequence[float]) -> Mixed:
@@ -153,12 +155,20 @@ class DecomposedConvolution(nn.Module):
 
     def merged(self, weight: torch.Tensor, bias_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `zoo.api.Part`."""
-        return (weight + self.product.change()) * self.stretch().view(-1, *[1] * (weight.ndim - 1)), bias_N
+        stretch_N = self.stretch()
+        bias_N = _merged_bias(bias_N, self.place[0], stretch_N)
+        return (weight + self.product.change()) * stretch_N.view(-1, *[1] * (weight.ndim - 1)), bias_N
 
 
 def _stretch(length: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     """What brings a norm to its length. A row of zeros has no direction: it stays what it is."""
     return torch.where(norm == 0, torch.ones_like(norm), length / norm.clamp(min=1e-30))
+
+
+def _merged_bias(bias_N: torch.Tensor | None, place: Place, stretch_N: torch.Tensor) -> torch.Tensor | None:
+    """The bias under a DoRA: what others added to that of the layer is stretched as `after` does, which knows the layer's own alone."""
+    _, own_N = place.tensors()
+    return bias_N if bias_N is None or own_N is None else bias_N + (stretch_N - 1) * (bias_N - own_N.float())
 
 
 def _stretches(parts: Sequence[Any], scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -21,6 +21,8 @@ MANY_TOKENS = 4  # in a row, from which each row is multiplied by its own matric
 class LowRank(nn.Module):
     """output + scale * up(down(input)) for a linear layer [N, K]: down [r, K] drawn, up [N, r] zeros."""
 
+    additive = True
+
     def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(rank, place.inputs, device=place.device))
@@ -146,6 +148,8 @@ class _Place:
 class LowRankEmbedding(nn.Module):
     """output + scale * up(row of down) for an embedding [V, W]: down [r, V] zeros, up [W, r] drawn."""
 
+    additive = True
+
     def __init__(self, place: Place, *, rank: int, scale: float) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.zeros(rank, place.inputs, device=place.device))
@@ -217,6 +221,8 @@ class Convolved(nn.Module):
 class LowRankGroups(nn.Module):
     """output + product for a convolution in groups. Each output reads all groups' inputs by the product, so it is no change of the weight."""
 
+    additive = True
+
     def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
         self.product = Convolved(place, rank=rank, scale=scale, dropout=dropout)
@@ -229,6 +235,8 @@ class LowRankGroups(nn.Module):
 
 class LowRankConvolution(nn.Module):
     """output + product for a convolution in one group."""
+
+    additive = True
 
     def __init__(self, place: Place, *, rank: int, scale: float, dropout: float) -> None:
         super().__init__()

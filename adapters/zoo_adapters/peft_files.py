@@ -230,9 +230,13 @@ def _read_ia3(config: Mapping[str, Any], state: State, base: Base, name_of: Call
         if not place or name != "ia3_l" or tensor.numel() != max(tensor.shape, default=0):
             unknown.append(key)
             continue
-        # Of a convolution, and of a layer of one output, the shape is one for both.
-        alike = tensor.ndim > 2 or tensor.numel() == 1
-        reads = _ends_with(forwards, name_of(place)) if alike else tensor.shape[0] == 1
+        # The shape is one for both of a convolution, and of a layer of one input or output.
+        reads = _ends_with(forwards, name_of(place))
+        if tensor.ndim == 2 and tensor.shape[0 if reads else 1] != 1:
+            raise UsageError(
+                f"{key} is {list(tensor.shape)}, which does not fit the folder's feedforward_modules: a stretch of inputs is [1, K], one of "
+                f"outputs [N, 1]"
+            )
         (inputs if reads else outputs).append(place)
         tensors[f"parts.{part_key(place)}.stretch"] = tensor.flatten()
     _refuse_unknown(unknown)

@@ -245,10 +245,6 @@ class Adapters:
             raise UsageError(f"no adapter is active, so none is merged: name one of {', '.join(self.names) or 'none'}")
         for name in names:
             self.adapted.find(name)
-        if set(names) == set(self.active):
-            names = tuple(self.active)  # they do not commute
-        elif set(names) & set(self.active):
-            merging.require_alone(self.adapted, names, [name for name in self.active if name not in names])
         self.adapted.active_before = tuple(self.active)
         self.adapted.originals = merging.merge(self.adapted, names)
         self.adapted.merged = tuple(self.adapted.find(name) for name in names)

@@ -35,6 +35,8 @@ class Part(Protocol):
         called without gradients and without dropout, lays out once what it needs, and writes into the output. Without it, and in training,
         the rows of each part are taken out, changed and put back. `mixed_before(parts, scales) -> (input, numbers) -> input` is the same
         for `before`. A class that has an `after` of its own does not inherit them.
+    additive: True of a class whose change of the output depends neither on the weight nor on the output, so that others of its kind can
+        be merged or not beside it. A class that has an `after` of its own does not inherit it.
     """
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 
 from zoo.adapters.adapted import Adapted
 from zoo.adapters.adapter import Adapter, scaled
-from zoo.adapters.target_modules import Place, chosen_places, is_tied, norms_of, refuse_overlaps
+from zoo.adapters.routing import own_of
+from zoo.adapters.target_modules import Place, chosen_places, is_tied, norms_of, overlaps
 from zoo.errors import PluginError, UsageError
 
 Originals = list[tuple[torch.Tensor, torch.Tensor]]  # a weight of the model, and what it held
@@ -21,24 +23,23 @@ Originals = list[tuple[torch.Tensor, torch.Tensor]]  # a weight of the model, an
 def merge(adapted: Adapted, names: Sequence[str]) -> Originals:
     """Change the weights of the model to what they are under these adapters, one after another; returns what is needed to undo it.
 
+    Adapters that are all active are merged in the order in which they are used, whatever that of their names.
     Sums are in float32 and rounded once. Raises UsageError for an adapter that is no change of weights, or of a bias that a layer does not
     have; for a layer that a kernel rounded or whose weight is computed, and for a weight that others use, too; for NaN and infinity, and
-    where rounding leaves nothing of the change. Nothing is changed then, nor where a method raises.
+    where rounding leaves nothing of the change; for places that have only some outputs in common, and for a layer that an active
+    adapter changes which is not merged and does more than add. Nothing is changed then, nor where a method raises.
     """
     adapters = [(name, adapted.find(name)) for name in names]
+    active = adapted.active.everywhere
+    if all(adapter in active for _, adapter in adapters):
+        adapters.sort(key=lambda one: active.index(one[1]))
     shared = _shared_parameters(adapted.model)
     places = [place for name, adapter in adapters for place in _mergeable(adapted, name, adapter, shared)]
-    distinct = {place.name: place for place in places}
-    try:
-        refuse_overlaps(distinct)
-    except UsageError as error:
-        raise UsageError(
-            f"{_shown(adapters)} cut the same weights differently, so that one would overwrite the other ({error}): merge one into a file "
-            f"(zoo adapt merge), and the other into a model with that file"
-        ) from None
+    _refuse_overlaps(adapters, places)
+    _refuse_left_over(adapted, adapters)
     written: list[tuple[torch.Tensor, torch.Tensor]] = []
     lost = False
-    for place in distinct.values():
+    for place in {place.name: place for place in places}.values():
         for tensor, merged in _merged(place, adapters):
             rounded = merged.to(tensor.dtype)
             _refuse_nonfinite(place, tensor, rounded, adapters)
@@ -76,6 +77,44 @@ def _merged(place: Place, adapters: Sequence[tuple[str, Adapter]]) -> list[tuple
                 f"{name!r} gives {place.name} a bias, and the layer has none to hold it: it cannot be merged, use it as it is"
             )
     return [(weight, merged)] if bias is None or merged_bias is None else [(weight, merged), (bias, merged_bias)]
+
+
+def _refuse_overlaps(adapters: Sequence[tuple[str, Adapter]], places: Sequence[Place]) -> None:
+    """Raise UsageError where adapters stand on parts of a weight that overlap under other names: each place is merged by itself."""
+    for one, other in overlaps({place.name: place for place in places}.values()):
+        first, second = (
+            next(name for name, adapter in adapters if adapter.part(place.name) is not None) for place in (one, other)
+        )
+        raise UsageError(
+            f"{first!r} changes {one.name} and {second!r} changes {other.name}, which have outputs in common, so that they cannot be merged "
+            f"together: train both for the same targets, or merge one of them alone"
+        )
+
+
+def _refuse_left_over(adapted: Adapted, adapters: Sequence[tuple[str, Adapter]]) -> None:
+    """Raise UsageError where an active adapter is left on outputs that are merged: it may read the weight, or have come first."""
+    merged = {adapter for _, adapter in adapters}
+    names = {adapter: name for name, adapter in adapted.adapters.items()}
+    left = [(names[one], one) for one in adapted.active.everywhere if one not in merged]
+    for (name, adapter), (other_name, other) in product(adapters, left):
+        for place, other_place in _shared_places(adapted, adapter, other):
+            if not all(
+                own_of(type(part), "additive", "after") for part in (adapter.part(place.name), other.part(other_place.name))
+            ):
+                raise UsageError(
+                    f"{name!r} ({adapter.method}) is to be merged into {place.name}, and {other_name!r} ({other.method}), which is active "
+                    f"there, is not: the answer would be another. Merge all active ones together, or use(...) without {other_name!r} first"
+                )
+
+
+def _shared_places(adapted: Adapted, adapter: Adapter, other: Adapter) -> Iterator[tuple[Place, Place]]:
+    """Places of one adapter and of another that have outputs in common."""
+    own, others = places_under(adapted, adapter), places_under(adapted, other)
+    yield from ((place, place) for place in own if other.part(place.name) is not None)
+    for one, two in overlaps({place.name: place for place in (*own, *others)}.values()):
+        for first, second in ((one, two), (two, one)):
+            if adapter.part(first.name) is not None and other.part(second.name) is not None:
+                yield first, second
 
 
 def _require_shapes(
@@ -116,18 +155,6 @@ def places_under(adapted: Adapted, adapter: Adapter) -> list[Place]:
     """The places where an adapter has parts."""
     places = {**adapted.places, **norms_of(adapted.model)}
     return [place for name in adapter.places for place in chosen_places(places, [name])]
-
-
-def require_alone(adapted: Adapted, merged: Sequence[str], others: Sequence[str]) -> None:
-    """Raise UsageError where adapters that stay active stand on a layer that others are merged into: they would do something else there."""
-    layers = {id(place.layer) for name in merged for place in places_under(adapted, adapted.find(name))}
-    for name in others:
-        adapter = adapted.find(name)
-        if any(id(place.layer) in layers for place in places_under(adapted, adapter)):
-            raise UsageError(
-                f"{name!r} is active on layers that {', '.join(map(repr, merged))} would be merged into, and changes what they then hold: merge "
-                f"them together, or use() those that are merged alone"
-            )
 
 
 def _mergeable(adapted: Adapted, name: str, adapter: Adapter, shared: set[int]) -> list[Place]:

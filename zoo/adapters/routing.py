@@ -159,10 +159,10 @@ class Mix:
             own = [(columns, [part if type(part) is kind else None for part in parts]) for columns, parts in held]
             own = [(columns, parts) for columns, parts in own if any(part is not None for part in parts)]
             if what == "after":
-                make = None if training else _own(kind, "mixed", "after")
+                make = None if training else own_of(kind, "mixed", "after")
                 changes.append((make or mixed_by_rows)(own, scales))
             else:
-                make = None if training else _own(kind, "mixed_before", "before")
+                make = None if training else own_of(kind, "mixed_before", "before")
                 changes.append((make or mixed_before_by_rows)(own[0][1], scales))
         return changes
 
@@ -184,8 +184,8 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for one in inner for tensor in _tensors(one)]
 
 
-def _own(kind: type, name: str, beside: str) -> Any:
-    """A function of a class, unless what stands beside it was overridden since."""
+def own_of(kind: type, name: str, beside: str) -> Any:
+    """What a class has under a name, unless what stands beside it was overridden since."""
     holders = [one for one in kind.__mro__ if name in vars(one) or beside in vars(one)]
     return getattr(kind, name, None) if holders and name in vars(holders[0]) else None
 

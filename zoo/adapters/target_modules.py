@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -238,7 +238,7 @@ def chosen_places(places: Mapping[str, Place], targets: Sequence[str] | str) -> 
         for place in matched:
             part = _slice(place, int(sliced[2]), int(sliced[3])) if sliced else place
             chosen[part.name] = part
-    refuse_overlaps(chosen)
+    _refuse_overlaps(chosen)
     order = {name: number for number, name in enumerate(places)}
     return sorted(chosen.values(), key=lambda place: (order[place.name.partition("[")[0]], place.columns or (0, 0)))
 
@@ -254,16 +254,26 @@ def _slice(place: Place, number: int, count: int) -> Place:
     return replace(place, name=f"{place.name}[{number}/{count}]", outputs=size, columns=columns)
 
 
-def refuse_overlaps(chosen: Mapping[str, Place]) -> None:
-    """Raise UsageError where one output would be changed twice."""
+def overlaps(places: Iterable[Place]) -> Iterator[tuple[Place, Place]]:
+    """Pairs of places that have outputs of a layer in common."""
     by_layer: dict[tuple[int, str], list[Place]] = {}
-    for place in chosen.values():
+    for place in places:
         by_layer.setdefault((id(place.layer), place.weight_name), []).append(place)
-    for places in by_layer.values():
-        ranges = sorted(((place.columns or (0, place.outputs)), place.name) for place in places)
-        for (first, one), (second, other) in pairwise(ranges):
-            if second[0] < first[1]:
-                raise UsageError(f"{one} and {other} are the same outputs: name one of them")
+    for alike in by_layer.values():
+        alike.sort(key=_range)
+        for one, other in combinations(alike, 2):
+            if _range(other)[0] < _range(one)[1]:
+                yield one, other
+
+
+def _range(place: Place) -> tuple[int, int]:
+    return place.columns or (0, place.outputs)
+
+
+def _refuse_overlaps(chosen: Mapping[str, Place]) -> None:
+    """Raise UsageError where one output would be changed twice."""
+    for one, other in overlaps(chosen.values()):
+        raise UsageError(f"{one.name} and {other.name} are the same outputs: name one of them")
 
 
 def _of_layer(name: str, module: Any) -> Place | None:

@@ -175,3 +175,12 @@ def test_a_config_that_is_damaged_is_named(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
     with pytest.raises(WeightsError, match=r"config.json must hold a JSON object, got list"):
         zoo.build("timm/test_vit", weights=folder)
+
+
+def test_no_classifier_in_the_config_is_none_in_the_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "model.safetensors")
+    describe(tmp_path, num_classes=0)
+    encoder: Any = zoo.build("timm/test_vit", weights=tmp_path)
+    assert encoder.labels == []
