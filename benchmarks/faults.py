@@ -335,7 +335,7 @@ def run(wanted: int, only: str = "") -> tuple[list[str], list[str]]:
         [],
     )
     for command in COMMANDS:
-        if only and command.name != only:
+        if only and command.name not in only.split(","):
             continue
         for kind in (KILLED, REFUSED):
             start = time.perf_counter()
@@ -354,7 +354,7 @@ def run(wanted: int, only: str = "") -> tuple[list[str], list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=100, help="of each command and kind of fault (100)")
-    parser.add_argument("--only", default="", help="one command")
+    parser.add_argument("--only", default="", help="commands, separated by commas")
     arguments = parser.parse_args()
     lines, complaints = run(arguments.points, arguments.only)
     sys.path.insert(0, str(Path(__file__).parent))

@@ -9,6 +9,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def _keep(path: Path, test: str, outcome: str, seconds: float, figures: list[str]) -> None:
-    with FileLock(path.with_name(f".{path.name}.lock")):  # several workers
+    with FileLock(Path(tempfile.gettempdir(), f"{path.name}.lock")):  # several workers
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         kept[test] = {"outcome": outcome, "seconds": round(seconds, 1), "figure": "; ".join(figures)}
-        path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        rows = ",\n".join(f" {json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
+        path.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
