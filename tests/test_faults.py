@@ -455,7 +455,7 @@ def test_kills_and_write_errors_at_random_points(figure):
         words, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
     )
     assert run.returncode == 0, run.stdout
-    figure("4 kills and 4 write errors each: 0 wrong")
+    figure(f"6 kills and 6 write errors each of {names}: 0 wrong")
 
 
 @pytest.mark.covers("A1", "A4")
