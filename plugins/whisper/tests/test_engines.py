@@ -37,7 +37,7 @@ def random():
         (cases()["speech"], {}),
         pytest.param(cases()["pauses"], {}, marks=slow),
         pytest.param(cases()["8 kHz"], {"word_timestamps": True}, marks=slow),
-        (cases()["speech"], {"clip_timestamps": (1.0, 4.0), "initial_prompt": "Mr. John Dashwood"}),
+        pytest.param(cases()["speech"], {"clip_timestamps": (1.0, 4.0), "initial_prompt": "Mr. John Dashwood"}, marks=slow),
         pytest.param(cases()["pauses"], {"vad": True}, marks=slow),
     ],
 )

@@ -17,7 +17,7 @@ def segments_of(result: Decoded, known: Controls, first: int, size: int, vocabul
     """Tokens of a window -> its segments, and where the next window begins.
 
     Between two moments side by side one segment ends and the next begins. What follows the last such pair is not finished: the
-    next window begins there. No segment ends after its window.
+    next window begins there. No segment that begins in its window ends after it.
     """
     tokens = result.tokens
     offset_s, window_s = first / FRAMES_PER_SECOND, size / FRAMES_PER_SECOND
@@ -28,7 +28,7 @@ def segments_of(result: Decoded, known: Controls, first: int, size: int, vocabul
     def segment(own: Sequence[int], start_s: float, end_s: float) -> Segment:
         return Segment(
             start_s=start_s,
-            end_s=min(end_s, offset_s + window_s),
+            end_s=end_s if start_s >= offset_s + window_s else min(end_s, offset_s + window_s),
             text=vocabulary.decode([token for token in own if token < known.end]),
             tokens=tuple(own),
             average_log_probability=result.average_log_probability,

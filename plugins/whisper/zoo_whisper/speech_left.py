@@ -12,6 +12,7 @@ from zoo.api import Segment, Span
 from zoo_whisper.log_mel import FRAMES_PER_SECOND
 
 SLIVER_S = 0.5  # less of a span is its margin, or a moment that the model set a little off
+TAIL_S = 3.0
 LEAST_S = 0.2  # by which a window must be shorter than the one before it, so that there is an end
 
 
@@ -42,10 +43,14 @@ def left_out(segments: Sequence[Segment], speech: Sequence[Span], first: int, si
 
 
 def left_after(segments: Sequence[Segment], speech: Sequence[Span], first: int, size: int) -> int:
-    """The frame where the speech begins that lies after the last segment of a window; the window's end where there is none."""
+    """The frame where speech of more than `TAIL_S` begins that lies after the last segment of a window; the window's end without.
+
+    In a window of one span the text of all of it often ends with a moment that is too early: a shorter rest would be written twice.
+    """
     last_s = max((segment.end_s for segment in segments if segment.text.strip()), default=0.0)
-    places = left_out(segments, speech, first, size)
-    return places[-1][0] if places and places[-1][0] / FRAMES_PER_SECOND >= last_s > 0 else first + size
+    start, count = next(reversed(left_out(segments, speech, first, size)), (0, 0))
+    is_tail = start / FRAMES_PER_SECOND >= last_s > 0 and count > TAIL_S * FRAMES_PER_SECOND
+    return start if is_tail else first + size
 
 
 def _gaps(segments: Sequence[Segment], begin_s: float, end_s: float) -> Iterator[Span]:
