@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.output import print_json
+from zoo.cli.output import print_json, say
 
 
 def add_commands(commands: Any) -> None:
@@ -21,11 +21,11 @@ def add_commands(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from zoo.cli.demo.tour import tour
 
-    report = tour(arguments.out, say=_keep_quiet if arguments.json else print)
+    report = tour(arguments.out, say=_keep_quiet if arguments.json else say)
     if arguments.json:
         print_json(report)
     for part, error in report["missing"].items():
-        print(f"zoo: {part} is missing: {error}", file=sys.stderr)
+        say(f"zoo: {part} is missing: {error}", file=sys.stderr)
     return 1 if report["missing"] else 0
 
 
