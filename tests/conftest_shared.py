@@ -51,6 +51,18 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _threads_stay() -> Iterator[None]:
+    """No test leaves torch another number of threads: with two workers on two cores, two threads each made all later tests 5 times slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert left == threads, f"the test leaves torch with {left} threads, expected {threads}"
+
+
 @pytest.fixture(scope="session")
 def warm() -> Iterator[WarmInterpreter]:
     interpreter = WarmInterpreter(sys.executable)
@@ -81,10 +93,15 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Complet
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
+        import torch
+
+        threads = torch.get_num_threads()
         try:
             code = command(arguments)
         except SystemExit as stop:  # argparse
             code = int(stop.code or 0)
+        finally:
+            torch.set_num_threads(threads)  # --threads is for a process, and this one has other tests
         output = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, code, output.out, output.err)
 

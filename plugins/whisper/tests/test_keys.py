@@ -20,7 +20,7 @@ def inputs():
 
 def test_a_checkpoint_of_openai_loads(tmp_path, inputs) -> None:
     torch.manual_seed(0)
-    dimensions = ModelDimensions(80, 1500, 32, 2, 2, 51_865, 448, 32, 2, 2)
+    dimensions = ModelDimensions(80, 1500, 32, 2, 2, 51_865, 128, 32, 2, 2)
     theirs = whisper.model.Whisper(dimensions).eval()
     state = {key: torch.randn(tensor.shape).mul_(0.1) for key, tensor in theirs.state_dict().items()}
     state["encoder.positional_embedding"] = theirs.state_dict()["encoder.positional_embedding"]  # which is computed
@@ -36,7 +36,7 @@ def test_a_folder_of_hugging_face_loads(tmp_path, inputs, with_head) -> None:
     torch.manual_seed(0)
     config = transformers.WhisperConfig(
         d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=128, decoder_ffn_dim=128, vocab_size=51_865,
+        encoder_ffn_dim=128, decoder_ffn_dim=128, vocab_size=51_865, max_target_positions=128,
     )  # fmt: skip
     theirs = transformers.WhisperForConditionalGeneration(config).eval()
     (theirs if with_head else theirs.model).save_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 """Our Whisper against openai-whisper on the same numbers: every layer, every rule, whole transcripts."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -168,6 +169,15 @@ def test_a_window_is_decoded_as_theirs(tiny, options) -> None:
     assert found.no_speech_probability == pytest.approx(wanted.no_speech_prob, abs=PROBABILITY)
 
 
+@pytest.fixture
+def _numba_takes_all_cores() -> Iterator[None]:
+    """It gives OpenMP, and so torch, as many threads: given back, for the tests that follow."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_numba_takes_all_cores")
 def test_the_cheapest_path_is_theirs() -> None:
     from whisper.timing import dtw_cpu
 

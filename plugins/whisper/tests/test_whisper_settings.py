@@ -13,7 +13,7 @@ import zoo
 from zoo.errors import WeightsError
 
 DIMS = {"n_mels": 80, "n_vocab": 51865, "n_audio_ctx": 1500, "n_audio_state": 32, "n_audio_head": 2, "n_audio_layer": 2,
-        "n_text_ctx": 448, "n_text_state": 32, "n_text_head": 2, "n_text_layer": 2}  # fmt: skip
+        "n_text_ctx": 128, "n_text_state": 32, "n_text_head": 2, "n_text_layer": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_dims_of_a_checkpoint(state: dict[str, torch.Tensor], tmp_path: Path) ->
 
 
 def test_the_header_of_a_ggml_file(tmp_path: Path) -> None:
-    numbers = [51865, 1500, 32, 4, 2, 448, 32, 4, 2, 80, 1]
+    numbers = [51865, 1500, 32, 4, 2, 128, 32, 4, 2, 80, 1]
     (tmp_path / "ggml.bin").write_bytes(b"lmgg" + struct.pack("<11i", *numbers) + bytes(64))
     with pytest.raises(WeightsError, match="n_audio_head is 4, the model has 2; n_text_head is 4, the model has 2"):
         zoo.build("whisper/random", weights=tmp_path / "ggml.bin")

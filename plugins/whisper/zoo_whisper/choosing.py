@@ -38,13 +38,18 @@ class Greedy:
         return grown, None
 
     def _drawn(self, shares_RV: torch.Tensor) -> torch.Tensor:
+        """A token for each row, by the shares: the first at which their sum is above a number drawn evenly below all of it.
+
+        `torch.multinomial`, with which the reference draws, takes 1.4 ms a row of Whisper's vocabulary: most of a small model's time.
+        """
         if self.generators is None:
             return torch.multinomial(shares_RV, 1, replacement=True)[:, 0]
-        drawn = [
-            torch.multinomial(shares, 1, replacement=True, generator=self.generators[window])
-            for window, shares in zip(self.windows, torch.split(shares_RV, self.each), strict=True)
-        ]
-        return torch.cat(drawn)[:, 0]
+        own = [self.generators[window] for window in self.windows]
+        device = shares_RV.device
+        drawn_R = torch.cat([torch.rand(self.each, dtype=torch.float64, device=device, generator=one) for one in own])
+        sums_RV = shares_RV.double().cumsum(-1)
+        wanted_R1 = drawn_R[:, None] * sums_RV[:, -1:]
+        return torch.searchsorted(sums_RV, wanted_R1, right=True)[:, 0].clamp(max=shares_RV.shape[-1] - 1)
 
     @property
     def finished(self) -> bool:

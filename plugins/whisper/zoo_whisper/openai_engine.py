@@ -107,11 +107,17 @@ def _options(own: WhisperOptions, asked: TranscriptionOptions, language: str | N
 
 
 def _transcribed(theirs: Any, samples: Any, given: dict[str, Any], seed: int | None) -> Mapping[str, Any]:
-    with warnings.catch_warnings(), torch.random.fork_rng(enabled=seed is not None):
-        warnings.simplefilter("ignore")  # of files that it leaves open, and of numpy's future
-        if seed is not None:
-            torch.manual_seed(seed)
-        result: Mapping[str, Any] = theirs.transcribe(samples, **given)
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(enabled=seed is not None):
+            warnings.simplefilter("ignore")  # of files that it leaves open, and of numpy's future
+            if seed is not None:
+                torch.manual_seed(seed)
+            result: Mapping[str, Any] = theirs.transcribe(samples, **given)
+    finally:
+        torch.set_num_threads(
+            threads
+        )  # the times of its words are found by numba, which gives OpenMP, and so torch, all cores
     return result
 
 
