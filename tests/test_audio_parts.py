@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import struct
 
 import numpy as np
@@ -89,6 +90,31 @@ def test_mp3_frames_are_counted_where_nothing_says_how_many(caplog) -> None:
     assert len(heard(b"ID3\4\0\0\0\0\0\0" + bytes(3_000) + bare + whole)) > 31_500
     with pytest.raises(MediaError, match="mp3 frames among too much that is none"):
         heard(bare + b"\xff\xfb\x90\0\xff\xff" * 250_000)
+
+
+@pytest.mark.parametrize("promised", [10_000_000, 2**32 - 1])
+def test_an_mp3_that_promises_far_too_much_is_read_with_a_warning(promised, tmp_path) -> None:
+    mp3 = encoded("MP3", 2.0)
+    at = mp3_frames._frame(mp3[:4]).info_at + 8
+    right = int.from_bytes(mp3[at : at + 4], "big")
+    (tmp_path / "long.mp3").write_bytes(mp3[:at] + promised.to_bytes(4, "big") + mp3[at + 4 :])
+    with open_reader(tmp_path / "long.mp3") as reader:
+        assert reader.duration_s == pytest.approx(2.0, abs=0.2)
+        (warning,) = reader.warnings
+        assert warning == f"its Info frame promises {promised:,} frames, the file holds {right:,}; what is there is used"
+
+
+def test_a_hole_in_an_mp3_is_closed_with_a_warning(tmp_path) -> None:
+    mp3 = encoded("MP3", 4.0)
+    (tmp_path / "hole.mp3").write_bytes(mp3[:2_000] + bytes(1_500) + mp3[3_500:])
+    with open_reader(tmp_path / "hole.mp3") as reader:
+        assert sum(len(block) for block in reader.blocks()) < 3.5 * RATE_HZ
+        warning = reader.warnings[0]
+        assert re.fullmatch(r"1,\d{3} bytes among its frames are none: damage, by which sound is missing, or .*", warning)
+    for harmless in (mp3 + bytes(3_000), mp3 + b"TAG" + bytes(125)):
+        (tmp_path / "whole.mp3").write_bytes(harmless)
+        with open_reader(tmp_path / "whole.mp3") as reader:
+            assert (sum(len(block) for block in reader.blocks()) > 3.9 * RATE_HZ, list(reader.warnings)) == (True, [])
 
 
 def test_a_truncated_first_part_does_not_hide_the_second() -> None:

@@ -43,6 +43,20 @@ def says(answer, *words: str) -> None:
     assert Path(one.filename) == Path(__file__)
 
 
+@pytest.mark.parametrize(("weights", "role"), [(None, "drawn"), ("card", "model")])
+def test_buffers_that_were_written_are_another_state_and_no_training(weights: str | None, role: str) -> None:
+    """The means of a BatchNorm follow what a model was shown in training: what was kept under the old ones is not of this model."""
+    built = library.open_model("timm/efficientnet_lite0", weights=weights)
+    before, content = built.state_identity, built.content
+    built.module.train()
+    with torch.no_grad():
+        built.module(torch.rand(2, 3, 64, 64))
+    built.module.eval()
+    assert built.state_identity != before
+    assert {**content, "buffers": built.content["buffers"]} == built.content
+    assert (role in built.content, built.random) == (True, weights is None)
+
+
 @pytest.mark.parametrize("task", ["classify", "embed", "search", "filter"])
 @pytest.mark.parametrize(("model", "weights"), [("clip/tiny", ["--weights", "none"]), ("conse/lite0-minilm", [])])
 def test_random_weights_are_said(main, photos: Path, tmp_path: Path, task: str, model: str, weights: list[str]) -> None:

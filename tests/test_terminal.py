@@ -72,3 +72,23 @@ def test_commands_print_by_one_function() -> None:
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         found = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
         assert not found or path.name == "output.py", f"{path}:{found[0].lineno}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("clasify", "x"), "zoo: argument COMMAND: invalid choice: 'clasify'; did you mean classify? (see: zoo --help)"),
+        (
+            ("adapt", "trian"),
+            "zoo adapt: argument ACTION: invalid choice: 'trian'; did you mean train? (see: zoo adapt --help)",
+        ),
+        (
+            ("classify", "x", "--lables", "a"),
+            "zoo: unrecognized arguments: --lables a; did you mean --labels? (see: zoo --help)",
+        ),
+        (("list", "--qqq"), "zoo: unrecognized arguments: --qqq (see: zoo --help)"),
+    ],
+)
+def test_what_may_have_been_meant(main, words: tuple[str, ...], message: str) -> None:
+    run = main(*words)
+    assert (run.returncode, run.stderr) == (2, f"{message}\n")

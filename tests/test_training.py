@@ -88,6 +88,16 @@ def test_an_interrupted_training_keeps_the_best_so_far() -> None:
     assert float(point.detach()) == pytest.approx(1.0, abs=0.1)
 
 
+def test_an_interruption_before_the_first_step_is_none_of_a_training() -> None:
+    """There is nothing to keep: a file of it would look like one of a trained adapter."""
+
+    def loss(_: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="nothing is written: no step had been taken"):
+        fit([parameter(0.0)], loss, [torch.tensor([9.0])], FitOptions(steps=5), held_out=[torch.tensor([1.0])])
+
+
 def test_a_loss_that_is_nan_leaves_the_parameters_as_they_were() -> None:
     point = parameter(1.0)
     with pytest.raises(UsageError, match="the loss became nan, so training ended and the parameters are as they were"):

@@ -154,6 +154,7 @@ def test_silence_and_noise_say_nothing_where_voices_are_looked_for(base) -> None
         ({"batch_size": 0}, "batch_size is at least 1, got 0"),
         ({"patience": 2.0}, "patience"),
         ({"hallucination_silence_threshold": 2.0}, "looks at words: set word_timestamps, too"),
+        ({"suppress_tokens": "1.5"}, "suppress_tokens takes whole numbers, got '1.5'"),
         ({"suppress_tokens": (99_999,)}, "suppress_tokens are -1 and ids from 0 to 51864, got 99999"),
         ({"temperature": (-1.0,)}, "temperature is one number or several, none below 0"),
         ({"clip_timestamps": (5.0, 2.0)}, "clip_timestamps are start, end, start, ... in seconds and never go back"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from zoo import __version__
 from zoo.cli.output import add_output_options, say
 from zoo.cli.plugin_commands import HELP, RUN, add_plugin_commands
 from zoo.errors import RandomWeightsWarning, UsageError, ZooError
+from zoo.registry.suggest import did_you_mean, nearest
 from zoo.registry.terminal import message as terminal_message
 
 # command -> the module of this package that adds it, in the order of the help. Only that of the command asked for is imported.
@@ -56,7 +58,32 @@ class _Parser(argparse.ArgumentParser):
     """One line on stderr for wrong usage, as for every other error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {terminal_message(message)} (see: {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {terminal_message(self._suggested(message))} (see: {self.prog} --help)\n")
+
+    def _suggested(self, message: str) -> str:
+        """A word that is none of a few, or an option that is unknown, with what may have been meant in place of all there is."""
+        choice = re.match(r"(?P<where>.*)invalid choice: '(?P<given>.*)' \(choose from (?P<known>.*)\)", message, re.DOTALL)
+        if choice is not None:
+            known = re.findall(r"[^\s',]+", choice["known"])
+            near = nearest(choice["given"], known)
+            return (
+                f"{choice['where']}invalid choice: '{choice['given']}'; {did_you_mean(near, choice['known'])}"
+                if near
+                else message
+            )
+        option = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        near = nearest(option[1], _options(self), most=1) if option is not None else []
+        return f"{message}; {did_you_mean(near, '')}" if near else message
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The long options of a parser and of its commands that are loaded."""
+    found = set[str]()
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them
+        found.update(option for option in action.option_strings if option.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - as above
+            found.update(option for command in action.choices.values() for option in _options(command))
+    return found
 
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -212,7 +212,7 @@ def refuse_random(built: Built) -> None:
 
     words = provenance_of(built).random_words
     if words:
-        raise UsageError(f"{words}; train it first (docs/fusion.md, zoo adapt train), or add --allow-random")
+        raise UsageError(f"{words}; give its trained weights, train its new parts (docs/fusion.md), or add --allow-random")
 
 
 def check_together(arguments: argparse.Namespace) -> None:

@@ -49,6 +49,10 @@ def transcript_files(out: str, sounds: Sequence[Path], format_: str) -> dict[Pat
     else:
         if path.exists() and not path.is_dir():
             raise UsageError(f"--out {out}: {len(sounds)} transcripts need a folder, and this is a file")
+        if (named := path.suffix.lower().removeprefix(".")) in FORMATS and not names_folder(out):
+            raise UsageError(
+                f"--out {out}: {len(sounds)} transcripts need a folder: --out {path.with_suffix('')}/ --format {named}"
+            )
         names = [Path(sound.name) for sound in sounds]
         if len(set(names)) < len(names):  # the folders tell them apart
             absolute = [sound.absolute() for sound in sounds]

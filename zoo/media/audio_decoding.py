@@ -95,12 +95,20 @@ class FileDecoder:
         self.warnings: list[str] = []
         self.file: Any = None  # libsndfile's, of the part that is read
         self.spent_s = claimed_s = 0.0
-        for number in reversed(range(max(1, len(parts)))):  # the first stays open
-            self.file = self._guarded(self._open, number)
-            claimed_s += self.file.frames / self.file.samplerate
+        try:
+            for number in reversed(range(max(1, len(parts)))):  # the first stays open
+                self.file = self._guarded(self._open, number)
+                claimed_s += self.file.frames / self.file.samplerate
+            self.duration_s = claimed_s if claimed_s < KNOWN_S else 0.0
+            _refuse_long(label, self.duration_s, limits)
+        except BaseException:
+            if self.file is not None:
+                self.file.close()
+            raise
         self.rate_hz: int = self.file.samplerate
-        self.duration_s = claimed_s if claimed_s < KNOWN_S else 0.0
-        _refuse_long(label, self.duration_s, limits)
+        for number, part in enumerate(parts, start=1):
+            if part.warning:
+                self.warn(part.warning if len(parts) == 1 else f"sound {number} of {len(parts)}: {part.warning}")
 
     def rewind(self) -> None:
         """Open the file anew: not every format can be sought in."""

@@ -23,9 +23,13 @@ _FLAC_BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One sound inside a file: bytes that are given as they stand, and ranges (start, end) of the file, in order."""
+    """One sound inside a file: bytes that are given as they stand, and ranges (start, end) of the file, in order.
+
+    warning: what its reader ought to know, such as that something is missing in it.
+    """
 
     pieces: tuple[bytes | tuple[int, int], ...]
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
 @dataclass(slots=True)
 class _Sound:
-    """Frames of one kind in a row. promised: how many its Info frame speaks of."""
+    """Frames of one kind in a row. promised: how many its Info frame speaks of. left_out: bytes among them that are none, and no tag."""
 
     kind: tuple[int, int, int, bool]
     header: int
@@ -48,6 +48,7 @@ class _Sound:
     frames: int = 0
     pieces: list[tuple[int, int]] = field(default_factory=list)
     info_end: int = 0  # where its Info frame ends
+    left_out: int = 0
 
     def add(self, start: int, end: int) -> None:
         if self.pieces and self.pieces[-1][1] == start:
@@ -59,7 +60,7 @@ def mp3_parts(source: Source) -> list[Part] | None:
     """The sounds of an mp3 file, each with an Info frame that is right; None where the file can be read as it stands.
 
     A sound ends where another Info frame stands, and where rate, channels or layer change. What lies between frames (tags, zeros)
-    is left out. Raises MediaError for what has too much of it.
+    is left out, with a warning where it is no tag. Raises MediaError for what has too much of it.
     """
     at = after_tags(source, 0)
     if at and _frame_at(source, at) is None:  # a tag that says less than its length
@@ -68,14 +69,13 @@ def mp3_parts(source: Source) -> list[Part] | None:
     if first is None or first.kind[1] != 3:
         return None
     sounds = _sounds(source, at)
-    refuse_many(source.label, sounds)
-    whole = len(sounds) == 1 and len(sounds[0].pieces) == 1 and (sounds[0].promised or 0) >= sounds[0].frames
+    whole = len(sounds) == 1 and len(sounds[0].pieces) == 1 and _counts_well(sounds[0])
     return None if whole else [_part(sound) for sound in sounds if sound.frames]
 
 
 def _sounds(source: Source, at: int) -> list[_Sound]:
     sounds: list[_Sound] = []
-    tries = count = 0
+    tries = count = left_out = 0
     while at < source.size:
         count += 1
         if count % _STILL_FRAMES == 0:
@@ -84,8 +84,9 @@ def _sounds(source: Source, at: int) -> list[_Sound]:
         frame = _frame(head)
         current = sounds[-1] if sounds else None
         if frame is None or (current and frame.kind != current.kind and not _confirmed(source, at, frame)):
-            at, tried = _next_frame(source, at)
-            tries += tried
+            following, tried = _next_frame(source, at)
+            left_out += following - at if after_tags(source, at) == at else 0
+            at, tries = following, tries + tried
             if tries > _MAX_CANDIDATES:
                 raise MediaError(f"{source.label}: a damaged sound (mp3 frames among too much that is none)")
             continue
@@ -94,6 +95,8 @@ def _sounds(source: Source, at: int) -> list[_Sound]:
         if current is None or frame.kind != current.kind or promised is not None:
             current = _Sound(frame.kind, int.from_bytes(head[:4], "big"), promised)
             sounds.append(current)
+            refuse_many(source.label, sounds)
+        current.left_out, left_out = current.left_out + (left_out if current.pieces else 0), 0
         if promised is None:
             current.frames += at + frame.size <= source.size
         else:
@@ -103,12 +106,26 @@ def _sounds(source: Source, at: int) -> list[_Sound]:
     return sounds
 
 
+def _counts_well(sound: _Sound) -> bool:
+    """Whether its Info frame may stand. One of a file that was cut promises more, which its decoder says; far more, and it is wrong."""
+    return sound.frames <= (sound.promised or 0) <= 2 * sound.frames + 1
+
+
 def _part(sound: _Sound) -> Part:
     """As the file has it where its Info frame may stand; else behind one that counts right."""
-    if sound.kind[1] != 3 or (sound.promised or 0) >= sound.frames:
-        return Part(tuple(sound.pieces))
+    warnings = []
+    if sound.left_out:
+        warnings.append(
+            f"{sound.left_out:,} bytes among its frames are none: damage, by which sound is missing, or a tag of an unknown kind"
+        )
+    if sound.kind[1] != 3 or _counts_well(sound):
+        return Part(tuple(sound.pieces), "; ".join(warnings))
+    if (sound.promised or 0) > sound.frames:
+        warnings.append(
+            f"its Info frame promises {sound.promised:,} frames, the file holds {sound.frames:,}; what is there is used"
+        )
     pieces = [(max(start, sound.info_end), end) for start, end in sound.pieces if end > sound.info_end]
-    return Part((_info_frame(sound), *pieces))
+    return Part((_info_frame(sound), *pieces), "; ".join(warnings))
 
 
 def _info_frame(sound: _Sound) -> bytes:

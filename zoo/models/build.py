@@ -15,7 +15,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
-from zoo.models.drawn import Snapshot, snapshot, snapshot_sha256, tensors_sha256, was_trained
+from zoo.models.drawn import (
+    Snapshot,
+    buffers_differ,
+    saved_buffers,
+    saved_numbers,
+    snapshot,
+    snapshot_sha256,
+    tensors_sha256,
+    was_trained,
+)
 from zoo.models.file_settings import files_of, numbers_of, settings_of_file, without_files
 from zoo.models.precision import cast
 from zoo.nn.extension import content_key, extension_of
@@ -91,20 +100,24 @@ class Built:
     @property
     def state_identity(self) -> str:
         """The identity together with what was trained since, and the adapters that calls take now: what results derived now may be kept under."""
-        trained = (part.content.get("parameters", "") for part in every_part(self))
+        trained = (part.content.get(role, "") for part in every_part(self) for role in ("parameters", "buffers"))
         since = " ".join(filter(None, (content_key(self.module), *trained)))
         return hashlib.sha256(f"{self.identity} {since}".encode()).hexdigest() if since else self.identity
 
     @property
     def content(self) -> dict[str, str]:
         """Where its own numbers come from: role -> sha256 of its files; "drawn" for parameters as they were drawn, "parameters" for those
-        that were trained since it was opened, both by what they hold in memory.
+        that were trained since it was opened, "buffers" where those alone were written to; the three by what they hold in memory.
         """
         if not self.opened:
             return dict(self.files)
         if was_trained(self.module, self.opened):
             return {**self.files, "parameters": tensors_sha256(self.module.state_dict().items())}
-        return dict(self.files) if "model" in self.files else {**self.files, "drawn": snapshot_sha256(self.opened)}
+        of_a_file = "model" in self.files or not any(one.parameter for one in self.opened.values())
+        own = {} if of_a_file else {"drawn": snapshot_sha256(self.opened)}
+        if buffers_differ(self.module, self.opened):
+            own["buffers"] = tensors_sha256(saved_buffers(self.module))
+        return {**self.files, **own}
 
     @property
     def random(self) -> bool:
@@ -194,7 +207,7 @@ def open_model(
     known, numbers = files | _decoder(located, registry), {**numbers_of(said), **overrides}
     identity = _identity(named, found, code_sha256(owner), known, numbers, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
-    own = snapshot(_own_parameters(module, parts), hashed="model" not in files)
+    own = snapshot(_own_numbers(module, parts), hashed="model" not in files)
     return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts, opened=own)
 
 
@@ -206,10 +219,10 @@ def _said_by(spec: ModelSpec) -> tuple[str, str | Path | None, str | torch.devic
     return str(spec.name), spec.weights, spec.device, spec.dtype
 
 
-def _own_parameters(module: torch.nn.Module, parts: Mapping[str, Built]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters by name, without those of the parts."""
-    theirs = {id(parameter) for part in parts.values() for parameter in part.module.parameters()}
-    return ((name, parameter) for name, parameter in module.named_parameters() if id(parameter) not in theirs)
+def _own_numbers(module: torch.nn.Module, parts: Mapping[str, Built]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and saved buffers by name, without those of its parts."""
+    theirs = {id(tensor) for part in parts.values() for _, tensor in saved_numbers(part.module)}
+    return ((name, tensor) for name, tensor in saved_numbers(module) if id(tensor) not in theirs)
 
 
 def _moved(module: torch.nn.Module, device: str | torch.device) -> torch.nn.Module:

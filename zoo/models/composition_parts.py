@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo.errors import PluginError, ResolutionError, UsageError
 from zoo.models.build import Built, open_model
-from zoo.models.drawn import snapshot, snapshot_sha256
+from zoo.models.drawn import saved_numbers, snapshot, snapshot_sha256
 from zoo.models.fusion.sense import Sense
 from zoo.models.recipe import Recipe, SenseRecipe, recipe_of
 from zoo.nn.attention import Attention
@@ -112,7 +112,7 @@ def open_bridge(
 
 def gated_part(sense: Sense, bridge: Built, modality: str) -> Built:
     """The gated layers of a sense, which are drawn: a part as its bridge is."""
-    drawn = snapshot(sense.gated.named_parameters())
+    drawn = snapshot(saved_numbers(sense.gated))
     return replace(
         bridge, module=sense.gated, name=f"{modality} gated layers", identity=snapshot_sha256(drawn), opened=drawn, parts={}
     )
@@ -120,7 +120,7 @@ def gated_part(sense: Sense, bridge: Built, modality: str) -> Built:
 
 def kept_part(part: Built, sha256: str, *, drawn: bool) -> Built:
     """A part whose numbers lie in the file of that sha256 beside a recipe, with which it was just filled. drawn: they were never trained."""
-    parameters = snapshot(part.module.named_parameters(), hashed=drawn)
+    parameters = snapshot(saved_numbers(part.module), hashed=drawn)
     files = part.files if drawn else {**part.files, "model": sha256}
     return replace(part, identity=f"{sha256} {part.name}", files=files, opened=parameters, parts={})
 

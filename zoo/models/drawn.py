@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,28 +15,55 @@ from zoo.nn.stamp import writes_of
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One parameter at some time: sha256 of its numbers (empty where a file holds them), its format, and how often it was written to."""
+    """One tensor at some time: sha256 of its numbers (empty where a file holds them), its format, how often it was written to, and
+    whether it is a parameter, else a buffer.
+    """
 
     sha256: str
     dtype: torch.dtype
     writes: int
+    parameter: bool
 
 
-def snapshot(parameters: Iterable[tuple[str, torch.Tensor]], *, hashed: bool = True) -> dict[str, Snapshot]:
-    """Each parameter by its name, as it is now. hashed: False where a file says what they hold."""
+def snapshot(tensors: Iterable[tuple[str, torch.Tensor]], *, hashed: bool = True) -> dict[str, Snapshot]:
+    """Each tensor by its name, as it is now. hashed: False where a file says what they hold."""
     return {
-        name: Snapshot(tensor_sha256(tensor) if hashed else "", tensor.dtype, writes_of(tensor))
-        for name, tensor in parameters
+        name: Snapshot(
+            tensor_sha256(tensor) if hashed else "", tensor.dtype, writes_of(tensor), isinstance(tensor, nn.Parameter)
+        )
+        for name, tensor in tensors
     }
+
+
+def saved_numbers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a file of weights holds, by name: the parameters, and the buffers that are saved (the means of a BatchNorm)."""
+    yield from module.named_parameters()
+    yield from saved_buffers(module)
+
+
+def saved_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    saved = module.state_dict(keep_vars=True)
+    return ((name, tensor) for name, tensor in module.named_buffers() if name in saved)
 
 
 def was_trained(module: nn.Module, before: Mapping[str, Snapshot]) -> bool:
     """Whether a parameter of a module holds other numbers than before. A cast changes no number that was learnt.
 
-    Those that are no longer there, as a kernel exchanges them, say nothing. Drawn ones are compared by their hash, others by the count of
-    writes to them.
+    Buffers alone are no training: they follow whatever a model was shown.
     """
-    for name, tensor in module.named_parameters():
+    return _differ(module.named_parameters(), before)
+
+
+def buffers_differ(module: nn.Module, before: Mapping[str, Snapshot]) -> bool:
+    """Whether a buffer that is saved holds other numbers than before."""
+    return _differ(saved_buffers(module), before)
+
+
+def _differ(tensors: Iterable[tuple[str, torch.Tensor]], before: Mapping[str, Snapshot]) -> bool:
+    """Those that are no longer there, as a kernel exchanges them, say nothing. Drawn ones are compared by their hash, others by the count
+    of writes to them.
+    """
+    for name, tensor in tensors:
         known = before.get(name)
         if known is None:
             continue
@@ -46,9 +73,9 @@ def was_trained(module: nn.Module, before: Mapping[str, Snapshot]) -> bool:
     return False
 
 
-def snapshot_sha256(parameters: Mapping[str, Snapshot]) -> str:
+def snapshot_sha256(tensors: Mapping[str, Snapshot]) -> str:
     """sha256 over names and hashes."""
-    return hashlib.sha256("\n".join(f"{name} {one.sha256}" for name, one in parameters.items()).encode()).hexdigest()
+    return hashlib.sha256("\n".join(f"{name} {one.sha256}" for name, one in tensors.items()).encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

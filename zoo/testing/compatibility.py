@@ -52,7 +52,9 @@ def can(
     verify: bool = True,
     registry: Registry | None = None,
 ) -> list[Answer]:
-    """Answers in the order plugin, adapter, kernel, device, dtype; those that were asked. Raises UnknownNameError for the name.
+    """Answers in the order plugin, adapter, kernel, device, dtype; those that were asked, and last whether all of them go together.
+
+    The last is tried where two or more were asked and each of them can be alone. Raises UnknownNameError for the name.
 
     dtype: `float32`, `bfloat16` or `float16`. verify: False for what the cards declare, without running anything.
     """
@@ -76,6 +78,9 @@ def can(
         answers.append(_on_device(device, subject, verify=tries))
     if dtype is not None:
         answers.append(_in_format(dtype, subject, verify=tries))
+    if len(answers) > 2 and tries and all(answer.can for answer in answers):
+        asked = ", ".join(answer.question for answer in answers[1:])
+        answers.append(_tried(asked, subject, lambda: _together(subject, adapter, kernel, device, dtype)))
     return answers
 
 
@@ -126,13 +131,29 @@ def _by_kernel(name: str, subject: Subject, *, verify: bool) -> Answer:
 
 def _run_by_kernel(subject: Subject, kernel: str) -> str:
     module: Any = subject.open(weights=None).module
+    _set_kernel(module, kernel)
+    return _near(subject, module, KERNEL_COSINE)
+
+
+def _set_kernel(module: Any, kernel: str) -> None:
     if hasattr(module, "use_kernel"):
         module.use_kernel(kernel)
-    else:
-        apply_kernel(module, kernel)
-        if kernel != "float32" and not runs_by_kernel(module):
-            raise CheckFailed("it has no linear layer that a kernel could run")
-    return _near(subject, module, KERNEL_COSINE)
+        return
+    apply_kernel(module, kernel)
+    if kernel != "float32" and not runs_by_kernel(module):
+        raise CheckFailed("it has no linear layer that a kernel could run")
+
+
+def _together(subject: Subject, adapter: str | None, kernel: str | None, device: str | None, dtype: str | None) -> str:
+    """The words of one trial with all that was asked, in the order in which a command sets it up."""
+    placed: dict[str, Any] = {"device": device, "dtype": dtype and getattr(torch, dtype)}
+    module: Any = subject.open(weights=None, **{name: value for name, value in placed.items() if value is not None}).module
+    if kernel is not None:
+        _set_kernel(module, kernel)
+    if adapter is not None:
+        Adapters(Adapted(module), subject.registry).add(adapter, name="tried")
+    run(subject, module)
+    return "run together with random weights"
 
 
 def _on_device(device: str, subject: Subject, *, verify: bool) -> Answer:

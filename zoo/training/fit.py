@@ -80,15 +80,14 @@ def fit(
 
     held_out: examples whose loss is taken before the first step, as often as the options say and at the end; the lowest's parameters are kept.
     report: is told each step and its loss. train: puts the model into training (True) and evaluation (False).
-    Raises UsageError for no examples or parameters, and where a loss or a gradient is NaN or infinite; the parameters are then as they
-    were before, as after whatever else is raised.
+    Raises UsageError for no examples or parameters, and where a loss or a gradient is NaN or infinite, and KeyboardInterrupt before the
+    first step; the parameters are then as they were before, as after whatever else is raised.
     """
     _require(parameters, examples)
     started = time.perf_counter()
     steps, into = options.steps, train or _as_it_is
     optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    rate = partial(warmup_cosine, steps=steps, warmup=max(1, round(options.warmup * steps)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    schedule = _schedule(optimiser, options)
     every = options.evaluate_every or max(1, steps // 10)
     held = HeldOut(held_out, loss, parameters, batch_size=options.batch_size, patience=options.patience)
     before, losses, stopped = copies(parameters), list[float](), "steps"
@@ -108,7 +107,9 @@ def fit(
                     if held.measure(step) and step < steps:
                         stopped = "patience"
                         break
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if not losses:
+                raise KeyboardInterrupt("nothing is written: no step had been taken") from stop
             stopped = "interrupted"
         except BaseException:
             put_back(parameters, before)
@@ -125,6 +126,11 @@ def fit(
         seconds=time.perf_counter() - started,
         parameters=sum(one.numel() for one in parameters),
     )
+
+
+def _schedule(optimiser: torch.optim.Optimizer, options: FitOptions) -> torch.optim.lr_scheduler.LambdaLR:
+    warmup = max(1, round(options.warmup * options.steps))
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, steps=options.steps, warmup=warmup))
 
 
 def _batches(examples: Sequence[Any], options: FitOptions) -> Iterator[list[Any]]:

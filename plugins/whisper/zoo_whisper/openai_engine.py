@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +21,7 @@ from zoo_whisper.keys import OPENAI, TOPS
 from zoo_whisper.log_mel import HOP, SAMPLE_RATE_HZ
 from zoo_whisper.one_by_one import clips_of
 from zoo_whisper.openai_package import openai_whisper
-from zoo_whisper.options import WhisperOptions, numbers
+from zoo_whisper.options import WhisperOptions, numbers, token_ids
 
 OURS_ALONE = ("seed", "normalise", "clip_timestamps", "temperature", "suppress_tokens", "condition_on_previous_text")
 THEIRS = {ours: theirs for theirs, ours in OPENAI.items()}
@@ -98,8 +98,7 @@ def _options(own: WhisperOptions, asked: TranscriptionOptions, language: str | N
     given = {each.name: getattr(own, each.name) for each in fields(own) if each.name not in OURS_ALONE}
     temperature = [own.temperature] if isinstance(own.temperature, (int, float)) else own.temperature
     given["temperature"] = numbers("temperature", temperature)
-    tokens: Sequence[int] = [int(one) for one in numbers("suppress_tokens", own.suppress_tokens or ())]
-    given["suppress_tokens"] = list(tokens)
+    given["suppress_tokens"] = token_ids("suppress_tokens", own.suppress_tokens)
     given["condition_on_previous_text"] = own.condition_on_previous_text is not False
     if asked.speech is not None:  # as for our engine: somebody speaks there
         given["no_speech_threshold"] = None

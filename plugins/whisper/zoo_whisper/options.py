@@ -109,9 +109,17 @@ def numbers(name: str, given: str | Sequence[Any]) -> tuple[float, ...]:
     return found
 
 
+def token_ids(name: str, given: str | Sequence[int] | None) -> list[int]:
+    """Whole numbers as they are given, or between commas; none for None. Raises UsageError for what is no whole number."""
+    found = numbers(name, () if given is None else given)
+    if not all(number.is_integer() for number in found):
+        raise UsageError(f"{name} takes whole numbers, got {given!r}")
+    return [int(number) for number in found]
+
+
 def _suppressed(given: str | Sequence[int] | None, model: Any) -> tuple[int, ...]:
     """The ids that are never written, sorted. Raises UsageError for one that the model does not have."""
-    tokens = [int(number) for number in numbers("suppress_tokens", () if given is None else given)]
+    tokens = token_ids("suppress_tokens", given)
     named = {token for token in tokens if token != -1}
     wrong = [token for token in named if not 0 <= token < model.decoder.vocabulary]
     if wrong:
