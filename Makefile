@@ -1,8 +1,6 @@
 # Everything on a machine that has Python 3.11, pip and make. Each target sets up .venv first; a second run starts at once.
 PYTHON ?= python3
 BIN := .venv/bin
-# pip compiles on one core. A file that is for another version of Python, as some packages have, is no error.
-COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib > .venv/compile.log || true
 INSTALL_INPUTS := requirements.txt constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml) adapters/pyproject.toml
 
 # Some machines forbid Python to keep its bytecode: every command would then compile the zoo anew, and tests start hundreds of commands.
@@ -52,17 +50,21 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/fusion_speed.py
 	@echo "benchmarks/decoder_speed.py, spam_shots.py, transcribe_*.py and sound_shots.py need peers and data of their own: their heads say which"
 
-.venv/.installed: $(INSTALL_INPUTS)
+# Without --no-compile, pip compiles every file of every package, of which a command imports few: half a minute of one core.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --no-build-isolation -r requirements.txt
+
+.venv/.setuptools:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --no-compile --no-build-isolation -r requirements.txt
-	$(COMPILE)
 	touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements-dev.txt
-	$(COMPILE)
+.venv/.installed: .venv/.setuptools $(INSTALL_INPUTS)
+	$(PIP_INSTALL)
 	touch $@
+
+.venv/.installed-dev: .venv/.setuptools $(INSTALL_INPUTS) requirements-dev.txt
+	$(PIP_INSTALL) -r requirements-dev.txt
+	touch .venv/.installed $@
 
 clean:
 	rm -rf .venv
