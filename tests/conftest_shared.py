@@ -29,11 +29,21 @@ settings.load_profile("whole" if os.environ.get("ZOO_SLOW_TESTS") == "1" else "p
 LONGEST = (
     "test_tutorial.py",
     "test_plugins.py",
-    "test_scaffold.py",
-    "test_fusion_learns.py",
-    "test_conformance.py",
     "test_composition.py",
+    "test_conformance.py",
+    "test_scaffold.py",
+    "test_docs.py",
+    "test_classify.py",
+    "test_generate.py",
     "test_transcribe.py",
+    "test_weights.py",
+    "test_kit.py",
+    "test_embed.py",
+    "test_search.py",
+    "test_faults.py",
+    "test_filter.py",
+    "test_parity.py",
+    "test_model.py",
 )
 
 

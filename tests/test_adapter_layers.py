@@ -330,6 +330,30 @@ def test_merging_some_of_the_active_ones_changes_no_answer() -> None:
 
 
 @torch.no_grad()
+def test_what_reads_a_weight_is_not_used_over_one_that_holds_another_adapter() -> None:
+    """DoRA divides by the length of the rows of the weight, which would be that of the merged one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    inputs = torch.randn(5, 4)
+    adapters = adapters_of(model)
+    for seed, (name, (method, options)) in enumerate(KINDS.items()):
+        zoo.adapt(model, method, name=name, activate=False, **options)
+        shaken(adapters, name, seed)
+    adapters.use("lora", "lora again", "elsewhere")
+    expected = model(inputs)
+    adapters.use()
+    adapters.merge("lora")
+    words = r"'{}' \(.*\) works by the weight or the output of 0.*, into which an adapter \(.*\) is merged"
+    for name in ("dora", "dora slice", "ia3"):
+        with pytest.raises(UsageError, match=words.format(name)):
+            adapters.use(name)
+        with pytest.raises(UsageError, match=words.format(name)), adapters.using([name, *4 * [None]]):
+            pass
+    adapters.use("lora again", "elsewhere")
+    assert (model(inputs) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
 def test_rows_follow_a_weight_that_is_written_to_inside_attention() -> None:
     torch.manual_seed(0)
     model = Fused(torchs=True).eval()

@@ -15,6 +15,7 @@ from torch import nn
 from zoo.adapters import files, merging
 from zoo.adapters.adapted import Adapted, adapted_of
 from zoo.adapters.adapter import Adapter, finished
+from zoo.adapters.shared_places import places_under
 from zoo.adapters.target_modules import base_of, places_of
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.models.build import Built
@@ -167,7 +168,7 @@ class Adapters:
         """Let an adapter stand on the model, which is frozen from the first one on; it is trained when it is used."""
         if not self.adapted.adapters:
             self.adapted.places = places_of(self.model)  # a kernel may have been applied since
-        self.adapted.attach(name, adapter, merging.places_under(self.adapted, adapter))
+        self.adapted.attach(name, adapter, places_under(self.adapted.places, self.adapted.model, adapter))
         if not self.adapted.trained_before:
             self.adapted.trained_before = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
             for parameter, _ in self.adapted.trained_before:

@@ -20,6 +20,7 @@ from zoo.adapters.adapted_layer import AdaptedLayer
 from zoo.adapters.adapter import Adapter
 from zoo.adapters.bare_layer import FusedLayer, encoder_layers
 from zoo.adapters.routing import Choice, Mix, require_rows
+from zoo.adapters.shared_places import is_additive, shared_places
 from zoo.adapters.target_modules import Place, places_of
 from zoo.adapters.virtual_tokens import begun
 from zoo.errors import UsageError
@@ -218,10 +219,17 @@ class Adapted:
         return self._mix(choice.everywhere).all_alike(0)
 
     def usable(self, name: str) -> Adapter:
-        """As `find`; raises UsageError for one that is merged, too."""
+        """As `find`; raises UsageError for one that is merged, too, and one that would take another's change for the model's weight."""
         adapter = self.find(name)
         if any(adapter is one for one in self.merged):
             raise UsageError(f"{name!r} is merged into the weights and works in every call: unmerge() first")
+        for other in self.merged:
+            for place, _ in shared_places(self.places, self.model, adapter, other):
+                if not is_additive(adapter.part(place.name)):
+                    raise UsageError(
+                        f"{name!r} ({adapter.method}) works by the weight or the output of {place.name}, into which an adapter "
+                        f"({other.method}) is merged: the answer would be another than unmerged. unmerge() first, or merge both together"
+                    )
         return adapter
 
     def find(self, name: str) -> Adapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import nn
 
 from zoo.adapters.adapted import Adapted
 from zoo.adapters.adapter import Adapter, scaled
-from zoo.adapters.routing import own_of
-from zoo.adapters.target_modules import Place, chosen_places, is_tied, norms_of, overlaps
+from zoo.adapters.shared_places import is_additive, places_under, shared_places
+from zoo.adapters.target_modules import Place, is_tied, overlaps
 from zoo.errors import PluginError, UsageError
 
 Originals = list[tuple[torch.Tensor, torch.Tensor]]  # a weight of the model, and what it held
@@ -97,24 +97,12 @@ def _refuse_left_over(adapted: Adapted, adapters: Sequence[tuple[str, Adapter]])
     names = {adapter: name for name, adapter in adapted.adapters.items()}
     left = [(names[one], one) for one in adapted.active.everywhere if one not in merged]
     for (name, adapter), (other_name, other) in product(adapters, left):
-        for place, other_place in _shared_places(adapted, adapter, other):
-            if not all(
-                own_of(type(part), "additive", "after") for part in (adapter.part(place.name), other.part(other_place.name))
-            ):
+        for place, other_place in shared_places(adapted.places, adapted.model, adapter, other):
+            if not (is_additive(adapter.part(place.name)) and is_additive(other.part(other_place.name))):
                 raise UsageError(
                     f"{name!r} ({adapter.method}) is to be merged into {place.name}, and {other_name!r} ({other.method}), which is active "
                     f"there, is not: the answer would be another. Merge all active ones together, or use(...) without {other_name!r} first"
                 )
-
-
-def _shared_places(adapted: Adapted, adapter: Adapter, other: Adapter) -> Iterator[tuple[Place, Place]]:
-    """Places of one adapter and of another that have outputs in common."""
-    own, others = places_under(adapted, adapter), places_under(adapted, other)
-    yield from ((place, place) for place in own if other.part(place.name) is not None)
-    for one, two in overlaps({place.name: place for place in (*own, *others)}.values()):
-        for first, second in ((one, two), (two, one)):
-            if adapter.part(first.name) is not None and other.part(second.name) is not None:
-                yield first, second
 
 
 def _require_shapes(
@@ -151,18 +139,12 @@ def unmerge(originals: Originals) -> None:
         tensor.copy_(held)
 
 
-def places_under(adapted: Adapted, adapter: Adapter) -> list[Place]:
-    """The places where an adapter has parts."""
-    places = {**adapted.places, **norms_of(adapted.model)}
-    return [place for name in adapter.places for place in chosen_places(places, [name])]
-
-
 def _mergeable(adapted: Adapted, name: str, adapter: Adapter, shared: set[int]) -> list[Place]:
     if adapter.virtual is not None:
         raise UsageError(
             f"{name!r} ({adapter.method}) puts tokens before others, which no weight holds: it cannot be merged"
         )
-    places = places_under(adapted, adapter)
+    places = places_under(adapted.places, adapted.model, adapter)
     for place in places:
         if not hasattr(adapter.part(place.name), "merged"):
             raise UsageError(

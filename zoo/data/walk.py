@@ -89,8 +89,9 @@ def matching(pattern: str) -> list[Found]:
 
     The folder itself stands for all in it where the pattern ends in `**`.
     """
-    first = next(number for number, part in enumerate(Path(pattern).parts) if glob.has_magic(part))
-    parts = Path(pattern).parts
+    given = Path(pattern).parts
+    parts = tuple(part for number, part in enumerate(given) if not (part == "**" and given[number - 1 : number] == ("**",)))
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:first])
     found = dict.fromkeys(_matching(base, parts[first:]) if is_folder(base) else ())
     return sorted(found, key=lambda one: str(one.path))

@@ -106,6 +106,18 @@ class Registry:
 
     def find(self, name: str) -> Found:
         """Resolve a name. Raises UnknownNameError, AmbiguousNameError, or PluginError for a plugin that is disabled."""
+        matches = self.matches(name)
+        rest = name.partition(":")[2] if ":" in name else name
+        if not matches:
+            raise self._unknown(rest)
+        if len(matches) > 1:
+            matches = [match for match in matches if self._pinned(match.card, rest)] or matches
+        if len(matches) > 1:
+            raise _ambiguous(rest, matches)
+        return matches[0]
+
+    def matches(self, name: str) -> list[Found]:
+        """Everything that a name may mean; none where no model has it, for which no suggestion is looked for, as `find` does."""
         distribution, colon, rest = name.partition(":")
         if not colon:
             distribution, rest = "", name
@@ -119,13 +131,8 @@ class Registry:
         if not matches:
             owner = rest.partition("/")[0] if "/" in rest else ""
             if self._try_again(lambda plugin: plugin.name == owner):
-                return self.find(name)
-            raise self._unknown(rest)
-        if len(matches) > 1:
-            matches = [match for match in matches if self._pinned(match.card, rest)] or matches
-        if len(matches) > 1:
-            raise _ambiguous(rest, matches)
-        return matches[0]
+                return self.matches(name)
+        return matches
 
     def default(self, task: str) -> str:
         """The model for a task when the user names none: the user's choice, else the card that claims the task.

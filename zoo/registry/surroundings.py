@@ -91,8 +91,12 @@ def _socket() -> Any:
     return sys.modules["socket"]
 
 
-def _numpy_state() -> str:
-    return repr(sys.modules["numpy"].random.get_state())
+def _numpy_state() -> Any:
+    """Comparable, without numpy's printing of 624 numbers, which takes longer than most builders."""
+    state = sys.modules["numpy"].random.get_state()
+    return (
+        tuple(part.tobytes() if hasattr(part, "tobytes") else part for part in state) if isinstance(state, tuple) else state
+    )
 
 
 def _blanket_filters() -> list[str]:

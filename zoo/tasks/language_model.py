@@ -11,7 +11,7 @@ import torch
 
 from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.prompt import Prompt
-from zoo.errors import PluginError, ResolutionError, UsageError
+from zoo.errors import PluginError, UsageError
 from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.composition import Composition, open_composition
 from zoo.models.contracts import Decoder, Tokenizer
@@ -151,9 +151,6 @@ def _names_composition(name: str | Path | None) -> bool:
     try:
         if not (path / FILE).is_file() and not (path.suffix == ".toml" and path.is_file()):
             return False
-        default_registry().find(name)  # the name of a model means the model: ./NAME is the folder
-    except ResolutionError:
-        return True
     except (OSError, ValueError):  # a name that no file can have
         return False
-    return False
+    return not default_registry().matches(name)  # the name of a model means the model: ./NAME is the folder

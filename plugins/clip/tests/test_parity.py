@@ -71,7 +71,8 @@ def check_probabilities(built: Any, model: Any, images_BE: torch.Tensor, picture
     assert (sigmoid_BC - logits_BC.sigmoid()).abs().max() < CLOSE
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", *(pytest.param(name, marks=slow) for name in ("ViT-B-32-quickgelu", "RN50"))])
+@slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu", "RN50"])
 def test_full_size(name: str, saved, reference, pictures) -> None:
     """Embeddings and zero-shot probabilities; the weights pass through a file, as published ones do."""
     model = shaken(open_clip.create_model(name))

@@ -1,7 +1,7 @@
 """A composition learns: SmolLM2, frozen, names classes of pictures, then of sounds, once small trained parts show them to it.
 
-At each push pictures are learnt; sounds beside them with ZOO_SLOW_TESTS=1 (tests/test_fusion.py shows on a tiny decoder, too, that
-a sense that is added leaves the others as they were). The pictures' encoder is a published one, the sounds' one is random; neither has seen these classes, and the words were picked at
+With ZOO_SLOW_TESTS=1 alone. At each push tests/test_fusion.py shows on a tiny decoder that a sense that is added leaves the others as
+they were, and docs/fusion.md trains two steps. The pictures' encoder is a published one, the sounds' one is random; neither has seen these classes, and the words were picked at
 will. What is trained is a bridge and gated layers. Sounds are added to the composition that has learnt pictures.
 """
 
@@ -32,7 +32,9 @@ PUBLISHED = {
     "smollm/135m-instruct": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     "timm/efficientnet_lite0": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
-slow = pytest.mark.skipif(os.environ.get("ZOO_SLOW_TESTS") != "1", reason="a minute of training: ZOO_SLOW_TESTS=1 runs it")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("ZOO_SLOW_TESTS") != "1", reason="minutes of training: ZOO_SLOW_TESTS=1 runs it"
+)
 SEED = 0
 LAYERS = (9, 19, 29)  # of the decoder's 30: those with a gated layer before them
 STEPS = {"image": 28, "audio": 40}
@@ -166,13 +168,11 @@ def test_without_the_picture_every_answer_is_the_same(seeing: Learnt) -> None:
     assert sum(word == answer for _, word in seeing.unmet) == len(seeing.unmet) / 2
 
 
-@slow
 def test_sounds_are_named(hearing: tuple[Learnt, Logits]) -> None:
     """By the whole path: the encoder is given samples."""
     assert hearing[0].share_right > 0.95
 
 
-@slow
 def test_sounds_are_named_without_a_sense_for_pictures(hearing: tuple[Learnt, Logits]) -> None:
     learnt, _ = hearing
     prompts = [asked for asked, _ in alone(learnt)[:4]]
@@ -185,20 +185,17 @@ def test_the_words_are_written_too(seeing: Learnt) -> None:
     must_be_written(seeing.model, alone(seeing)[:8])
 
 
-@slow
 def test_the_words_of_pictures_and_sounds_are_written_in_one_batch(seeing: Learnt, hearing: tuple[Learnt, Logits]) -> None:
     for lessons in zip(alone(seeing)[:8], alone(hearing[0])[:8], strict=True):
         must_be_written(hearing[0].model, lessons)
 
 
-@slow
 def test_a_sense_that_is_added_changes_nothing_while_its_gates_are_zero(hearing: tuple[Learnt, Logits]) -> None:
     _, logits = hearing
     assert torch.equal(logits.closed_pictures, logits.pictures)
     assert torch.equal(logits.beside_a_closed_sound, logits.beside_a_marker)
 
 
-@slow
 def test_a_sense_that_is_added_and_trained_leaves_the_other_as_it_was(
     seeing: Learnt, hearing: tuple[Learnt, Logits]
 ) -> None:
@@ -207,7 +204,6 @@ def test_a_sense_that_is_added_and_trained_leaves_the_other_as_it_was(
     assert share_right(learnt.model, alone(seeing)) == seeing.share_right
 
 
-@slow
 def test_of_a_picture_and_a_sound_either_is_named(seeing: Learnt, hearing: tuple[Learnt, Logits]) -> None:
     learnt, _ = hearing
     for about in ("image", "audio"):
@@ -222,7 +218,6 @@ def test_the_bridge_and_the_gated_layers_alone_are_trained(seeing: Learnt) -> No
     must_be_trained_alone(seeing, "image")
 
 
-@slow
 def test_the_bridge_and_the_gated_layers_of_sounds_alone_are_trained(hearing: tuple[Learnt, Logits]) -> None:
     must_be_trained_alone(hearing[0], "audio")
 

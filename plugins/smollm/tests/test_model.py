@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -38,7 +39,7 @@ PROMPTS = [
     "To be, or not to be,",
     "My favourite animal is the",
 ]
-TOKENS = 40
+TOKENS = 40 if SLOWLY else 16
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,12 @@ def language() -> LanguageModel:
     if not (blobs_dir() / PUBLISHED).is_file():
         pytest.skip("the weights are not on this machine; bring them with: zoo fetch smollm/135m-instruct")
     return open_language_model(zoo.open_model("smollm/135m-instruct"))  # as it is built, with the weights under their names
+
+
+@pytest.fixture(scope="module")
+def opened() -> Callable[[str], LanguageModel]:
+    """The model by a kernel, opened once."""
+    return cache(lambda kernel: open_language_model(zoo.ModelSpec(name="smollm/135m-instruct", kernel=kernel)))
 
 
 @pytest.fixture(scope="module")
@@ -83,22 +90,24 @@ KERNELS = {"float32": 1e-4, "bf16": 0.01, "int8": 0.02, "int4": 0.02}
 
 
 @pytest.mark.parametrize(("kernel", "allowed"), KERNELS.items() if SLOWLY else [("int4", 0.02)])
-def test_kernels_foretell_text_nearly_as_well(language: LanguageModel, kernel: str, allowed: float) -> None:
+def test_kernels_foretell_text_nearly_as_well(
+    language: LanguageModel, opened: Callable[[str], LanguageModel], kernel: str, allowed: float
+) -> None:
     text = " ".join(PROMPTS)
     ids = language.tokenizer.encode(text)
     exact = perplexity(language.decoder, ids).nll_nats / len(ids)
-    rounded = open_language_model(zoo.ModelSpec(name="smollm/135m-instruct", kernel=kernel))
-    assert perplexity(rounded.decoder, ids).nll_nats / len(ids) == pytest.approx(exact, abs=allowed)
+    assert perplexity(opened(kernel).decoder, ids).nll_nats / len(ids) == pytest.approx(exact, abs=allowed)
 
 
 @pytest.mark.parametrize("kernel", ["float32", "int4"] if SLOWLY else ["int4"])
-def test_it_knows_the_capital_of_france(language: LanguageModel, kernel: str) -> None:
-    opened = open_language_model(zoo.ModelSpec(name="smollm/135m-instruct", kernel=kernel))
-    (plain,) = zoo.generate("The capital of France is", model=opened, max_tokens=8).results
+@pytest.mark.usefixtures("language")
+def test_it_knows_the_capital_of_france(opened: Callable[[str], LanguageModel], kernel: str) -> None:
+    model = opened(kernel)
+    (plain,) = zoo.generate("The capital of France is", model=model, max_tokens=8).results
     assert plain.text.startswith(" Paris.")
-    (chat,) = zoo.generate("What is the capital of France?", model=opened, chat=True).results
+    (chat,) = zoo.generate("What is the capital of France?", model=model, chat=True).results
     assert (chat.text, chat.finish) == ("The capital of France is Paris.", "end")
-    (choice,) = zoo.score("The capital of France is", ["London", "Paris", "Rome"], model=opened).results
+    (choice,) = zoo.score("The capital of France is", ["London", "Paris", "Rome"], model=model).results
     assert choice.choice == "Paris"
     assert sum(choice.scores.values()) == pytest.approx(1)
 

@@ -114,7 +114,7 @@ def test_any_timm_name_is_found_and_built() -> None:
 def test_labels_are_distinct_names() -> None:
     labels = _labels(1000)
     assert (len(set(labels)), labels[0], labels[285]) == (1000, "tench", "Egyptian cat")
-    assert _labels(3) == ["0", "1", "2"]
+    assert _labels(3) == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("name", ["coat_lite_medium_384.in1k", "vit_tiny_patch16_224.augreg_in21k", "resnet50.a1_in1k"])

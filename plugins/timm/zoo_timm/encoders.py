@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -39,7 +40,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.backbone: Any = backbone
         self.preprocess_numbers = None if preprocess is None else dict(preprocess)
-        self.labels = _labels(backbone.num_classes)
+        self.labels = list(_labels(backbone.num_classes))
 
     @property
     def classifier(self) -> nn.Module:
@@ -105,14 +106,15 @@ class ImageEncoder(nn.Module):
         return tokens_BTD.mean(1)
 
 
-def _labels(num_classes: int) -> list[str]:
+@cache
+def _labels(num_classes: int) -> tuple[str, ...]:
     """Distinct class names where timm knows them (its ImageNet subsets), else the class numbers.
 
     A class is called by the first of its WordNet lemmas; by all of them, or with its number, where that is not distinct.
     """
     subset = infer_imagenet_subset({"num_classes": num_classes})
     if subset is None:
-        return [str(number) for number in range(num_classes)]
+        return tuple(str(number) for number in range(num_classes))
     descriptions = list(ImageNetInfo(subset).label_descriptions())
     firsts = Counter(description.partition(",")[0] for description in descriptions)
     names = [
@@ -120,4 +122,4 @@ def _labels(num_classes: int) -> list[str]:
         for description in descriptions
     ]
     repeats = Counter(names)
-    return [f"{name} (class {number})" if repeats[name] > 1 else name for number, name in enumerate(names)]
+    return tuple(f"{name} (class {number})" if repeats[name] > 1 else name for number, name in enumerate(names))

@@ -12,8 +12,8 @@ and not saved: the trained one is.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import gc
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -39,6 +39,8 @@ from zoo.nn.kernels.linear import (
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.nn.kernels.step import decode_step
 from zoo.nn.mixture import Mixture
+
+LARGE = 10_000_000  # parameters: looking through the memory of the process for less is not worth its time
 
 
 def _exact(weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> nn.Module:
@@ -76,7 +78,7 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
         raise UsageError(
             f"kernel {kernel} takes a model on the CPU in float32, got {wrong.dtype} on {wrong.device}: leave out dtype and device"
         )
-    make = LINEARS[kernel]
+    make, size = LINEARS[kernel], sum(parameter.numel() for parameter in module.parameters())
     decoders = [part for part in module.modules() if isinstance(part, Decoder)]
     for decoder in decoders:
         _replace_head(decoder, kernel)
@@ -93,15 +95,15 @@ def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
         del part
     for decoder in decoders:
         decoder.one_step = decode_step(decoder)
-    _give_back_memory()
+    if size >= LARGE:
+        _give_back_memory()
     return module.eval()
 
 
 def _give_back_memory() -> None:
     """What the float32 weights took goes back to the system, where the C library would keep it for later."""
     gc.collect()
-    library = ctypes.util.find_library("c")
-    trim = getattr(ctypes.CDLL(library), "malloc_trim", None) if library else None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
