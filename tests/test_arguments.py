@@ -65,8 +65,8 @@ def test_what_a_file_holds(here: Path) -> None:
         "latin.txt", "notes", "notes.txt", "rows.csv", "rows.jsonl",
     ]  # fmt: skip
     for name, column, error, message in (
-        ("rows.csv", None, UsageError, r"say which column holds the texts \(--column NAME\); line 2 has title, text"),
-        ("rows.csv", "author", UsageError, "no column 'author'; line 2 has title, text"),
+        ("rows.csv", None, UsageError, r"say which column holds the texts \(--column NAME\); its columns are title, text"),
+        ("rows.csv", "author", UsageError, "no column 'author'; its columns are title, text"),
         ("notes.txt", "text", UsageError, "notes.txt: --column is about tables"),
         ("folder", None, UsageError, "folder: a folder, where a text or a text file is expected"),
         ("photo.jpg", None, UsageError, "photo.jpg: an image, a sound or a film by its name"),
@@ -92,7 +92,7 @@ def test_labels_of_a_table(main, here: Path) -> None:
     words = ("classify", "--text", "text:x", *TINY, "--json", "--labels-file", "rows.csv")
     assert set(json.loads(main(*words, "--column", "title").stdout)["results"][0]["scores"]) == {"film", "book"}
     for extra, message in (
-        ((), "--labels-file rows.csv: say which column holds the texts (--column NAME); line 2 has title, text"),
+        ((), "--labels-file rows.csv: say which column holds the texts (--column NAME); its columns are title, text"),
         (("--column", "x"), "--labels-file rows.csv: no column 'x'"),
     ):
         run = main(*words, *extra)

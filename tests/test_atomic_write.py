@@ -27,6 +27,20 @@ def test_old_or_new_and_nothing_beside_it(tmp_path):
     assert (target.read_bytes(), list(tmp_path.iterdir())) == (b"two", [target])
 
 
+def test_errors_name_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as missing, atomic_write(tmp_path / "sub" / "a"):
+        pass
+    assert missing.value.filename == str(tmp_path / "sub" / "a")
+    with pytest.raises(OSError, match="Is a directory") as other, atomic_write(tmp_path / "a") as temporary:
+        temporary.unlink()
+        temporary.mkdir()
+        temporary.write_text("x")
+    assert other.value.filename == str(tmp_path / "a")
+    with pytest.raises(FileNotFoundError) as theirs, atomic_write(tmp_path / "a"):
+        (tmp_path / "gone").read_text()
+    assert theirs.value.filename == str(tmp_path / "gone")
+
+
 def test_a_disk_that_refuses_is_reported_and_changes_nothing(tmp_path, monkeypatch):
     target = tmp_path / "a"
     write_text(target, "old")

@@ -90,6 +90,19 @@ def test_the_command_writes_every_format(zoo, base, tmp_path) -> None:
     assert all(before["end_s"] <= after["start_s"] + 0.01 for before, after in pairwise(spoken))
 
 
+def test_what_the_model_refuses_is_said_before_voices_are_looked_for(random, noise, monkeypatch) -> None:
+    from zoo.tasks import transcription
+
+    monkeypatch.setattr(transcription, "speech_spans", lambda *_: pytest.fail("voices were looked for"))
+    for options, message in (
+        ({"hallucination_silence_threshold": 2.0}, "set word_timestamps, too"),
+        ({"batch_size": 2, "carry_initial_prompt": True}, "carry_initial_prompt goes from one window to the next"),
+        ({"temperature": "warm"}, "temperature takes numbers, got 'warm'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            transcribe(noise, model=random, vad=True, **options)
+
+
 def test_long_work_goes_on_where_it_stopped(random, noise, tmp_path) -> None:
     whole = transcribe(noise, model=random, **QUICK).results[0]
     assert len(whole.segments) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import counted, human_bytes, print_json, print_table, say
@@ -100,6 +101,13 @@ def _print_files(files: list[Fetched], *, json: bool) -> None:
     )
 
 
+def _by_kind(derived: Sequence[tuple[str, int, str]]) -> Iterator[list[str]]:
+    """A row for each kind of derived file: they come by hundreds, and --json names each."""
+    for kind in sorted({kind for _, _, kind in derived}):
+        sizes = [size for _, size, one in derived if one == kind]
+        yield [counted(len(sizes), "file"), human_bytes(sum(sizes)), f"derived: {kind}"]
+
+
 def run_cache(arguments: argparse.Namespace) -> int:
     from zoo.weights.cache import blobs_dir, cached_blobs, cached_derived, cached_wheels, prune
     from zoo.weights.delivery import unpin
@@ -136,7 +144,7 @@ def run_cache(arguments: argparse.Namespace) -> int:
         )
         return 0
     table = [[sha256[:16], human_bytes(size), ", ".join(models) or "no installed card"] for sha256, size, models in blobs]
-    table += [[name[:16], human_bytes(size), f"derived: {kind}"] for name, size, kind in derived]
+    table += _by_kind(derived)
     table += [[name[:16], human_bytes(size), "wheel, kept until its files are out"] for name, size in wheels]
     print_table(["SHA256", "BYTES", "USED BY"], table)
     listed = [*(size for _, size, _ in blobs), *(size for _, size, _ in derived), *(size for _, size in wheels)]

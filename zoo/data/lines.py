@@ -153,7 +153,8 @@ def read_column(path: Path, column: str | None, name: str | None = None) -> list
     for number, row in table_rows(path, name):
         if column is None or column not in row:
             asked = "say which column holds the texts (--column NAME)" if column is None else f"no column {column!r}"
-            raise UsageError(f"{name or path}: {asked}; line {number} has {', '.join(map(str, row))[:200]}")
+            where = f"line {number} has" if path.suffix.lower() == ".jsonl" else "its columns are"
+            raise UsageError(f"{name or path}: {asked}; {where} {', '.join(map(str, row))[:200]}")
         if not isinstance(row[column], str):
             raise MediaError(f"{name or path}:{number}: {column} is a text, got {json.dumps(row[column])[:40]}")
         cells.append(short_enough(row[column], f"{name or path}:{number}: {column}"))

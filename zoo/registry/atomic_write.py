@@ -43,17 +43,19 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     with suppress(FileNotFoundError):
         if not (stat.S_ISREG(path.lstat().st_mode) or path.is_symlink()):
             raise FileExistsError(errno.EEXIST, "it is there and is no file", str(path))
-    temporary, like = _new_file(path)
-    try:
-        yield temporary
-        _finish(temporary, like=like, durable=durable)
-        temporary.replace(path)
-        if durable:
-            sync_folder(path.parent)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    temporary = _new_name(path)
+    with _named(temporary, path):
+        like = _create(temporary, path)
+        try:
+            yield temporary
+            _finish(temporary, like=like, durable=durable)
+            temporary.replace(path)
+            if durable:
+                sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -204,21 +206,31 @@ def _machine() -> str:
     return f"{zlib.crc32(' '.join(known).encode('utf-8', 'surrogateescape')):08x}"
 
 
+@contextmanager
+def _named(temporary: Path, path: Path) -> Iterator[None]:
+    """An error of the system speaks of the file that the user named, not of the name that it has for a moment."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)
+        raise
+
+
 def _new_name(path: Path) -> Path:
     return path.with_name(f".{path.name[:NAME_KEPT]}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.part")
 
 
-def _new_file(path: Path) -> tuple[Path, os.stat_result]:
-    """An empty file of a name that nobody could guess, and the file whose owner, group and mode it is to have."""
+def _create(temporary: Path, path: Path) -> os.stat_result:
+    """An empty file; of the one whose owner, group and mode it is to have."""
     _remove_left(path.parent.absolute(), os.getpid())
-    temporary = _new_name(path)
     handle = os.open(temporary, READ_WRITE | os.O_CREAT | os.O_EXCL, 0o666)
     like = os.fstat(handle)
     with suppress(OSError):
         old = path.lstat()
         like = old if stat.S_ISREG(old.st_mode) else like
     os.close(handle)
-    return temporary, like
+    return like
 
 
 def _finish(temporary: Path, *, like: os.stat_result | None = None, durable: bool = True) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -131,6 +132,8 @@ def transcribe(
     given = {"language": language, "task": task, "batch_size": batch_size, "vad": vad is not False, **options}
     if hasattr(built.module, "engines"):
         given["engine"] = _engine_of(built)
+    if detector is not None:
+        _refuse_early(built, given)
     journal = None if run.journal is None else Path(run.journal)
     work = _Run(built, detector, given, run, progress=progress)
     results = [work.transcript(source, journal=journal) for source in sounds]
@@ -288,7 +291,7 @@ class _Run:
             try:
                 yield from done
                 for window in self._fresh(reader, done[-1].state if done else None):
-                    kept.append(_window_to(window), b"")
+                    kept.append(asdict(window), b"")
                     done.append(window)
                     yield window
             except ZooError:
@@ -366,15 +369,19 @@ def _check_options(built: Built, asked: Sequence[str]) -> None:
         raise UsageError(f"{built.name} has no option {unknown[0]}; {hint}")
 
 
+def _refuse_early(built: Built, given: Mapping[str, Any]) -> None:
+    """What a model refuses as soon as it is asked is refused before voices are looked for, which takes minutes in a long sound."""
+    module: Any = built.module
+    rate_hz = module.sample_rate_hz
+    with suppress(MediaError), plugin_errors(built), open_reader(Sound(np.zeros(rate_hz, np.float32), rate_hz)) as reader:
+        module.windows(reader, _asked(given, ()), state=None)
+
+
 def _asked(given: Mapping[str, Any], speech: Sequence[Span] | None) -> TranscriptionOptions:
     """Settings of a call as the model is asked: those that any transcriber knows, and its own."""
     shared = {name: value for name, value in given.items() if name in ("language", "task", "word_timestamps", "batch_size")}
     own = {name: value for name, value in given.items() if name not in shared and name not in ("vad", "engine")}
     return TranscriptionOptions(**shared, speech=speech, own=own)
-
-
-def _window_to(window: Window) -> dict[str, Any]:
-    return asdict(window)
 
 
 def _window_from(record: Mapping[str, Any]) -> Window:
@@ -383,9 +390,4 @@ def _window_from(record: Mapping[str, Any]) -> Window:
         words = fields["words"]
         spoken = None if words is None else tuple(Word(**word) for word in words)
         segments.append(Segment(**{**fields, "words": spoken, "tokens": tuple(fields["tokens"])}))
-    return Window(
-        segments=tuple(segments),
-        reached_s=record["reached_s"],
-        language=record["language"],
-        state=record["state"],
-    )
+    return Window(**{**record, "segments": tuple(segments)})
