@@ -101,7 +101,9 @@ def test_a_column_is_asked_for_and_named(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", '\ufefftext,label\r\n"a\r\nb",x\r\n\r\nc,y\r\n')
     assert read_column(path, "text") == ["a\r\nb", "c"]
     assert read_column(written(tmp_path / "t.tsv", "a\tb\n1,5\t2\n"), "a") == ["1,5"]
-    with pytest.raises(UsageError, match=r"say which column holds the texts \(--column NAME\); its columns are text, label"):
+    with pytest.raises(
+        UsageError, match=r"say which column holds the texts \(--column NAME\); its columns are text, label"
+    ):
         read_column(path, None)
     with pytest.raises(UsageError, match="no column 'titel'"):
         read_column(path, "titel")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli.options import prepare_torch
 from zoo.cli.output import add_output_options, print_json, say, warn_of_random_weights
 from zoo.errors import UsageError
-from zoo.registry.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from zoo.models.build import ModelSpec
@@ -273,13 +272,12 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from safetensors.torch import save_model
+    from zoo.weights.writing import write_module
 
     adapters, drawn = _opened(arguments)
     adapters.merge()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(arguments.out) as temporary:
-        save_model(adapters.model, str(temporary))
+    write_module(arguments.out, adapters.model)
     if arguments.json:
         print_json({"model": arguments.model, **drawn, "file": str(arguments.out)})
         return 0

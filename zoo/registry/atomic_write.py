@@ -59,6 +59,20 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_write_apart(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """As `atomic_write`, for a library that writes a file of its own beside the one that it is given: the name lies in an empty folder."""
+    path = final_place(path)
+    with atomic_write(path, durable=durable) as temporary:
+        folder = _new_name(path)
+        folder.mkdir()
+        try:
+            yield folder / path.name
+            (folder / path.name).replace(temporary)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill: when the block ends, it takes the place of `path`; an exception leaves `path` as it was.
 

@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from zoo import __version__
-from zoo.registry.atomic_write import atomic_write
 from zoo.registry.settings import cache_dir
 from zoo.weights.cache import warn_of_others
+from zoo.weights.writing import write_tensors
 
 PATIENCE_S = 1.0
 
@@ -49,10 +48,9 @@ def derived(
     with _announced(kind):
         made = compute()
     tensors = _in_memory(made)
-    with suppress(OSError, SafetensorError):
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, durable=False) as temporary:
-            save_file(tensors, temporary, metadata={"kind": kind, "sha256": _digest(tensors)})
+        write_tensors(path, tensors, metadata={"kind": kind, "sha256": _digest(tensors)}, durable=False)
     return tensors
 
 
