@@ -14,7 +14,7 @@ from typing import Any
 from zoo.cli.output import print_json, print_table, say
 from zoo.errors import PluginError, UsageError
 from zoo.registry.lookup import USABLE, Registry, default_registry
-from zoo.registry.plugin import Plugin
+from zoo.registry.plugin import Plugin, code_sha256, origin
 from zoo.registry.records import read_record
 from zoo.registry.settings import change_config, config_file, load_settings
 from zoo.registry.suggest import did_you_mean, nearest
@@ -301,7 +301,10 @@ def plugin_fields(plugin: Plugin) -> dict[str, Any]:
         "cure": plugin.cure,
         "traceback": plugin.traceback,
         "notes": list(plugin.notes),
+        "origin": origin(plugin),
+        "location": None if plugin.location is None else str(plugin.location),
         "manifest_sha256": plugin.manifest_sha256,
+        "files_sha256": code_sha256(plugin),
         "import_ms": plugin.import_ms,
         "badge": read_record("badge", plugin),
     }
