@@ -290,28 +290,99 @@ def test_a_text_that_stands_for_an_image_is_no_image(tmp_path: Path) -> None:
         open_audio(tmp_path / "a.wav")
 
 
-def test_no_address_is_asked_unless_somebody_said_so() -> None:
-    asked: list[str] = []
+@pytest.fixture
+def listener() -> Iterator[tuple[int, list[bytes]]]:
+    """A port of this machine, and what was said to it. Whoever asks by http is sent on to ftp."""
+    asked: list[bytes] = []
 
     class Listener(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            asked.append("somebody")
+            self.request.settimeout(0.2)
+            with contextlib.suppress(OSError):
+                asked.append(self.request.recv(4_096))
+                self.request.sendall(
+                    b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1:%d/a.png\r\nContent-Length: 0\r\n\r\n" % port
+                )
 
-    with socketserver.TCPServer(("127.0.0.1", 0), Listener) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Listener) as server:
+        server.daemon_threads = True
         port = server.server_address[1]
-        hosts = ("127.0.0.1", "[::1]", "0x7f000001", "2130706433", "localhost.", "[::ffff:127.0.0.1]", "ok\\@127.0.0.1")
-        addresses = [
-            f"{scheme}://{host}:{port}/a.png" for host in hosts for scheme in ("http", "https", "HTTP", "ftp", "gopher")
-        ]
-        for address in [*addresses, "file:///etc/passwd", "//127.0.0.1/a.png"]:
-            for modality in ("image", "audio"):
-                with pytest.raises(MediaError):
-                    load(Item(address, address, modality), allow_urls=False)
-        for scheme in ("file:///etc/hostname", f"ftp://127.0.0.1:{port}/a.png", f"gopher://127.0.0.1:{port}/a"):
-            with pytest.raises(MediaError):
-                load(Item(scheme, scheme), allow_urls=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield port, asked
         server.shutdown()
+        thread.join()
+
+
+def addresses(port: int) -> list[str]:
+    hosts = (
+        "127.0.0.1",
+        "[::1]",
+        "0x7f000001",
+        "2130706433",
+        "localhost",
+        "localhost.",
+        "[::ffff:127.0.0.1]",
+        "ok\\@127.0.0.1",
+    )
+    schemes = ("http", "https", "HTTP", "ftp", "gopher")
+    return [
+        *(f"{scheme}://{host}:{port}/a.png" for host in hosts for scheme in schemes),
+        "file:///etc/passwd",
+        f"//127.0.0.1:{port}/a.png",
+    ]
+
+
+@pytest.mark.covers("M9", "A12")
+def test_no_address_is_asked_unless_somebody_said_so(listener: tuple[int, list[bytes]]) -> None:
+    port, asked = listener
+    for address in addresses(port):
+        for modality in ("image", "audio"):
+            with pytest.raises(MediaError):
+                load(Item(address, address, modality), allow_urls=False)
+    for address in ("file:///etc/hostname", f"ftp://127.0.0.1:{port}/a.png", f"gopher://127.0.0.1:{port}/a"):
+        with pytest.raises(MediaError):
+            load(Item(address, address), allow_urls=True)
+    assert asked == []
+    with pytest.raises(MediaError, match="could not be fetched"):
+        load(Item("a", f"http://127.0.0.1:{port}/a.png"), allow_urls=True)
+    assert [said[:16] for said in asked] == [b"GET /a.png HTTP/"], "and nobody is sent on to another scheme"
+
+
+@pytest.mark.covers("M9", "A12")
+def test_no_command_asks_an_address_that_stands_for_a_medium(
+    main, tmp_path: Path, listener: tuple[int, list[bytes]]
+) -> None:
+    port, asked = listener
+    (tmp_path / "folder").mkdir()
+    photo(size=(8, 8)).save(tmp_path / "folder" / "a.png")
+    folder, out = str(tmp_path / "folder"), str(tmp_path / "e.npz")
+    dual, language = ("--model", "clip/tiny", "--weights", "none"), ("--model", "smollm/tiny", "--weights", "none")
+    for address in (f"http://127.0.0.1:{port}/a.png", "file:///etc/passwd"):
+        for words in (
+            ("classify", address, "--labels", "a,b", *dual),
+            ("classify", folder, "--labels-file", address, *dual),
+            ("classify", folder, "--shots", address, *dual),
+            ("classify", folder, "--labels", "a,b", "--model", "clip/tiny", "--weights", address),
+            ("embed", address, "--out", out, *dual),
+            ("embed", "--list", address, "--out", out, *dual),
+            ("search", address, "a cat", *dual),
+            ("search", folder, "--query-image", address, *dual),
+            ("filter", address, "--out", out, "--threshold", "0", *dual),
+            ("transcribe", address, "--model", "whisper/random", "--weights", "none"),
+            ("generate", address, "--max-tokens", "1", *language),
+            ("adapt", "train", address, "--out", str(tmp_path / "a.safetensors"), *language),
+            ("compose", address),
+        ):
+            run = main(*words)
+            assert "Traceback" not in run.stderr
+            assert "root:" not in run.stdout + run.stderr
+            is_text = address.startswith("file:") and words[:2] in (("embed", address), ("generate", address))
+            assert is_text or run.returncode in (1, 2), words
+    assert (
+        main("transcribe", f"https://localhost:{port}/a.wav", "--model", "whisper/random", "--weights", "none").returncode
+        == 2
+    )
     assert asked == []
 
 
