@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.cli.options import seed_torch
 from zoo.cli.output import print_json, say, warn_of_random_weights
 from zoo.errors import UsageError
 
@@ -56,12 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
         and (not arguments.out.is_dir() or any(arguments.out.iterdir()))
     ):
         raise UsageError(f"{arguments.out} is there already: name a new folder")
-    import torch
 
     from zoo.models.composition import compose, describe_composition, open_composition, save
     from zoo.models.provenance import provenance_of
 
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed)
     if arguments.recipe is not None:
         composition = open_composition(Path(arguments.recipe))
     else:

@@ -252,8 +252,6 @@ def check_numbers(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if arguments.length_penalty is not None and not 0 <= arguments.length_penalty <= MOST_PENALTY:
         raise UsageError(f"--length-penalty must be from 0 to {MOST_PENALTY}, got {arguments.length_penalty:g}")
-    if not -(2**63) <= arguments.seed < 2**63:
-        raise UsageError(f"--seed must fit 64 bits, got {arguments.seed}")
     if "" in arguments.stop:
         raise UsageError("--stop ends an answer at a text, got an empty one")
     if arguments.system is not None and not arguments.chat:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zoo.models.build import Built, ModelSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_THREADS = 1_024
 KERNELS = ("float32", "bf16", "int8", "int4")
 
 
@@ -73,14 +74,23 @@ def prepare_torch(arguments: argparse.Namespace) -> None:
     import torch
 
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise UsageError(f"--threads is at least 1, got {arguments.threads}")
+        if not 1 <= arguments.threads <= MOST_THREADS:
+            raise UsageError(f"--threads is from 1 to {MOST_THREADS:,}, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed)
     try:
         torch.empty(0, device=arguments.device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
+
+
+def seed_torch(seed: int) -> None:
+    """Apply --seed to this process. Raises UsageError for one that is no number of torch's."""
+    import torch
+
+    if not -(2**63) <= seed < 2**63:
+        raise UsageError(f"--seed must fit 64 bits, got {seed}")
+    torch.manual_seed(seed)
 
 
 def model_spec(arguments: argparse.Namespace) -> ModelSpec:
