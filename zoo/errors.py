@@ -19,7 +19,11 @@ is no part of it: that helps whoever attacks the process (CVE-2026-22778), and m
 
 import re
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{5,}(?=[>,)\]\s]|$)")  # as Python shows an object that has no other words
+# As Python shows an object that has no other words; any other number as long as an address; and the stack that torch puts behind an error.
+_ADDRESS = re.compile(
+    r" at 0x[0-9a-fA-F]{5,}(?=[>,)\]\s]|$)|\b0x[0-9a-fA-F]{10,}|\s*Exception raised from \S+ at \S+ \(most recent.*",
+    re.DOTALL,
+)
 
 
 class ZooError(Exception):

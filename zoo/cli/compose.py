@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import seed_torch
+from zoo.cli.options import finite_number, seed_torch
 from zoo.cli.output import print_json, say, warn_of_random_weights
 from zoo.errors import UsageError
 
@@ -37,7 +37,10 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--every", type=int, metavar="N", help="gated layers before each N-th layer of the decoder (4)")
     command.add_argument("--adjacent", choices=("last", "all"), help="what is seen of several items in a row (last)")
     command.add_argument(
-        "--gate", type=float, metavar="G", help="what gates begin with: 0 answers as the decoder (0), .5 learns sooner"
+        "--gate",
+        type=finite_number,
+        metavar="G",
+        help="what gates begin with: 0 answers as the decoder (0), .5 learns sooner",
     )
     command.add_argument("--weights", choices=("card", "none"), help="of decoder and encoders: none for random ones (card)")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="write the composition there")

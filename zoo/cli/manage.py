@@ -11,6 +11,7 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
+from zoo.cli.options import finite_number
 from zoo.cli.output import print_json, print_table, say
 from zoo.errors import PluginError, UsageError
 from zoo.registry.lookup import USABLE, Registry, default_registry
@@ -29,7 +30,7 @@ def add_commands(commands: Any) -> None:
         help="try every plugin in a process of its own and say what to mend",
         description="Exits with 1 when a plugin is broken, incompatible or lacks a dependency.",
     )
-    doctor.add_argument("--timeout-s", type=float, default=60.0, help="seconds one plugin may take (60)")
+    doctor.add_argument("--timeout-s", type=finite_number, default=60.0, help="seconds one plugin may take (60)")
     doctor.add_argument("--timing", action="store_true", help="also measure what each plugin costs, in ms and MB")
     doctor.set_defaults(run=run_doctor)
     for verb, text in (("enable", "use a plugin again"), ("disable", "leave a plugin out, before it is looked at")):
@@ -71,7 +72,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from zoo.registry.diagnosis import environment, summary, try_all
     from zoo.registry.timing import Cost, cost
 
-    if not 0 < arguments.timeout_s < float("inf"):
+    if arguments.timeout_s <= 0:
         raise UsageError(f"--timeout-s is a number of seconds above 0, got {arguments.timeout_s}")
     facts = environment()
     plugins = try_all(default_registry(), timeout_s=arguments.timeout_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,14 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seed", type=int, default=0, help="seed of what is drawn: answers with --temperature, weights none (0)"
     )
+
+
+def finite_number(text: str) -> float:
+    """A finite number, as the type of an option: with NaN no comparison holds, and a limit would be none."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text[:40]!r}")
+    return value
 
 
 def add_column_argument(command: argparse.ArgumentParser) -> None:
