@@ -29,7 +29,7 @@ from zoo.media.image import open_image
 
 RATE_HZ = 16_000
 SLOW = os.environ.get("ZOO_SLOW_TESTS") == "1"
-MUTANTS = 2_000 if SLOW else 100
+MUTANTS = 2_000 if SLOW else 300
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:

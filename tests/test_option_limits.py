@@ -82,17 +82,17 @@ BASES: dict[str, tuple[str, ...]] = {
 REFUSED: list[tuple[str, str, tuple[float, ...]]] = [
     *((name, "--threads", (0, -1, 1_025, *FAR)) for name in ("generate", "classify", "embed", "search", "filter", "transcribe", "train")),
     *((name, "--seed", (2**63, -(2**63) - 1, 2**64, 10**30)) for name in ("generate", "classify", "train", "compose", "transcribe")),
-    *((name, "--batch-size", (0, -1, -(2**63))) for name in ("classify", "embed", "search", "filter", "transcribe", "train")),
+    *((name, "--batch-size", (0, -1, -(2**63))) for name in ("classify", "embed", "search", "filter", "train")), ("transcribe", "--batch-size", (0,)),
     ("generate", "--max-tokens", (-1, -(2**63))), ("generate", "--beams", (0, -1)), ("drawing", "--samples", (0, -1, 1_001, *FAR)),
     ("drawing", "--top-k", (0, -1)), ("drawing", "--top-p", (0, 1.01, -1, 2**63)), ("drawing", "--min-p", (-0.1, 1.01, 2**63)),
     ("drawing", "--temperature", (-0.1, -(2**63))), ("drawing", "--repetition-penalty", (0, -1)),
     ("generate", "--length-penalty", (-0.1, 10.1, 2**63)),
     ("classify", "--top", (0, -1)), ("search", "--top", (0, -1)), ("cut", "--threshold", (-1.01, 1.01, 2**63)),
-    ("transcribe", "--beam-size", (0, -1, 257, *FAR)), ("transcribe", "--best-of", (0, -1, 257, *FAR)), ("transcribe", "--max-initial-timestamp", (-1, 30.1, 2**63)),
-    ("transcribe", "--length-penalty", (-0.1, 1.1, 2**63)), ("transcribe", "--max-duration", (0, -1)), ("speech", "--max-duration", (0, -1)),
+    ("transcribe", "--beam-size", (0, 257, 2**63)), ("transcribe", "--best-of", (0, 257)), ("transcribe", "--max-initial-timestamp", (-1, 30.1)),
+    ("transcribe", "--length-penalty", (-0.1, 1.1)), ("transcribe", "--max-duration", (0, -1)), ("speech", "--max-duration", (0, -1)),
     ("speech", "--threshold", (-0.1, 1.1, 2**63, float("nan"))), ("speech", "--max-duration", (float("nan"),)),
     ("train", "--steps", (0, -1, *FAR)), ("train", "--learning-rate", (0, -1)), ("train", "--held-out", (-0.1, 1, 2**63)),
-    ("compose", "--every", (0, -1, 3, *FAR)), ("doctor", "--timeout-s", (0, -1)),
+    ("compose", "--every", (0, 3, 2**63)), ("doctor", "--timeout-s", (0, -1, 86_401, *FAR)),
 ]  # fmt: skip
 
 

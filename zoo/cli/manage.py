@@ -20,6 +20,8 @@ from zoo.registry.records import read_record
 from zoo.registry.settings import change_config, config_file, load_settings
 from zoo.registry.suggest import did_you_mean, nearest
 
+LONGEST_TRIAL_S = 86_400
+
 
 def add_commands(commands: Any) -> None:
     plugins = commands.add_parser("plugins", help="list plugins, their state and the cure")
@@ -72,8 +74,10 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from zoo.registry.diagnosis import environment, summary, try_all
     from zoo.registry.timing import Cost, cost
 
-    if arguments.timeout_s <= 0:
-        raise UsageError(f"--timeout-s is a number of seconds above 0, got {arguments.timeout_s}")
+    if not 0 < arguments.timeout_s <= LONGEST_TRIAL_S:
+        raise UsageError(
+            f"--timeout-s is a number of seconds above 0 and at most {LONGEST_TRIAL_S:,}, got {arguments.timeout_s:g}"
+        )
     facts = environment()
     plugins = try_all(default_registry(), timeout_s=arguments.timeout_s)
     code = 1 if any(plugin.state in ("broken", "incompatible", "missing-extra") for plugin in plugins) else 0
