@@ -222,9 +222,8 @@ def test_a_clash_is_refused_and_settled(crowd, zoo, photos) -> None:
 
 @pytest.mark.covers("P6")
 def test_a_plugin_of_another_api_is_refused_with_its_range(crowd, zoo) -> None:
-    question = ("classify", str(PHOTOS / "chelsea.jpg"), "--weights", "none", "--labels", "a,b", "--model")
     for name, asked in (("apinew", ">=2,<3"), ("apiold", "<1")):
-        run = zoo(*question, f"{name}/model", python=str(crowd))
+        run = zoo("fetch", f"{name}/model", python=str(crowd))
         assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
         assert f"plugin '{name}' (zoodist-{name} 1.0) is incompatible" in run.stderr
         assert f"written for plugin API {asked}; this zoo has 1" in run.stderr
