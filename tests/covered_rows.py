@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+FIGURES = os.environ.get("ZOO_FIGURES") and Path(os.environ["ZOO_FIGURES"]).absolute()  # tests may change the folder
+
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
@@ -32,9 +34,9 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
     report = yield
     covered = any(True for _ in item.iter_markers("covers"))
-    if covered and "ZOO_FIGURES" in os.environ and (report.when == "call" or report.failed):
+    if covered and FIGURES and (report.when == "call" or report.failed):
         figures = [text for name, text in item.user_properties if name == "figure"]
-        _keep(Path(os.environ["ZOO_FIGURES"]), item.nodeid, report.outcome, call.duration, figures)
+        _keep(FIGURES, item.nodeid, report.outcome, call.duration, figures)
     return report
 
 

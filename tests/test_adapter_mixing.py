@@ -97,6 +97,7 @@ def test_rows_give_what_they_give_alone(adapters: Adapters, lengths: list[int]) 
     )
 
 
+@pytest.mark.covers("A19")
 @pytest.mark.parametrize("prefixes", [None, "cold", "hot"])
 def test_greedy_answers_are_those_of_single_calls(adapters: Adapters, prefixes: str | None) -> None:
     prompts = [[*rows([20], seed=9)[0], *row] for row in rows([3, 9, 1, 4, 7, 2, 12, 5, 8])]

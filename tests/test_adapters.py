@@ -258,6 +258,7 @@ def test_other_numbers_under_the_same_name_are_another_adapter(tmp_path: Path) -
     assert generate(model, [prompt], max_tokens=8, prefixes=cache)[0].ids == changed
 
 
+@pytest.mark.covers("A19")
 def test_what_is_derived_from_a_model_is_kept_under_its_adapters(photos: Path) -> None:
     built = zoo.open_model("lm/llama-tiny", weights=None)
     plain = built.state_identity

@@ -203,6 +203,7 @@ def test_no_name_is_special(tmp_path, monkeypatch, wav, name) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.covers("A16")
 def test_a_day_of_silence_costs_nothing(tmp_path) -> None:
     path = tmp_path / "day.flac"
     with soundfile.SoundFile(path, "w", 1_000, 1, format="FLAC") as file:  # a slow rate, to be written fast

@@ -186,6 +186,7 @@ def test_a_pattern_of_too_many_shards_is_refused_at_once(pattern: str) -> None:
         tar_pairs.expand_pattern(pattern)
 
 
+@pytest.mark.covers("A14")
 def test_odd_and_hostile_tars(photos: Path, tmp_path: Path, model: object, monkeypatch) -> None:
     cat = (photos / "chelsea.jpg").read_bytes()
     path = tmp_path / "x.tar"

@@ -371,6 +371,7 @@ def test_what_is_asked_of_a_decoder_without_senses_is_refused() -> None:
         model({"series": None})(torch.tensor([[1, 2, 3]]), media=[[Placed(0, 2, thing("series", 0, 3))]])
 
 
+@pytest.mark.covers("A19")
 def test_keys_are_of_content() -> None:
     from PIL import Image
 
@@ -408,6 +409,7 @@ def _running(sizes):
     return found
 
 
+@pytest.mark.covers("A19")
 @pytest.mark.parametrize("change", ["cast", "evaluation", "exchange", "new tensor"])
 def test_what_shapes_an_item_is_watched(change) -> None:
     fused, one = model({"image": 0.6}), prompt([1, ("image", 0, 3), 2])

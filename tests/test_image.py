@@ -252,6 +252,7 @@ def test_files_that_are_no_images(tmp_path: Path, photo: Image.Image) -> None:
             open_image(tmp_path / name)
 
 
+@pytest.mark.covers("A15")
 @pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [13_000, 20_000])
 def test_a_decompression_bomb_costs_nothing(tmp_path: Path, side: int) -> None:

@@ -100,7 +100,7 @@ def plugins_of(run: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str
     return {plugin["dist"]: plugin for plugin in json.loads(run.stdout)["plugins"]}
 
 
-@pytest.mark.covers("P1", "P2")
+@pytest.mark.covers("P1", "P2", "P5", "P6")
 def test_each_is_named_with_its_cure(crowd, zoo) -> None:
     run = zoo("plugins", "--json", python=str(crowd))
     assert run.returncode == 0, run.stderr
@@ -218,6 +218,15 @@ def test_a_clash_is_refused_and_settled(crowd, zoo, photos) -> None:
     assert zoo("pin", "timm", "modalzoo-timm", python=str(crowd)).returncode == 0
     assert zoo("show", "timm/efficientnet_lite0", python=str(crowd)).returncode == 0
     assert plugins_of(zoo("plugins", "--json", python=str(crowd)))["modalzoo-timm"]["state"] == "ok"
+
+
+@pytest.mark.covers("P6")
+def test_a_plugin_of_another_api_is_refused_with_its_range(crowd, zoo) -> None:
+    for name, asked in (("apinew", ">=2,<3"), ("apiold", "<1")):
+        run = zoo("fetch", f"{name}/model", python=str(crowd))
+        assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
+        assert f"plugin '{name}' (zoodist-{name} 1.0) is incompatible" in run.stderr
+        assert f"written for plugin API {asked}; this zoo has 1" in run.stderr
 
 
 def test_disabled_means_not_looked_at(crowd, zoo) -> None:

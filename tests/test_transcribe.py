@@ -1,6 +1,7 @@
 """`zoo transcribe` and what stands behind it: files, options, formats, interruptions, voices."""
 
 import json
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from scipy.signal import resample_poly
 
 import zoo as library
 from zoo.data.subtitles import plain, srt, tsv, vtt
@@ -45,6 +47,12 @@ def noise():
     return Sound((0.1 * np.random.default_rng(0).standard_normal(100 * RATE_HZ)).astype(np.float32), RATE_HZ)
 
 
+STORED = [  # the first is a telephone's, of two channels
+    (8_000, 2, "ULAW"), (11_025, 1, "PCM_16"), (22_050, 2, "FLOAT"), (44_100, 2, "PCM_16"), (48_000, 1, "PCM_24"), (48_000, 6, "PCM_32"),
+    (96_000, 2, "DOUBLE"), (16_000, 1, "PCM_U8"),
+]  # fmt: skip
+
+
 def words(text):
     return "".join(character for character in text.lower() if character.isalpha() or character in " -").split()
 
@@ -71,6 +79,20 @@ def test_a_recording_is_written_down(base) -> None:
     assert heard.provenance.kernel == "float32"
     assert not heard.provenance.random_weights
     assert len(heard.provenance.weights["whisper/base.ct2"]["model"]) == 64
+
+
+@pytest.mark.covers("M6")
+def test_a_recording_is_written_alike_however_it_is_stored(base, tmp_path, figure) -> None:
+    """Other rates, channels and numbers than those of the file that ships. All of them with ZOO_SLOW_TESTS=1."""
+    samples = open_audio(READER, sample_rate_hz=RATE_HZ).samples.astype(np.float64)
+    files = []
+    for rate_hz, channels, subtype in STORED if os.environ.get("ZOO_SLOW_TESTS") == "1" else STORED[:1]:
+        resampled = resample_poly(samples, rate_hz // 25, RATE_HZ // 25)
+        files.append(tmp_path / f"{rate_hz}-{channels}-{subtype}.wav")
+        soundfile.write(files[-1], np.stack([resampled] * channels, 1), rate_hz, subtype=subtype)
+    for result in transcribe(files, model=base, language="en", temperature=0.0, run=RunOptions()).results:
+        assert (words(result.text), result.error) == (words(SENTENCE), None), result.input
+    figure(f"{len(files)} ways to store a sentence, the same words")
 
 
 def test_the_command_writes_every_format(zoo, base, tmp_path) -> None:
@@ -173,7 +195,7 @@ def test_silence_and_noise_say_nothing_where_voices_are_looked_for(base) -> None
         ({"clip_timestamps": (5.0, 2.0)}, "clip_timestamps are start, end, start, ... in seconds and never go back"),
         ({"clip_timestamps": "5,nan"}, "clip_timestamps takes finite numbers"),
         ({"temperature": float("inf")}, "temperature takes finite numbers"),
-        ({"beam_size": "3"}, "beam_size is a whole number of at least 1, got '3'"),
+        ({"beam_size": "3"}, "beam_size is a whole number of at least 1 and at most 256, got '3'"),
         ({"max_initial_timestamp": -1.0}, "max_initial_timestamp is a second of the window, 0 to 30, got -1.0"),
         ({"vad_filter": True}, "whisper/random has no option vad_filter"),
         ({"state": {}}, "whisper/random has no option state"),

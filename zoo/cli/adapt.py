@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.options import prepare_torch
+from zoo.cli.options import finite_number, prepare_torch
 from zoo.cli.output import add_output_options, print_json, say, warn_of_random_weights
 from zoo.errors import UsageError
 
@@ -40,9 +40,9 @@ def add_commands(commands: Any) -> None:
     )
     train.add_argument("--steps", type=int, metavar="N", default=200, help="batches to train on (200)")
     train.add_argument("--batch-size", type=int, metavar="N", help="examples of a batch (8; images 32)")
-    train.add_argument("--learning-rate", type=float, metavar="X", help="what suits the method if left out")
+    train.add_argument("--learning-rate", type=finite_number, metavar="X", help="what suits the method if left out")
     train.add_argument(
-        "--held-out", type=float, metavar="SHARE", default=0.1, help="of the examples, that only measures (.1)"
+        "--held-out", type=finite_number, metavar="SHARE", default=0.1, help="of the examples, that only measures (.1)"
     )
     train.set_defaults(run=_train)
     listing = actions.add_parser(

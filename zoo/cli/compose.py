@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.cli.options import finite_number, seed_torch
 from zoo.cli.output import print_json, say, warn_of_random_weights
 from zoo.errors import UsageError
 
@@ -36,7 +37,10 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--every", type=int, metavar="N", help="gated layers before each N-th layer of the decoder (4)")
     command.add_argument("--adjacent", choices=("last", "all"), help="what is seen of several items in a row (last)")
     command.add_argument(
-        "--gate", type=float, metavar="G", help="what gates begin with: 0 answers as the decoder (0), .5 learns sooner"
+        "--gate",
+        type=finite_number,
+        metavar="G",
+        help="what gates begin with: 0 answers as the decoder (0), .5 learns sooner",
     )
     command.add_argument("--weights", choices=("card", "none"), help="of decoder and encoders: none for random ones (card)")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="write the composition there")
@@ -56,12 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
         and (not arguments.out.is_dir() or any(arguments.out.iterdir()))
     ):
         raise UsageError(f"{arguments.out} is there already: name a new folder")
-    import torch
 
     from zoo.models.composition import compose, describe_composition, open_composition, save
     from zoo.models.provenance import provenance_of
 
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed)
     if arguments.recipe is not None:
         composition = open_composition(Path(arguments.recipe))
     else:

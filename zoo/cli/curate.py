@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import add_model_arguments, check_weights, model_for
+from zoo.cli.options import add_model_arguments, check_weights, finite_number, model_for
 from zoo.cli.output import about_model, print_json, print_table, say, spell_model, warn_of_random_weights
 from zoo.media.file import expanded
 
@@ -21,7 +21,7 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("source", metavar="SOURCE", help="folder, .jsonl, .tar, or a pattern such as 'x-{000..099}.tar'")
     command.add_argument("--out", type=Path, metavar="OUT", help="where the pairs that stay go")
-    command.add_argument("--threshold", type=float, metavar="X", help="the least cosine that stays, in [-1, 1]")
+    command.add_argument("--threshold", type=finite_number, metavar="X", help="the least cosine that stays, in [-1, 1]")
     command.add_argument(
         "--preset", metavar="NAME", help="laion5b-english (0.28), laion5b-multilingual (0.26) or laion400m (0.3)"
     )

@@ -13,6 +13,7 @@ from zoo.cli.options import (
     add_model_arguments,
     check_column,
     check_weights,
+    finite_number,
     load_adapter,
     model_spec,
     text_option,
@@ -54,19 +55,21 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--stream", action="store_true", help="print the text while it comes")
     command.add_argument("--stop", action="append", metavar="TEXT", default=[], help="end the answer here; may be repeated")
     command.add_argument(
-        "--temperature", type=float, metavar="T", help="0 is greedy, the default; 1 draws as the model says"
+        "--temperature", type=finite_number, metavar="T", help="0 is greedy, the default; 1 draws as the model says"
     )
     command.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    command.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that together reach P")
+    command.add_argument("--top-p", type=finite_number, metavar="P", help="draw from the likeliest that together reach P")
     command.add_argument(
-        "--min-p", type=float, metavar="P", help="draw from those at least P times as likely as the likeliest"
+        "--min-p", type=finite_number, metavar="P", help="draw from those at least P times as likely as the likeliest"
     )
-    command.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 disfavours what was said already")
+    command.add_argument(
+        "--repetition-penalty", type=finite_number, metavar="X", help="above 1 disfavours what was said already"
+    )
     command.add_argument("--samples", type=int, default=1, metavar="N", help="answers to give (1)")
     command.add_argument("--beams", type=int, metavar="N", help="search for the likeliest answer with N hypotheses")
     command.add_argument(
         "--length-penalty",
-        type=float,
+        type=finite_number,
         metavar="X",
         help="with --beams: 1 ranks by the mean of the tokens, 0 by their sum (1)",
     )
@@ -252,8 +255,6 @@ def check_numbers(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if arguments.length_penalty is not None and not 0 <= arguments.length_penalty <= MOST_PENALTY:
         raise UsageError(f"--length-penalty must be from 0 to {MOST_PENALTY}, got {arguments.length_penalty:g}")
-    if not -(2**63) <= arguments.seed < 2**63:
-        raise UsageError(f"--seed must fit 64 bits, got {arguments.seed}")
     if "" in arguments.stop:
         raise UsageError("--stop ends an answer at a text, got an empty one")
     if arguments.system is not None and not arguments.chat:

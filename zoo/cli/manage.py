@@ -11,13 +11,16 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
+from zoo.cli.options import finite_number
 from zoo.cli.output import print_json, print_table, say
 from zoo.errors import PluginError, UsageError
 from zoo.registry.lookup import USABLE, Registry, default_registry
-from zoo.registry.plugin import Plugin
+from zoo.registry.plugin import Plugin, code_sha256, origin
 from zoo.registry.records import read_record
 from zoo.registry.settings import change_config, config_file, load_settings
 from zoo.registry.suggest import did_you_mean, nearest
+
+LONGEST_TRIAL_S = 86_400
 
 
 def add_commands(commands: Any) -> None:
@@ -29,7 +32,7 @@ def add_commands(commands: Any) -> None:
         help="try every plugin in a process of its own and say what to mend",
         description="Exits with 1 when a plugin is broken, incompatible or lacks a dependency.",
     )
-    doctor.add_argument("--timeout-s", type=float, default=60.0, help="seconds one plugin may take (60)")
+    doctor.add_argument("--timeout-s", type=finite_number, default=60.0, help="seconds one plugin may take (60)")
     doctor.add_argument("--timing", action="store_true", help="also measure what each plugin costs, in ms and MB")
     doctor.set_defaults(run=run_doctor)
     for verb, text in (("enable", "use a plugin again"), ("disable", "leave a plugin out, before it is looked at")):
@@ -71,8 +74,10 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from zoo.registry.diagnosis import environment, summary, try_all
     from zoo.registry.timing import Cost, cost
 
-    if not 0 < arguments.timeout_s < float("inf"):
-        raise UsageError(f"--timeout-s is a number of seconds above 0, got {arguments.timeout_s}")
+    if not 0 < arguments.timeout_s <= LONGEST_TRIAL_S:
+        raise UsageError(
+            f"--timeout-s is a number of seconds above 0 and at most {LONGEST_TRIAL_S:,}, got {arguments.timeout_s:g}"
+        )
     facts = environment()
     plugins = try_all(default_registry(), timeout_s=arguments.timeout_s)
     code = 1 if any(plugin.state in ("broken", "incompatible", "missing-extra") for plugin in plugins) else 0
@@ -301,7 +306,10 @@ def plugin_fields(plugin: Plugin) -> dict[str, Any]:
         "cure": plugin.cure,
         "traceback": plugin.traceback,
         "notes": list(plugin.notes),
+        "origin": origin(plugin),
+        "location": None if plugin.location is None else str(plugin.location),
         "manifest_sha256": plugin.manifest_sha256,
+        "files_sha256": code_sha256(plugin),
         "import_ms": plugin.import_ms,
         "badge": read_record("badge", plugin),
     }

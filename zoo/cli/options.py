@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.models.build import Built, ModelSpec
 
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_THREADS = 1_024
 KERNELS = ("float32", "bf16", "int8", "int4")
 
 
@@ -41,6 +43,14 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seed", type=int, default=0, help="seed of what is drawn: answers with --temperature, weights none (0)"
     )
+
+
+def finite_number(text: str) -> float:
+    """A finite number, as the type of an option: with NaN no comparison holds, and a limit would be none."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text[:40]!r}")
+    return value
 
 
 def add_column_argument(command: argparse.ArgumentParser) -> None:
@@ -73,14 +83,23 @@ def prepare_torch(arguments: argparse.Namespace) -> None:
     import torch
 
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise UsageError(f"--threads is at least 1, got {arguments.threads}")
+        if not 1 <= arguments.threads <= MOST_THREADS:
+            raise UsageError(f"--threads is from 1 to {MOST_THREADS:,}, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed)
     try:
         torch.empty(0, device=arguments.device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
+
+
+def seed_torch(seed: int) -> None:
+    """Apply --seed to this process. Raises UsageError for one that is no number of torch's."""
+    import torch
+
+    if not -(2**63) <= seed < 2**63:
+        raise UsageError(f"--seed must fit 64 bits, got {seed}")
+    torch.manual_seed(seed)
 
 
 def model_spec(arguments: argparse.Namespace) -> ModelSpec:

@@ -70,10 +70,16 @@ def warn_of_random_weights(provenance: Provenance) -> None:
 
 
 def separated(text: str) -> list[str]:
-    """What commas separate, blanks around it left out; in double quotes it may hold commas, as in a CSV file."""
+    """What commas separate, blanks around it left out; in double quotes it may hold commas, as in a CSV file.
+
+    Raises UsageError for what is no such list: a line break outside quotes, or a part that is far too long.
+    """
     import csv
 
-    rows = csv.reader([text], skipinitialspace=True)
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True))
+    except csv.Error as error:
+        raise UsageError(f"{text[:40]!r}...: no list with commas between ({error})") from error
     return [field.strip() for row in rows for field in row if field.strip()]
 
 

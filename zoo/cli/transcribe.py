@@ -10,7 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import KERNELS, add_model_arguments, check_weights, load_adapter, model_spec, text_option
+from zoo.cli.options import (
+    KERNELS,
+    add_model_arguments,
+    check_weights,
+    finite_number,
+    load_adapter,
+    model_spec,
+    text_option,
+)
 from zoo.cli.output import about_model, print_json, say, spell_model, warn_of_random_weights
 from zoo.cli.transcript_files import FORMATS, finished, format_of, journal_of, transcript_files, write_transcript
 from zoo.errors import UsageError
@@ -19,14 +27,17 @@ from zoo.models.transcript import MAX_DURATION_S
 # Of the model, by the names that it gives them: each is passed on only where it was given.
 NUMBERS = {
     "beam_size": (int, "beams at temperature 0 (greedy without)"),
-    "patience": (float, "finished beams to wait for, as a share of --beam-size"),
+    "patience": (finite_number, "finished beams to wait for, as a share of --beam-size"),
     "best_of": (int, "samples to choose from at temperatures above 0"),
-    "length_penalty": (float, "exponent of the length that scores are divided by"),
-    "compression_ratio_threshold": (float, "a text that shrinks more than this is tried again (2.4)"),
-    "logprob_threshold": (float, "a window less probable than this is tried again (-1.0)"),
-    "no_speech_threshold": (float, "a window is silence above this, if it is also improbable (0.6)"),
-    "max_initial_timestamp": (float, "second where the first word of a window may begin at the latest (1.0)"),
-    "hallucination_silence_threshold": (float, "with --word-timestamps: seconds of silence around what was made up"),
+    "length_penalty": (finite_number, "exponent of the length that scores are divided by"),
+    "compression_ratio_threshold": (finite_number, "a text that shrinks more than this is tried again (2.4)"),
+    "logprob_threshold": (finite_number, "a window less probable than this is tried again (-1.0)"),
+    "no_speech_threshold": (finite_number, "a window is silence above this, if it is also improbable (0.6)"),
+    "max_initial_timestamp": (finite_number, "second where the first word of a window may begin at the latest (1.0)"),
+    "hallucination_silence_threshold": (
+        finite_number,
+        "with --word-timestamps: seconds of silence around what was made up",
+    ),
 }
 
 
@@ -83,7 +94,7 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument(
         "--max-duration",
-        type=float,
+        type=finite_number,
         default=MAX_DURATION_S,
         metavar="S",
         help=f"longest sound in seconds ({MAX_DURATION_S:.0f})",

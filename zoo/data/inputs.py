@@ -216,6 +216,7 @@ def _modality_of_path(path: Path) -> str:
 def _text_source(text: str) -> Source:
     if not isinstance(text, str):
         raise UsageError(f"a text is a string, got {type(text).__name__}")
+    short_enough(text, "an input")
     if not text.strip():
         raise UsageError("an empty text among the inputs: it has no meaning that a vector could hold")
     refuse_lone_surrogates(text)

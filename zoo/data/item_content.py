@@ -98,11 +98,27 @@ def sha256_of_item(item: Item, content: bytes | Image.Image | Sound | Path) -> s
     return hashlib.sha256(f"{sha256} {added}".encode()).hexdigest() if added else sha256
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    """What follows addresses of http and https, and no redirection to another scheme: urllib's own would go on by ftp."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
 def _download(url: str) -> bytes:
     if offline():
         raise MediaError(f"{url}: the network is switched off (ZOO_OFFLINE or HF_HUB_OFFLINE)")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 - http(s) only, and only when the user allows addresses
+        with _opener().open(url, timeout=TIMEOUT_S) as response:
             data: bytes = response.read(MAX_BYTES + 1)
             expected = int(response.headers.get("Content-Length") or len(data))
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:

@@ -17,6 +17,8 @@ from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
 from zoo.models.contracts import Decoder, Tokenizer
 
+MOST_SAMPLES = 1_000  # of one prompt: they are drawn together
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -109,8 +111,8 @@ def stream(
     """
     sampling = sampling or Sampling()
     checked = checked_prompts(decoder, prompts, max_tokens=max_tokens)
-    if samples < 1:
-        raise UsageError(f"samples must be at least 1, got {samples}")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise UsageError(f"samples must be at least 1 and at most {MOST_SAMPLES:,}, got {samples}")
     choice = choice_for(decoder, adapters, len(checked))  # here, since the steps run later
     rows = [
         _Row(

@@ -89,8 +89,9 @@ def choose(
 
 def allowed(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Logits over the temperature, with -inf for what top_k, top_p and min_p exclude. The likeliest token always stays."""
-    # The likeliest is 0 first, so that no temperature makes it infinite.
-    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / sampling.temperature
+    # The likeliest is 0 first, so that no temperature makes it infinite; and none is 0 in the numbers of the logits, where it is not.
+    tiny = torch.finfo(logits_BV.dtype).tiny
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(sampling.temperature, tiny)
     if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
@@ -98,7 +99,9 @@ def allowed(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
         probabilities_BV = sorted_BV.softmax(-1)
         before_BV = probabilities_BV.cumsum(-1) - probabilities_BV  # what the likelier ones reach without this one
-        excluded_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= sampling.top_p)
+        excluded_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(
+            -1, order_BV, before_BV >= max(sampling.top_p, tiny)
+        )
         logits_BV = logits_BV.masked_fill(excluded_BV, float("-inf"))
     if sampling.min_p:
         probabilities_BV = logits_BV.softmax(-1)
@@ -113,4 +116,5 @@ def _penalised(logits_BV: torch.Tensor, held: Sequence[Sequence[int]], penalty: 
         known = torch.tensor(sorted(set(ids)), device=row_V.device, dtype=torch.long)
         values = row_V[known]
         row_V[known] = torch.where(values > 0, values / penalty, values * penalty)
-    return logits_BV
+    most = torch.finfo(logits_BV.dtype).max  # an infinite one would leave no probabilities
+    return logits_BV.clamp_(-most, most)

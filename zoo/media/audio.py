@@ -108,6 +108,9 @@ def open_reader(
     """As `open_audio`, for a sound that is read piece by piece, in constant memory."""
     if sample_rate_hz is not None and not RATES_HZ[0] <= sample_rate_hz <= RATES_HZ[1]:
         raise UsageError(f"sample_rate_hz is from {RATES_HZ[0]:,} to {RATES_HZ[1]:,}, got {sample_rate_hz:,}")
+    for name, limit_s in (("max_duration_s", max_duration_s), ("max_decode_s", max_decode_s)):
+        if not limit_s > 0:  # which NaN is not: every sound would be short enough
+            raise UsageError(f"{name} is a number of seconds above 0, got {limit_s}")
     limits = Limits(max_duration_s, max_decode_s)
     if isinstance(source, Sound):
         decoder = SamplesDecoder(label or "the sound", source.samples, source.sample_rate_hz, limits)

@@ -16,15 +16,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zoo.errors import MediaError, UsageError
 from zoo.media.file import check_file, describe_content
-from zoo.media.transparency import clear_pixels, on_white
+from zoo.media.transparency import Clear, clear_pixels, on_white
 
 if TYPE_CHECKING:
     import torch
 
 # Few decoders, and none (libtiff) that takes damaged files for whole ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-MAX_PIXELS = 64_000_000  # 192 MB as RGB: a 61-megapixel camera passes, a decompression bomb does not
+MAX_PIXELS = 64_000_000  # 256 MB as RGB, as Pillow holds it: a 61-megapixel camera passes, a decompression bomb does not
 MAX_BYTES = 256_000_000
+PIXELS_AT_ONCE = 1 << 20  # that are converted together
 LONG_SIDES = 4
 _ORIENTATION = 0x0112  # in EXIF
 
@@ -72,7 +73,7 @@ def open_image(
     except Exception as error:  # decoders raise whatever hostile bytes lead them to
         raise MediaError(f"{label}: a damaged image ({error or type(error).__name__})") from error
     _check_size(image, label, max_pixels)
-    return _to_rgb(image, label)
+    return _to_rgb(image, label, ours=True)
 
 
 def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
@@ -172,28 +173,50 @@ def read_file(path: Path) -> bytes:
         raise MediaError(f"{path}: cannot be read ({error})") from error
 
 
-def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+def _to_rgb(image: Image.Image, label: str, *, ours: bool = False) -> Image.Image:
+    """ours: the image was opened here, and its pixels may go as soon as they are converted."""
     try:
-        clear_HW = clear_pixels(image)
+        clear = clear_pixels(image)
         orientation = image.getexif().get(_ORIENTATION, 1)
-        if image.mode == "RGB" and orientation == 1 and clear_HW is None:
+        if image.mode == "RGB" and orientation == 1 and clear is None:
             image.load()
             return image
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            image = _scale_to_8_bits(image)
-        image = on_white(image, clear_HW)
-        image.getexif()[_ORIENTATION] = orientation
-        return ImageOps.exif_transpose(image)
+        converted = _converted(image, clear)
+        if ours:
+            image.close()
+        converted.getexif()[_ORIENTATION] = orientation
+        ImageOps.exif_transpose(converted, in_place=True)
     except Exception as error:  # as above: struct.error from EXIF data, for one
         raise MediaError(f"{label}: a damaged image ({error or type(error).__name__})") from error
+    return converted
 
 
-def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
+def _converted(image: Image.Image, clear: Clear | None) -> Image.Image:
+    """An image in any mode -> RGB, some rows at a time: on the way numbers take many times the memory of pixels."""
+    image.load()
+    wide = image.mode.startswith("I;16") or image.mode in ("I", "F")
+    top = _top_value(image) if wide else 0.0
+    converted = Image.new("RGB", image.size)
+    rows = max(1, PIXELS_AT_ONCE // max(1, image.width))
+    for start in range(0, image.height, rows):
+        end = min(image.height, start + rows)
+        part = image.crop((0, start, image.width, end))
+        if wide:
+            part = _scale_to_8_bits(part, top)
+        converted.paste(on_white(part, None if clear is None else clear(start, end)), (0, start))
+    return converted
+
+
+def _top_value(image: Image.Image) -> float:
+    """The number that stands for white in an image of wide numbers."""
+    highest = image.getextrema()[1] if image.mode in ("I", "F") and image.width and image.height else 0
     if image.mode == "F":
-        top = 1.0 if values.size == 0 or values.max() <= 1 else 255.0
-    else:
-        top = 255.0 if values.size == 0 or (values.max() <= 255 and image.mode == "I") else 65535.0
+        return 1.0 if highest <= 1 else 255.0  # type: ignore[operator]  # of one channel
+    return 255.0 if image.mode == "I" and highest <= 255 else 65535.0  # type: ignore[operator]  # as above
+
+
+def _scale_to_8_bits(image: Image.Image, top: float) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
     return Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
 
 

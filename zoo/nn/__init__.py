@@ -29,7 +29,7 @@ from zoo.nn.mixture import Mixture, Routing, balance_loss
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Alibi, LearnedPositions, RelativeBias, Rotary, alibi_slopes, rotary_frequencies, sinusoids
 from zoo.nn.stack import Reading, Stack
-from zoo.nn.tokenizer import BYTES, END, START, ByteTokenizer, check_text, check_token
+from zoo.nn.tokenizer import BYTES, END, START, ByteTokenizer, check_expressions, check_text, check_token
 
 __all__ = [
     "BYTES",
@@ -58,6 +58,7 @@ __all__ = [
     "activation_function",
     "alibi_slopes",
     "balance_loss",
+    "check_expressions",
     "check_text",
     "check_token",
     "refuse_virtual_tokens",

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from zoo.errors import UsageError
+from zoo.registry.documents import parse_json
 
 BYTES = 256
 START, END = BYTES, BYTES + 1
+# How published models cut a text before its tokens are looked up. Each takes time in proportion to the text.
+EXPRESSIONS = (
+    " {2,}",
+    " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    *(
+        rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        for digits in (r"\p{N}", r"\p{N}{1,3}")
+    ),
+)
 
 
 class ByteTokenizer:
@@ -49,3 +62,34 @@ def check_token(token: int, vocabulary: int) -> None:
     """Raise UsageError for an id outside the vocabulary."""
     if not 0 <= token < vocabulary:
         raise UsageError(f"a token id must be from 0 to {vocabulary - 1}, got {token}")
+
+
+def check_expressions(path: Path) -> None:
+    """Raise UsageError for a `tokenizer.json` that brings an expression of its own, and for what is no JSON.
+
+    An expression is a small program, and `(a+)+$` one that takes longer than anybody lives for a text of a hundred characters
+    (CVE-2025-1194). Those that published models are known by are in EXPRESSIONS.
+    """
+    try:
+        document = parse_json(path.read_text(encoding="utf-8"), unique=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"a tokenizer must be a readable tokenizer.json, got {path} ({error})") from error
+    for expression in _expressions(document):
+        if expression not in EXPRESSIONS:
+            raise UsageError(
+                f"{path} cuts texts by the expression {expression!r:.80}, which is none that published models are known by: an expression "
+                f"of a file is not run, since it may never end; without the file the model takes token ids"
+            )
+
+
+def _expressions(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        if "Regex" in value and len(value) == 1:
+            yield value["Regex"]
+        for name, part in value.items():
+            if name != "vocab":  # the only part that is large
+                yield from _expressions(part)
+    elif isinstance(value, list):
+        for part in value:
+            if isinstance(part, (dict, list)):
+                yield from _expressions(part)

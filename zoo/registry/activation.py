@@ -54,6 +54,7 @@ def activate(plugin: Plugin, manager: pluggy.PluginManager) -> ModuleType:
         try:
             manager.register(module, key)
             manager.check_pending()
+            _check_hooks(module, manager)
         except BaseException:
             if manager.has_plugin(key):
                 manager.unregister(name=key)
@@ -63,6 +64,30 @@ def activate(plugin: Plugin, manager: pluggy.PluginManager) -> ModuleType:
     module = _run(plugin, register)
     drop_record("activation", plugin)
     return module
+
+
+def _check_hooks(module: ModuleType, manager: pluggy.PluginManager) -> None:
+    """Raise TypeError for a hook that pluggy takes without a word: one that is not marked is never called, and an argument that has a
+    default, or is given by its name alone, never comes.
+    """
+    import inspect
+
+    for name in dir(module):
+        hook = getattr(module, name, None)
+        if not inspect.isroutine(hook):
+            continue
+        if manager.parse_hookimpl_opts(module, name) is None:
+            if hasattr(manager.hook, name) and hook.__module__ == module.__name__:
+                raise TypeError(f"{name} has the name of a hook and is not marked as one: write @hookimpl above it")
+            continue
+        for parameter in inspect.signature(hook).parameters.values():
+            if (
+                parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD
+                or parameter.default is not inspect.Parameter.empty
+            ):
+                raise TypeError(
+                    f"the hook {name} has the argument {parameter}: hooks take theirs by the names of zoo.api's, without defaults"
+                )
 
 
 def resolve(plugin: Plugin, target: str, manager: pluggy.PluginManager) -> Any:

@@ -12,6 +12,7 @@ import traceback
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from zoo.registry.card import Card, Provider
 from zoo.registry.manifest import Family
@@ -83,6 +84,12 @@ def code_sha256(plugin: Plugin) -> str | None:
     return digest.hexdigest()
 
 
+def origin(plugin: Plugin) -> str | None:
+    """The address that pip noted when it installed the distribution (PEP 610): of a folder, a file or a repository; None: an index."""
+    url = _direct_url(plugin).get("url")
+    return url if isinstance(url, str) else None
+
+
 def package_files(location: Path) -> list[Path]:
     """The files that a plugin's code lies in: its package's, its single module, or the zip file that holds it."""
     for archive in (location, *location.parents):
@@ -134,8 +141,13 @@ def replace_it(plugin: Plugin) -> str:
 
 def _is_editable(plugin: Plugin) -> bool:
     """Whether pip installed it so that edits count (PEP 610)."""
+    folder = _direct_url(plugin).get("dir_info")
+    return isinstance(folder, dict) and folder.get("editable") is True
+
+
+def _direct_url(plugin: Plugin) -> dict[str, Any]:
     try:
-        url = json.loads(metadata.distribution(plugin.distribution).read_text("direct_url.json") or "{}")
-        return url.get("dir_info", {}).get("editable") is True
+        document = json.loads(metadata.distribution(plugin.distribution).read_text("direct_url.json") or "{}")
     except Exception:  # noqa: BLE001 - damaged metadata may fail in any way, and this is only a hint
-        return False
+        return {}
+    return document if isinstance(document, dict) else {}

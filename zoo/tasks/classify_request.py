@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from zoo.data.inputs import Item, media_items, printable
+from zoo.data.inputs import Item, media_items, printable, refuse_lone_surrogates
+from zoo.data.lines import short_enough
 from zoo.data.shots import distinct_shots, shot_items, shot_names
 from zoo.errors import UsageError
 from zoo.media.file import expanded
@@ -98,6 +99,8 @@ def check_labels(labels: Sequence[str], *, capitals_count: bool = False) -> list
     wrong = [label for label in labels if not isinstance(label, str)]
     if wrong:
         raise UsageError(f"a label is a string, got {wrong[0]!r}")
+    for label in labels:
+        refuse_lone_surrogates(short_enough(label, "a label"))
     names = [label.strip() for label in labels]
     if not [name for name in names if name]:
         raise UsageError("no labels given: name at least two, as in --labels cat,dog")
@@ -128,6 +131,7 @@ def _check_templates(templates: Sequence[str]) -> None:
     if isinstance(templates, str) or not templates:
         raise UsageError(f"templates are a list of at least one sentence with {{}}, got {templates!r}")
     for template in templates:
+        refuse_lone_surrogates(short_enough(template, "a template"))
         if template.count("{}") != 1:
             raise UsageError(f"a template has one {{}} where the label goes, got {template!r}")
 

@@ -270,6 +270,8 @@ def _check_choices(choices: Sequence[str]) -> list[str]:
         raise UsageError(f"choices are at least two different texts, got {names}")
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise UsageError(f"a choice is a text that is not empty, got {names}")
+    for name in names:
+        short_enough(name, "a choice")
     return names
 
 

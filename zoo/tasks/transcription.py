@@ -75,7 +75,7 @@ class Transcription:
 class RunOptions:
     """How a transcription is done and told of: nothing of it changes a word.
 
-    max_duration_s, max_decode_s: longer sounds are refused, and those that take longer to decode.
+    max_duration_s, max_decode_s: longer sounds are refused, and those that take longer to decode. Raises UsageError for none above 0.
     journal: a file in which a sound that takes long is safe: if the work is interrupted, the same call goes on from there; it is
         removed when the work is done, and `on_done` has returned. For one sound.
     on_window: called with the sound's name and each window as soon as it is there. on_done: called with what is returned.
@@ -86,6 +86,11 @@ class RunOptions:
     journal: str | Path | None = None
     on_window: OnWindow | None = None
     on_done: Callable[[Transcription], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit_s in (("max_duration_s", self.max_duration_s), ("max_decode_s", self.max_decode_s)):
+            if not limit_s > 0:
+                raise UsageError(f"{name} is a number of seconds above 0, got {limit_s}")
 
 
 AS_USUAL = RunOptions()

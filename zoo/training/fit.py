@@ -17,6 +17,8 @@ from zoo.errors import UsageError
 from zoo.training.held_out import HeldOut, Loss, copies, put_back
 from zoo.training.schedule import warmup_cosine
 
+MOST_STEPS = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions:
@@ -40,11 +42,11 @@ class FitOptions:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        counted = self.steps >= 1 and self.batch_size >= 1
-        if not (counted and self.learning_rate > 0 and 0 <= self.warmup <= 1 and self.clip > 0):
+        counted = 1 <= self.steps <= MOST_STEPS and self.batch_size >= 1
+        if not (counted and 0 < self.learning_rate < math.inf and 0 <= self.warmup <= 1 and self.clip > 0):
             raise UsageError(
-                "steps and batch_size are at least 1, learning_rate and clip above 0 and warmup from 0 to 1; got "
-                f"steps={self.steps}, batch_size={self.batch_size}, learning_rate={self.learning_rate}, clip={self.clip} "
+                f"steps are from 1 to {MOST_STEPS:,}, batch_size is at least 1, learning_rate and clip are above 0 and warmup from 0 to 1; "
+                f"got steps={self.steps}, batch_size={self.batch_size}, learning_rate={self.learning_rate}, clip={self.clip} "
                 f"and warmup={self.warmup}"
             )
 

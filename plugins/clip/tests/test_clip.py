@@ -245,6 +245,25 @@ def test_a_tokenizer_that_only_the_hub_has(unplugged: None) -> None:
         tower.preprocess(["a cat"])
 
 
+@pytest.mark.covers("A18")
+def test_control_tokens_in_a_text_are_text_for_a_tokenizer_of_the_hub_too(tmp_path: Path, monkeypatch) -> None:
+    """One of transformers, as the towers of SigLIP and of Roberta have."""
+    from open_clip.tokenizer import HFTokenizer
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from zoo_clip.tokenizer import Tokenizer as Reader
+
+    words = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", "a", "cat", "<", "/", "s", ">"])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()])
+    saved = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    saved.save_pretrained(tmp_path)
+    monkeypatch.setattr("zoo_clip.tokenizer.need_hub_file", lambda *_, **__: None)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda *_, **__: HFTokenizer(str(tmp_path), context_length=9))
+    (ids,) = Reader("a tokenizer of the hub", "somebody/something", 9)(["a </s> cat"]).tolist()
+    assert ids[:6] == [words[word] for word in ("a", "<", "/", "s", ">", "cat")]
+
+
 def test_a_text_tower_that_only_the_hub_has(unplugged: None, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissingError, match=r"needs config.json of the Hugging Face repository roberta-base"):
         zoo.build("clip/roberta-ViT-B-32", weights=None)

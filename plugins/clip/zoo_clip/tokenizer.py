@@ -1,8 +1,9 @@
 """Texts -> token ids, by open_clip's own tokenizers."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from zoo_clip.hub import need_hub_file
 from zoo_clip.library import open_clip, process_as_found
 
 CLIP_VOCABULARY = 49408
+# What open_clip would read as the end of a text wherever somebody writes it: all that follows would count for nothing. With the blank
+# its words are those that they are without a control token of that name.
+CONTROL = re.compile(r"<(?=(?:start|end)_of_text>)", re.IGNORECASE)
+# open_clip joins the letters of a word in time that grows with its square, and reads all of a text to keep 77 tokens of it: 100 kB
+# without a blank took two minutes.
+LONGEST_TOKEN = 24  # characters, in CLIP's vocabulary
+LONGEST_TEXT = 20_000  # characters that are cleaned; an entity of HTML has up to 37 and becomes one
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +66,22 @@ def choose_tokenizer(arch: str | None, text: dict[str, Any], choice: str | None)
     return Tokenizer(arch if own else None, repository if own else None, text.get("context_length", 77))
 
 
+def _cleaned(text: str, clean: Callable[[str], str], context: int) -> str:
+    """What open_clip reads a text as, up to where its tokens are cut off at the latest; control tokens as the text that they are."""
+    if len(text) > LONGEST_TEXT:
+        text = " ".join(text.split())[:LONGEST_TEXT]
+    cleaned = clean(text)[: context * (LONGEST_TOKEN + 8)]  # a blank after each, and room for what the last word is made of
+    return CONTROL.sub("< ", cleaned)
+
+
 @cache
 def _load(arch: str | None, repository: str | None, context: int) -> Callable[[list[str]], torch.Tensor]:
     with process_as_found():
         if repository is None:
-            plain: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(arch or "", context_length=context)
-            return plain
+            plain: Any = open_clip.get_tokenizer(arch or "", context_length=context)
+            plain.clean_fn = partial(_cleaned, clean=plain.clean_fn, context=context)
+            reads: Callable[[list[str]], torch.Tensor] = plain
+            return reads
         need_hub_file(repository, "tokenizer_config.json", wanted_by=f"the tokenizer of {arch}")
         try:
             from_hub: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(
@@ -75,4 +93,5 @@ def _load(arch: str | None, repository: str | None, context: int) -> Callable[[l
                 f"({' '.join(str(error).split())[:200]}). Connect once and run: "
                 f"""python -c "import open_clip; open_clip.get_tokenizer('{arch}')" """.rstrip()
             ) from error
+    from_hub.tokenizer.split_special_tokens = True  # type: ignore[attr-defined]  # of transformers: "</s>" in a text is these characters
     return from_hub

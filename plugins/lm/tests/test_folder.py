@@ -200,6 +200,7 @@ def opened(tokenizer: Tokenizer, path: Path, vocabulary: int = 400) -> JsonToken
     return JsonTokenizer(path, start_id=start, end_ids=(end,) if end is not None else (2,), vocabulary=vocabulary)
 
 
+@pytest.mark.covers("A18")
 @pytest.mark.parametrize("make", [byte_level, byte_fallback])
 def test_tokenizers(make: Any, tmp_path: Path) -> None:
     original = make(300)

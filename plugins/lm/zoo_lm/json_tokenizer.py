@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from zoo.api import UsageError
-from zoo.nn import check_text, check_token
+from zoo.nn import check_expressions, check_text, check_token
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -26,7 +26,8 @@ class JsonTokenizer:
     chat = None
 
     def __init__(self, path: Path, *, start_id: int | None, end_ids: tuple[int, ...], vocabulary: int) -> None:
-        """Raises UsageError for a file that cannot be read, one of another kind, or one with more tokens than the model."""
+        """Raises UsageError for a file that cannot be read, one of another kind, one with an expression of its own, or one with more tokens than the model."""
+        check_expressions(path)
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
             decoder = json.dumps(json.loads(path.read_text(encoding="utf-8")).get("decoder"))

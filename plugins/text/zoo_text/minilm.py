@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from zoo.api import Encoded, UsageError
+from zoo.nn import check_expressions
 
 NORM_EPSILON = 1e-12
 BYTE_ENTRIES = 258  # 256 bytes, a start and an end
@@ -86,9 +87,10 @@ def sentence_encoder(
 def open_tokenizer(path: Path, vocabulary: int, max_tokens: int) -> Tokenizer:
     """Read a `tokenizer.json` and have it cut at `max_tokens` and never pad, whatever the file itself says.
 
-    Raises UsageError for a file that cannot be read, for more than `vocabulary` entries, and when `max_tokens` leaves
-    no room for text.
+    Raises UsageError for a file that cannot be read or brings an expression of its own, for more than `vocabulary` entries,
+    and when `max_tokens` leaves no room for text.
     """
+    check_expressions(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -101,6 +103,7 @@ def open_tokenizer(path: Path, vocabulary: int, max_tokens: int) -> Tokenizer:
         raise UsageError(f"max_tokens must exceed the {added} that {path} adds to each text, got {max_tokens}")
     tokenizer.enable_truncation(max_tokens)
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is these characters, and ends nothing
     return tokenizer
 
 

@@ -69,14 +69,20 @@ def check_together(asked: TranscriptionOptions, own: WhisperOptions) -> None:
 
 
 def ladder_of(own: WhisperOptions) -> Ladder:
-    """When a window is good enough. Raises UsageError for what is no temperature."""
+    """When a window is good enough. Raises UsageError for what is no temperature, and for thresholds that are no numbers."""
     given = [own.temperature] if isinstance(own.temperature, (int, float)) else own.temperature
     return Ladder(
         temperatures=numbers("temperature", given),
-        compression_ratio_threshold=own.compression_ratio_threshold,
-        logprob_threshold=own.logprob_threshold,
-        no_speech_threshold=own.no_speech_threshold,
+        compression_ratio_threshold=_threshold(own, "compression_ratio_threshold"),
+        logprob_threshold=_threshold(own, "logprob_threshold"),
+        no_speech_threshold=_threshold(own, "no_speech_threshold"),
     )
+
+
+def _threshold(own: WhisperOptions, name: str) -> float | None:
+    """None is no threshold; NaN would be none, too, and nobody has said so. Raises UsageError."""
+    given = getattr(own, name)
+    return None if given is None else numbers(name, (given,))[0]
 
 
 def rules_of(own: WhisperOptions, model: Any, *, language: str | None, task: str) -> Rules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from zoo.api import UsageError
 from zoo_whisper.tokens import SECONDS_PER_MOMENT, Controls
 
 IMPOSSIBLE = float("-inf")
+MOST_AT_ONCE = 256  # beams or samples of one window: the numbers of each are held at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +39,13 @@ class Rules:
 
     def __post_init__(self) -> None:
         for name, value in (("beam_size", self.beam_size), ("best_of", self.best_of)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name} is a whole number of at least 1, got {value!r}")
+            if value is not None and (not isinstance(value, int) or not 1 <= value <= MOST_AT_ONCE):
+                raise UsageError(f"{name} is a whole number of at least 1 and at most {MOST_AT_ONCE}, got {value!r}")
         if self.task not in ("transcribe", "translate"):
             raise UsageError(f"task is transcribe or translate, got {self.task!r}")
         if self.patience is not None and self.beam_size is None:
             raise UsageError(f"patience={self.patience} is about beams: give beam_size, too")
-        if self.beam_size is not None and self.patience is not None and round(self.beam_size * self.patience) < 1:
+        if self.beam_size is not None and self.patience is not None and not 0.5 < self.beam_size * self.patience < math.inf:
             raise UsageError(
                 f"beam_size={self.beam_size} times patience={self.patience} must be at least one finished beam"
             )
