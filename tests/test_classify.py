@@ -166,7 +166,7 @@ def test_unicode_and_a_thousand_labels(photos: Path) -> None:
         (["--labels", "a,b", "--batch-size", "0"], "batch_size is at least 1, got 0"),
         (["--labels", "a,b", "--device", "cuda:9"], "--device cuda:9"),
         (["--labels", "a,b", "--dtype", "int3"], "invalid choice: 'int3'"),
-        (["--labels", "a,b", "--threads", "0"], "--threads is at least 1, got 0"),
+        (["--labels", "a,b", "--threads", "0"], "--threads is from 1 to 1,024, got 0"),
         (["--labels", "a,b", "--weights", __file__], "conse/lite0-minilm is made of other models"),
         (["--model", LITE0, "--weights", "/nowhere"], "--weights /nowhere: there is no such file"),
     ],

@@ -38,8 +38,8 @@ GRID = [
 
 
 def is_tried_at_each_push(number_of_encoder, number_of_bridge, number_of_way):
-    """Every third bridge with each encoder, each third beginning one later than the last, and the ways in turn."""
-    turn, rest = divmod(number_of_encoder + number_of_bridge, 3)
+    """Every fourth bridge with each encoder, each fourth beginning one later than the last, and the ways in turn."""
+    turn, rest = divmod(number_of_encoder + number_of_bridge, 4)
     return rest == 0 and turn % 2 == number_of_way
 
 
@@ -83,7 +83,7 @@ def test_what_is_tried_at_each_push_meets_every_part_several_times() -> None:
     for place, names in ((1, {name for _, name in ENCODERS}), (2, set(BRIDGES))):
         for name in names:
             met = [trial for trial in small if trial[place] == name]
-            assert len({trial[3 - place] for trial in met}) >= 3, name
+            assert len({trial[3 - place] for trial in met}) >= 2, name
             assert {trial[3] for trial in met} == set(WAYS), name
     assert {(trial[0], trial[2]) for trial in small} == {
         (modality, bridge) for modality in (IMAGE, AUDIO) for bridge in BRIDGES
@@ -95,8 +95,8 @@ def test_what_is_tried_at_each_push_meets_every_part_several_times() -> None:
     ("modality", "encoder", "bridge", "fusion"), GRID if os.environ.get("ZOO_SLOW_TESTS") == "1" else PUSHED
 )
 def test_every_encoder_joins_a_decoder_by_every_bridge(modality, encoder, bridge, fusion, tmp_path: Path) -> None:
-    """The whole grid with ZOO_SLOW_TESTS=1. At each push a sixth of it: each encoder meets a third of the bridges, each bridge a
-    third of the encoders, each of both in both ways, so that what one part does wrong shows; what only one pair of an encoder and
+    """The whole grid with ZOO_SLOW_TESTS=1. At each push an eighth of it: each encoder meets a fourth of the bridges, each bridge a
+    fourth of the encoders, each of both in both ways, so that what one part does wrong shows; what only one pair of an encoder and
     a bridge does wrong may show in the whole grid alone.
     """
     composition = composed(

@@ -43,7 +43,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name} links to {link}, which has {sorted(anchors(target))}"
 
 
-@pytest.mark.parametrize("page", ["docs/language.md", "docs/fusion.md", "docs/speech.md"])
+SLOW = pytest.mark.skipif(
+    os.environ.get("ZOO_SLOW_TESTS") != "1", reason="15 s of a composition of real weights: ZOO_SLOW_TESTS=1"
+)
+
+
+@pytest.mark.parametrize("page", ["docs/language.md", pytest.param("docs/fusion.md", marks=SLOW), "docs/speech.md"])
 def test_the_samples_of_a_page_run(page: str, tmp_path: Path) -> None:
     """Its Python blocks one after another, as somebody would who follows it; at each push, a training has two steps."""
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL)

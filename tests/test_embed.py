@@ -19,7 +19,6 @@ from zoo.data import journal as journals
 from zoo.data.tables import read_table, read_vectors
 from zoo.errors import MediaError, UsageError, ZooError
 
-SLOWLY = os.environ.get("ZOO_SLOW_TESTS") == "1"
 TINY = ("--model", "timm/test_vit", "--weights", "none", "--threads", "2")
 
 
@@ -118,6 +117,9 @@ def test_one_is_not_several(main, photos: Path, tmp_path: Path) -> None:
     assert run.stderr.startswith("zoo: 0 texts, 1 image\n")
 
 
+@pytest.mark.skipif(
+    os.environ.get("ZOO_SLOW_TESTS") != "1", reason="at each push benchmarks/faults.py kills it: ZOO_SLOW_TESTS=1"
+)
 def test_killed_work_ends_with_the_same_bytes(main, photos: Path, tmp_path: Path) -> None:
     folder = many(photos, tmp_path / "images", 300)
     (folder / "0007.jpg").write_text("not an image")
@@ -128,7 +130,7 @@ def test_killed_work_ends_with_the_same_bytes(main, photos: Path, tmp_path: Path
     assert expected["computed"] == 299
     row_bytes = expected["shape"][1] * 4
     part = tmp_path / "e.npz.part"
-    for share in (0.2, 0.7) if SLOWLY else (0.6,):
+    for share in (0.2, 0.7):
         kill_when(part, int(share * 299 * row_bytes), command)
         assert not out.exists()
     last = main(*command)

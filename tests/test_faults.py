@@ -448,7 +448,10 @@ def test_the_tour_goes_on_without_a_model(main, tmp_path, monkeypatch):
 @pytest.mark.covers("W9")
 def test_kills_and_write_errors_at_random_points(figure):
     """The short form of benchmarks/faults.py, in a process of its own: it forks, and puts itself in the place of `open`."""
-    names = "lock,adapt export" if os.environ.get("ZOO_SLOW_TESTS") != "1" else "lock,pin,new,compose,adapter,adapt export"
+    slowly = os.environ.get("ZOO_SLOW_TESTS") == "1"
+    names = (
+        "lock,pin,new,compose,adapter,adapt merge,adapt export,cache prune" if slowly else "lock,adapt export,embed,filter"
+    )
     script = Path(__file__).parents[1] / "benchmarks" / "faults.py"
     words = [sys.executable, str(script), "--points", "6", "--only", names]
     run = subprocess.run(

@@ -260,6 +260,9 @@ def test_a_damaged_shard_costs_the_others_nothing(main, photos: Path, tmp_path: 
     assert [shard.state for shard in again.shards] == ["skipped", *["done"] * 4]
 
 
+@pytest.mark.skipif(
+    os.environ.get("ZOO_SLOW_TESTS") != "1", reason="at each push benchmarks/faults.py kills it: ZOO_SLOW_TESTS=1"
+)
 def test_killed_work_is_done_again(photos: Path, tmp_path: Path, model: object) -> None:
     small = []
     for name in FIT:
@@ -521,7 +524,7 @@ def test_a_preset_fits_the_weights_whose_row_says_so(folder: Path, model: object
         (["{folder}", "--out", "{new}"], "--dry-run shows the scores of your pairs"),
         (["{folder}", "--threshold", "0.1"], "--out says where the pairs go that stay"),
         (["{folder}", "--out", "{new}", "--threshold", "2"], "a threshold is a cosine in [-1, 1], got 2.0"),
-        (["{folder}", "--out", "{new}", "--threshold", "nan"], "a threshold is a cosine in [-1, 1], got nan"),
+        (["{folder}", "--out", "{new}", "--threshold", "nan"], "--threshold: expected a finite number, got 'nan'"),
         (["{folder}", "--out", "{new}", "--threshold", "0", "--preset", "laion400m"], "give --threshold or --preset, not both"),
         (["{folder}", "--out", "{new}", "--preset", "x"], "there is no preset 'x': laion5b-english, laion5b-multilingual, laion400m"),
         (["{folder}", "--out", "{folder}/in", "--threshold", "0"], "it lies inside {folder}, and would be filtered itself next time"),

@@ -49,7 +49,7 @@ def warm_author(author) -> Iterator[WarmInterpreter]:
 def test_it_passes_every_check_and_its_own_tests(author, warm_author, kind, modality) -> None:
     """The command line in its pyproject.toml brings the kit into pytest: no test of the kit is written there.
 
-    At each push the checks that start interpreters, three quarters of the time, are made of one kind (the badge below is another's).
+    At each push the checks that start interpreters, three quarters of the time, are made of one kind (the tutorial makes them of others).
     """
     folder, _ = author
     whole = os.environ.get("ZOO_SLOW_TESTS") == "1" or (kind, modality) == ("decoder", "text")
@@ -66,6 +66,9 @@ def test_it_passes_every_check_and_its_own_tests(author, warm_author, kind, moda
     assert int(passed[1]) + int(left_out[1] if left_out else 0) >= (12 if kind in ("transcriber", "adapter") else 18)
 
 
+@pytest.mark.skipif(
+    os.environ.get("ZOO_SLOW_TESTS") != "1", reason="20 s of interpreters, as the tutorial has them: ZOO_SLOW_TESTS=1"
+)
 def test_the_result_is_a_badge_that_the_list_shows_until_a_file_changes(zoo, tmp_path) -> None:
     name = plugin_name("encoder", "text")
     new_plugin(name, kind="encoder", modality="text", folder=tmp_path / name)

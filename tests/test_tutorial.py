@@ -9,10 +9,13 @@ import hashlib
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest_shared import PHOTOS, REPOSITORY, make_environment
+from warm_interpreter import WarmInterpreter
 
 PAGE = REPOSITORY / "docs" / "tutorial.md"
 STEP = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)```", re.DOTALL)
@@ -22,9 +25,40 @@ DONE_LATER = {"zoo check mood": "zoo check mood --out badge.json"}
 SHIMS = {"zoo": "-m zoo", "pip": "-m pip"}
 
 
+@dataclass
+class Author:
+    """Somebody with an empty folder, and an environment that has the zoo and reaches no index."""
+
+    folder: Path
+    python: Path
+    environment: dict[str, str]
+    warm: WarmInterpreter | None = None
+
+    def do(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a line of the page; what is a command of Python's alone, in an interpreter that has imported torch already.
+
+        What is installed is seen by an interpreter that starts afterwards: each installation ends the one before.
+        """
+        line = line.replace("PHOTOS", str(PHOTOS))
+        words = re.fullmatch(r"(?:(zoo)|python -m (pytest)) ([^'\"|&;<>$*]*)", line)
+        if words is None or words[3].split()[0] in ("install", "uninstall"):
+            self.close()
+            command = ["sh", "-c", line]
+            return subprocess.run(
+                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+            )
+        if self.warm is None:
+            self.warm = WarmInterpreter(str(self.python), ["torch"])
+        return self.warm.run(["-m", words[1] or words[2], *words[3].split()], environment=self.environment, cwd=self.folder)
+
+    def close(self) -> None:
+        if self.warm is not None:
+            self.warm.close()
+            self.warm = None
+
+
 @pytest.fixture
-def author(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """An empty folder, and the variables of an environment that has the zoo and reaches no index."""
+def author(tmp_path: Path) -> Iterator[Author]:
     python = make_environment(tmp_path / "env", [])
     for name, arguments in SHIMS.items():
         shim = python.parent / name
@@ -33,38 +67,37 @@ def author(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     folder = tmp_path / "work"
     folder.mkdir()
     pip = {"PIP_NO_BUILD_ISOLATION": "false", "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    return folder, {**os.environ, **pip, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    somebody = Author(folder, python, {**os.environ, **pip, "PATH": path, "COLUMNS": "200"})
+    yield somebody
+    somebody.close()
 
 
-def test_the_tutorial_does_what_it_says(author) -> None:
-    folder, environment = author
+def test_the_tutorial_does_what_it_says(author: Author) -> None:
     if not WHOLE:
         left_out = " and ".join(f"not {name}" for name in INTERPRETERS)
-        environment["PYTEST_ADDOPTS"] = f'-k "{left_out}"'
+        author.environment["PYTEST_ADDOPTS"] = f'-k "{left_out}"'
     steps = list(STEP.finditer(PAGE.read_text(encoding="utf-8")))
     assert len(steps) > 10
     awaited: dict[str, str] = {}
     for step in steps:
         if step["file"]:
-            write(folder, step["file"], step["body"])
+            write(author.folder, step["file"], step["body"])
         elif step["language"] == "console":
             for command in re.split(r"^\$ ", step["body"], flags=re.MULTILINE)[1:]:
                 line, _, expected = command.partition("\n")
                 if not WHOLE and line in DONE_LATER:
                     awaited[DONE_LATER[line]] = f"{expected}..."
                     continue
-                shown = run(line, folder, environment, code=1 if "FAILED" in expected else 0)
+                shown = run(line, author, code=1 if "FAILED" in expected else 0)
                 for one in (expected, awaited.pop(line, "...")):
                     assert is_shown(one, shown), f"{line}\n{shown}"
     assert not awaited
 
 
-def run(line: str, folder: Path, environment: dict[str, str], *, code: int) -> str:
+def run(line: str, author: Author, *, code: int) -> str:
     """What a command of the page prints. What `pytest` left out counts as passed."""
-    run = subprocess.run(
-        ["sh", "-c", line.replace("PHOTOS", str(PHOTOS))],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    run = author.do(line)
     assert run.returncode == code, f"{line}\n{run.stdout}{run.stderr}"
     return re.sub(
         r"(\d+) passed, (\d+) skipped, (\d+) deselected",

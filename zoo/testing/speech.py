@@ -17,7 +17,7 @@ from zoo.testing.check import CheckFailed, CheckSkipped, Subject, check
 from zoo.testing.samples import extreme, ordinary
 
 TRANSCRIBERS = ("transcriber",)
-LONG_S = 65  # several windows of any transcriber
+LONG_S = 50  # several windows of any transcriber
 MOST_WINDOWS = 3  # of a long sound that a check looks at: untrained models may take small steps
 
 

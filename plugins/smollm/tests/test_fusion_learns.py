@@ -1,7 +1,7 @@
 """A composition learns: SmolLM2, frozen, names classes of pictures, then of sounds, once small trained parts show them to it.
 
 With ZOO_SLOW_TESTS=1 alone. At each push tests/test_fusion.py shows on a tiny decoder that a sense that is added leaves the others as
-they were, and docs/fusion.md trains two steps. The pictures' encoder is a published one, the sounds' one is random; neither has seen these classes, and the words were picked at
+they were. The pictures' encoder is a published one, the sounds' one is random; neither has seen these classes, and the words were picked at
 will. What is trained is a bridge and gated layers. Sounds are added to the composition that has learnt pictures.
 """
 
