@@ -86,6 +86,11 @@ def test_commands_print_by_one_function() -> None:
             ("classify", "x", "--lables", "a"),
             "zoo: unrecognized arguments: --lables a; did you mean --labels? (see: zoo --help)",
         ),
+        (("adapt", "list", "x", "--steps", "3"), "zoo: unrecognized arguments: --steps 3 (see: zoo --help)"),
+        (
+            ("generate", "x", "--temperature", "abc"),
+            "zoo generate: argument --temperature: expected a finite number, got 'abc' (see: zoo generate --help)",
+        ),
         (("list", "--qqq"), "zoo: unrecognized arguments: --qqq (see: zoo --help)"),
     ],
 )

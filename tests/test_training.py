@@ -98,6 +98,20 @@ def test_an_interruption_before_the_first_step_is_none_of_a_training() -> None:
         fit([parameter(0.0)], loss, [torch.tensor([9.0])], FitOptions(steps=5), held_out=[torch.tensor([1.0])])
 
 
+def test_an_interruption_in_the_first_step_leaves_the_parameters_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.optim.AdamW.step
+
+    def step(self: Any, *arguments: Any) -> None:
+        real(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    point = parameter(1.0)
+    with pytest.raises(KeyboardInterrupt, match="no step had been taken"):
+        fit([point], lambda _: point.square().sum(), [1], FitOptions(steps=5, learning_rate=0.1))
+    assert float(point.detach()) == 1.0
+
+
 def test_a_loss_that_is_nan_leaves_the_parameters_as_they_were() -> None:
     point = parameter(1.0)
     with pytest.raises(UsageError, match="the loss became nan, so training ended and the parameters are as they were"):

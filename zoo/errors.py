@@ -19,18 +19,16 @@ is no part of it: that helps whoever attacks the process (CVE-2026-22778), and m
 
 import re
 
-# As Python shows an object that has no other words; any other number as long as an address; and the stack that torch puts behind an error.
-_ADDRESS = re.compile(
-    r" at 0x[0-9a-fA-F]{5,}(?=[>,)\]\s]|$)|\b0x[0-9a-fA-F]{10,}|\s*Exception raised from \S+ at \S+ \(most recent.*",
-    re.DOTALL,
-)
+# As Python shows an object that has no other words, `<function f at 0x7f...>`; and the stack that torch puts behind an error.
+_OBJECT = re.compile(r"(<[^<>]*) at 0x[0-9a-fA-F]{5,}(?=[>,\s])")
+_STACK = re.compile(r"\s*Exception raised from \S+ at \S+ \(most recent.*", re.DOTALL)
 
 
 class ZooError(Exception):
     """Base of every deliberate error; `str(error)` is written for the person who must act on it."""
 
     def __str__(self) -> str:
-        return _ADDRESS.sub("", super().__str__())
+        return _STACK.sub("", _OBJECT.sub(r"\1", super().__str__()))
 
 
 class UsageError(ZooError):

@@ -55,7 +55,9 @@ EPILOG = "zoo COMMAND --help explains a command. Every command has --json; --deb
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line on stderr for wrong usage, as for every other error."""
+    """One line on stderr for wrong usage, as for every other error. words: what the whole command line was."""
+
+    words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {terminal_message(self._suggested(message))} (see: {self.prog} --help)\n")
@@ -72,23 +74,29 @@ class _Parser(argparse.ArgumentParser):
                 else message
             )
         option = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        near = nearest(option[1], _options(self), most=1) if option is not None else []
+        known = _options(_innermost(self, self.words))
+        near = nearest(option[1], known, most=1, cutoff=0.75) if option is not None else []
         return f"{message}; {did_you_mean(near, '')}" if near else message
 
 
-def _options(parser: argparse.ArgumentParser) -> set[str]:
-    """The long options of a parser and of its commands that are loaded."""
-    found = set[str]()
-    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them
-        found.update(option for option in action.option_strings if option.startswith("--"))
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - as above
-            found.update(option for command in action.choices.values() for option in _options(command))
-    return found
+def _innermost(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the command, or of the action of one, that words name."""
+    for number, word in enumerate(words):
+        for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them
+            if isinstance(action, argparse._SubParsersAction) and word in action.choices:  # noqa: SLF001 - as above
+                return _innermost(action.choices[word], words[number + 1 :])
+    return parser
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Its long options."""
+    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]  # noqa: SLF001 - as above
 
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The command line; arguments: what it is for. Those of one command need that command alone; with none, all of the core are there."""
     root = _Parser(prog="zoo", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+    root.words = arguments
     root.set_defaults(json=False, debug=False, run=None)
     root.add_argument("--version", action="version", version=f"zoo {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)

@@ -47,7 +47,10 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
 
 def finite_number(text: str) -> float:
     """A finite number, as the type of an option: with NaN no comparison holds, and a limit would be none."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text[:40]!r}")
     return value

@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UsageError
+from zoo.nn.expressions import may_run
 from zoo.registry.documents import parse_json
 
 BYTES = 256
 START, END = BYTES, BYTES + 1
-# How published models cut a text before its tokens are looked up. Each takes time in proportion to the text.
-EXPRESSIONS = (
-    " {2,}",
-    " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    *(
-        rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        for digits in (r"\p{N}", r"\p{N}{1,3}")
-    ),
-)
 
 
 class ByteTokenizer:
@@ -65,20 +56,16 @@ def check_token(token: int, vocabulary: int) -> None:
 
 
 def check_expressions(path: Path) -> None:
-    """Raise UsageError for a `tokenizer.json` that brings an expression of its own, and for what is no JSON.
-
-    An expression is a small program, and `(a+)+$` one that takes longer than anybody lives for a text of a hundred characters
-    (CVE-2025-1194). Those that published models are known by are in EXPRESSIONS.
-    """
+    """Raise UsageError for a `tokenizer.json` with an expression that may take longer than its text (`zoo.nn.expressions`), and for no JSON."""
     try:
         document = parse_json(path.read_text(encoding="utf-8"), unique=True)
     except (OSError, ValueError) as error:
         raise UsageError(f"a tokenizer must be a readable tokenizer.json, got {path} ({error})") from error
     for expression in _expressions(document):
-        if expression not in EXPRESSIONS:
+        if not may_run(expression):
             raise UsageError(
-                f"{path} cuts texts by the expression {expression!r:.80}, which is none that published models are known by: an expression "
-                f"of a file is not run, since it may never end; without the file the model takes token ids"
+                f"{path} cuts texts by the expression {expression!r:.80}, which may have to go back in a text again and again and is none of "
+                f"the published ones known here: it is not run, since it may never end; without the file the model takes token ids"
             )
 
 

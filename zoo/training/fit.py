@@ -88,8 +88,7 @@ def fit(
     _require(parameters, examples)
     started = time.perf_counter()
     steps, into = options.steps, train or _as_it_is
-    optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    schedule = _schedule(optimiser, options)
+    optimiser, schedule = _optimiser(parameters, options)
     every = options.evaluate_every or max(1, steps // 10)
     held = HeldOut(held_out, loss, parameters, batch_size=options.batch_size, patience=options.patience)
     before, losses, stopped = copies(parameters), list[float](), "steps"
@@ -111,6 +110,7 @@ def fit(
                         break
         except KeyboardInterrupt as stop:
             if not losses:
+                put_back(parameters, before)
                 raise KeyboardInterrupt("nothing is written: no step had been taken") from stop
             stopped = "interrupted"
         except BaseException:
@@ -130,9 +130,14 @@ def fit(
     )
 
 
-def _schedule(optimiser: torch.optim.Optimizer, options: FitOptions) -> torch.optim.lr_scheduler.LambdaLR:
+def _optimiser(
+    parameters: Sequence[nn.Parameter], options: FitOptions
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW and its learning rate from step to step."""
+    optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
     warmup = max(1, round(options.warmup * options.steps))
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, steps=options.steps, warmup=warmup))
+    rate = partial(warmup_cosine, steps=options.steps, warmup=warmup)
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
 
 
 def _batches(examples: Sequence[Any], options: FitOptions) -> Iterator[list[Any]]:
