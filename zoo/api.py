@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.models.fusion.fused import Fused
     from zoo.models.transcript import Segment, Span, TranscriptionOptions, Window, Word
     from zoo.nn.kernels.apply import apply_kernel
+    from zoo.nn.kernels.contract import CompileRequest, Kernel, LayerFormat
     from zoo.nn.kernels.linear import Int8Linear, multiplies_in_bfloat16
     from zoo.registry.card import Card
     from zoo.registry.discovery import API_VERSION
@@ -75,6 +76,7 @@ _EXPORTS = {
     "Card": "zoo.registry.card",
     "Classifier": "zoo.models.contracts",
     "Columns": "zoo.adapters.adapter",
+    "CompileRequest": "zoo.nn.kernels.contract",
     "Completion": "zoo.training.losses",
     "Decoder": "zoo.models.contracts",
     "DualEncoder": "zoo.models.contracts",
@@ -85,6 +87,8 @@ _EXPORTS = {
     "Held": "zoo.adapters.adapter",
     "IMAGE": "zoo.registry.modality",
     "Int8Linear": "zoo.nn.kernels.linear",
+    "Kernel": "zoo.nn.kernels.contract",
+    "LayerFormat": "zoo.nn.kernels.contract",
     "MODEL_NAME": "zoo.registry.manifest",
     "ManifestError": "zoo.errors",
     "MediaError": "zoo.errors",
@@ -144,11 +148,6 @@ _EXPORTS = {
 __all__ = [
     "API_VERSION",
     "AUDIO",
-    "IMAGE",
-    "MODEL_NAME",
-    "SERIES",
-    "TEXT",
-    "VIDEO",
     "Adapter",
     "AmbiguousNameError",
     "AudioReader",
@@ -158,6 +157,7 @@ __all__ = [
     "Card",
     "Classifier",
     "Columns",
+    "CompileRequest",
     "Completion",
     "Decoder",
     "DualEncoder",
@@ -166,7 +166,11 @@ __all__ = [
     "Fused",
     "HashMismatchError",
     "Held",
+    "IMAGE",
     "Int8Linear",
+    "Kernel",
+    "LayerFormat",
+    "MODEL_NAME",
     "ManifestError",
     "MediaError",
     "Mixed",
@@ -175,16 +179,19 @@ __all__ = [
     "Place",
     "PluginError",
     "ResolutionError",
+    "SERIES",
     "Sampling",
     "Segment",
     "Sound",
     "Span",
     "StateMismatchError",
+    "TEXT",
     "Tokenizer",
     "Transcriber",
     "TranscriptionOptions",
     "UnknownNameError",
     "UsageError",
+    "VIDEO",
     "Virtual",
     "VoiceActivity",
     "WeightsError",

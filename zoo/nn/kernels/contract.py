@@ -1,0 +1,69 @@
+"""What a kernel is made of. A plugin's builder returns a `Kernel`; the core applies it to a built model (`zoo.nn.kernels.apply`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+Tensors = Mapping[str, torch.Tensor]  # all that is kept of one weight, by name
+
+
+def _any_size(outputs: int, inputs: int) -> bool:
+    return outputs > 0 and inputs > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFormat:
+    """One number format of a weight: how it is rounded, what is kept of it, and the layer that runs by what is kept.
+
+    quantise: weight float32[N, K] -> its tensors. They are plain, in no library's layout, and all that is saved of the weight.
+    layer: (those tensors, bias float32[N] or None) -> a layer without parameters that computes with them. It keeps `KernelLinear`,
+        or `KernelEmbedding` where the format is one of tables; its `tensors()` are those tensors again, bit for bit.
+    dequantise: those tensors -> the weight float32[N, K] that they stand for: the plain reference of the layer.
+    fits: (N, K) -> whether a weight of that size can be kept so.
+    blocks: types of GGUF that `layer` takes as published, as the one tensor `{"<TYPE>": uint8[N, bytes of a row]}`.
+    """
+
+    quantise: Callable[[torch.Tensor], Tensors]
+    layer: Callable[[Tensors, torch.Tensor | None], nn.Module]
+    dequantise: Callable[[Tensors], torch.Tensor]
+    fits: Callable[[int, int], bool] = _any_size
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileRequest:
+    """What a module is compiled for.
+
+    key: sha256 over the weights and the code of the module, under which a compiled form may be kept. cache: the folder for it.
+    threads: how many it may use; None: as many as torch has. calibration: inputs of the module, for formats that need real ones.
+    """
+
+    key: str
+    cache: Path | None = None
+    threads: int | None = None
+    calibration: Sequence[tuple[torch.Tensor, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """How a model computes, in three sizes of piece; a kernel has at least one of `linear`, `compile` and `step`.
+
+    linear: of linear layers. head: of a decoder's last layer, None as `linear`. embedding: of its table, None leaves it as it is.
+    otherwise: of layers that `linear` does not fit; None: float32.
+    compile: (module that takes and gives tensors alone, request) -> a module that gives the same, compiled whole.
+    step: decoder to which the layers were applied -> what reads and writes tokens in its place (`zoo.nn.decoder.Decoder.one_step`), or
+        None where it does not know the decoder's shape.
+    """
+
+    linear: LayerFormat | None = None
+    head: LayerFormat | None = None
+    embedding: LayerFormat | None = None
+    otherwise: LayerFormat | None = None
+    compile: Callable[[nn.Module, CompileRequest], nn.Module] | None = None
+    step: Callable[[nn.Module], Callable[..., Any] | None] | None = None
