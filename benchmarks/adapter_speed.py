@@ -39,7 +39,7 @@ from zoo.adapters.adapted import choice_for
 from zoo.decoding.prefix_cache import read_prompts
 from zoo.decoding.prompt import Prompt
 from zoo.decoding.reading import step
-from zoo.nn.kernels.apply import apply_kernel
+from zoo.models.kernels import apply_kernel
 from zoo.training.losses import Completion, completion_loss
 
 MODEL = "smollm/135m-instruct"

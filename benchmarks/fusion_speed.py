@@ -59,7 +59,7 @@ from zoo.models.encoded import Encoded
 from zoo.models.fusion.fused import Fused
 from zoo.models.fusion.item import Item, Placed
 from zoo.models.fusion.sense import Sense
-from zoo.nn.kernels.apply import apply_kernel
+from zoo.models.kernels import apply_kernel
 from zoo.weights.strict_load import load_strict
 
 SHAPE = Shape()

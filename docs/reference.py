@@ -17,6 +17,8 @@ from zoo.media.audio_reader import AudioReader
 from zoo.models import contracts
 from zoo.models.encoded import Encoded
 from zoo.models.transcript import Segment, TranscriptionOptions, Window, Word
+from zoo.nn.kernels.contract import CompileRequest, Kernel, LayerFormat
+from zoo.nn.kernels.seam import KernelEmbedding, KernelLinear
 from zoo.registry import hooks as hookspecs
 from zoo.registry.card import KINDS, Card, File, Weights
 from zoo.registry.manifest import Family
@@ -35,10 +37,12 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "bridge": (contracts.Bridge, Encoded),
     "transcriber": (contracts.Transcriber, TranscriptionOptions, Window, Segment, Word, AudioReader),
     "adapter": (Part, Virtual, Base, Place),
+    "kernel": (Kernel, LayerFormat, KernelLinear, KernelEmbedding, CompileRequest),
 }
 RETURNS = {
     "adapter": "`build` is called with the base and the options, and returns a `zoo.api.Adapter`: parts by the name of their place, or "
-    "virtual tokens. A part is a module with any of these methods."
+    "virtual tokens. A part is a module with any of these methods.",
+    "kernel": "`build` is called with `variant`, and returns a `zoo.api.Kernel`: formats of layers, a compiler of modules, a step of decoders, or several.",
 }
 # kind -> fields of a card that this kind alone, or this kind above all, needs
 FIELDS = {
@@ -48,6 +52,7 @@ FIELDS = {
     "bridge": ("parameters", "variant", "keys"),
     "transcriber": ("preprocess", "weights", "default_for"),
     "adapter": ("build", "variant", "applies_to", "exchange"),
+    "kernel": ("build", "kernel", "applies_to", "devices"),
 }
 # hook -> a file of this repository that implements it, and is built and used by the tests
 EXAMPLES = {
@@ -72,6 +77,7 @@ TYPES = {
     "int | None": "whole number",
     "tuple[str, ...]": "list of strings",
     "Mapping[str, Any]": "table",
+    "KernelFacts | None": "table",
     "Mapping[str, str]": "table of strings",
     "Mapping[str, int]": "table of whole numbers",
     "tuple[Weights, ...]": "tables",

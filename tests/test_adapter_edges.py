@@ -26,7 +26,7 @@ from zoo.decoding.generation import generate, stream
 from zoo.decoding.prefix_cache import PrefixCache
 from zoo.decoding.scoring import perplexity
 from zoo.errors import UsageError
-from zoo.nn.kernels.apply import apply_kernel
+from zoo.models.kernels import apply_kernel
 from zoo.tasks.adapter_training import TrainingOptions, split, train_adapter
 from zoo.training.fit import FitOptions, fit
 

@@ -21,7 +21,7 @@ from zoo.decoding.reading import batch_of
 from zoo.decoding.sampling import Sampling
 from zoo.decoding.scoring import score_choices
 from zoo.errors import UsageError
-from zoo.nn.kernels.apply import apply_kernel
+from zoo.models.kernels import apply_kernel
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"r": 4, "targets": ["query", "value"]}),

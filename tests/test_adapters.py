@@ -15,7 +15,7 @@ import zoo
 from zoo.adapters.adapt import Adapters, adapters_of
 from zoo.adapters.files import fingerprint
 from zoo.errors import StateMismatchError, UnknownNameError, UsageError, WeightsError
-from zoo.nn.kernels.apply import apply_kernel
+from zoo.models.kernels import apply_kernel
 
 TOKENS = torch.tensor([[3, 17, 9, 22], [5, 41, 8, 2]])
 

@@ -39,7 +39,7 @@ def test_what_nobody_provides_is_no(zoo) -> None:
         in run.stdout
     )
     assert (
-        "kernel text/minilm-tiny  no      declared  no command runs by it; kernels are float32, bf16, int8, int4"
+        "kernel text/minilm-tiny  no      declared  text/minilm-tiny is of kind encoder; a kernel is one of float32, bf16, "
         in run.stdout
     )
 
@@ -79,8 +79,9 @@ def test_an_adapter_is_tried_where_its_card_allows_it() -> None:
             *("whisper/random", "int8", (True, "verified")),
             marks=pytest.mark.skipif(os.environ.get("ZOO_SLOW_TESTS") != "1", reason="a minute: ZOO_SLOW_TESTS=1"),
         ),
-        ("text/minilm-tiny", "int8", (False, "declared")),
-        ("smollm/tiny", "nf4", (False, "declared")),
+        ("text/minilm-tiny", "int8", (True, "verified")),
+        ("perceiver/mlp-tiny", "int8", (False, "declared")),
+        ("smollm/tiny", "nf3", (False, "declared")),
     ],
 )
 def test_a_kernel_is_tried_with_what_runs_by_kernels(main, name: str, kernel: str, expected: tuple[bool, str]) -> None:
@@ -91,11 +92,11 @@ def test_a_kernel_is_tried_with_what_runs_by_kernels(main, name: str, kernel: st
 
 def test_a_kernel_that_would_change_nothing_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder without a linear layer ran as it was under the name of the kernel."""
-    monkeypatch.setattr("zoo.testing.compatibility.apply_kernel", lambda module, _: module)
+    monkeypatch.setattr("zoo.models.kernels.apply_layers", lambda module, _: module)
     (_, answer) = can("smollm/tiny", kernel="int8")
-    assert (answer.can, answer.reason) == (False, "it has no linear layer that a kernel could run")
-    monkeypatch.setattr("zoo.tasks.language_model.apply_kernel", lambda module, _: module)
-    with pytest.raises(UsageError, match="smollm/tiny has no linear layer that kernel int8 could run: leave it out"):
+    words = "smollm/tiny has no linear layer that kernel int8 could run: leave it out"
+    assert (answer.can, answer.reason) == (False, words)
+    with pytest.raises(UsageError, match=words):
         library.generate("a", model=library.ModelSpec("smollm/tiny", weights=None, kernel="int8"))
 
 

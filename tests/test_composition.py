@@ -311,7 +311,7 @@ def test_a_folder_of_pictures_is_a_film(saved, photos, tmp_path: Path, main) -> 
         (["sound.wav", "a"], "sound.wav: this model has no sense for audio: it has image; compose it with an encoder for audio"),
         (["PHOTO", "a", "--chat"], "was not trained on conversations: leave out --chat"),
         (["PHOTO"] * 300, f"a prompt holds at most {MOST_ITEMS} media items, got 300"),
-        (["PHOTO", "a", "--kernel", "int4", "--dtype", "bfloat16"], "kernel int4 takes a model on the CPU in float32"),
+        (["PHOTO", "a", "--kernel", "int4", "--dtype", "bfloat16"], "kernel int4 takes a model in float32, got torch.bfloat16: leave out dtype"),
         (["broken.jpg", "a"], "broken.jpg: not an image that can be read"),
         (["a", "--explain", "page.html"], "an explanation shows what was looked at in media: give a composition, and a prompt that holds some"),
         (["PHOTO", "a", "--explain", "nowhere/page.html"], "nowhere/page.html cannot be written: there is no folder nowhere"),

@@ -310,7 +310,7 @@ def test_saved_and_loaded_it_answers_the_same_to_the_bit(tmp_path) -> None:
 @given(given=parts)
 @torch.inference_mode()
 def test_a_step_of_a_kernel_sees_what_the_modules_see(given) -> None:
-    from zoo.nn.kernels.apply import apply_kernel
+    from zoo.models.kernels import apply_kernel
 
     fused, one = model(), asked(given)
     expected = whole(fused, Prompt((*one.ids, 3, 4), one.media))

@@ -131,7 +131,7 @@ def test_a_score_per_byte_counts_the_bytes_of_the_choice_alone() -> None:
         (("x", "--beams", "2", "--length-penalty", "-1"), "--length-penalty must be from 0 to 10, got -1"),
         (("x", "--beams", "0"), "--beams must be at least 1, got 0"),
         (("a\udcff",), "a text must be valid Unicode, got a lone surrogate at character 1: decode it as UTF-8"),
-        (("x", "--kernel", "int4", "--dtype", "bfloat16"), "kernel int4 takes a model on the CPU in float32"),
+        (("x", "--kernel", "int4", "--dtype", "bfloat16"), "kernel int4 takes a model in float32, got torch.bfloat16: leave out dtype"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said(main, arguments, message) -> None:
@@ -182,7 +182,7 @@ def test_python_says_what_is_wrong() -> None:
         library.score("x", "ab", model=tiny())
     with pytest.raises(UsageError, match="normalise is one of sum, token, byte, calibrated, got 'mean'"):
         library.score("x", ["a", "b"], model=tiny(), normalise="mean")
-    with pytest.raises(UsageError, match="a kernel is one of float32, bf16, int8, int4, got 'int3'"):
+    with pytest.raises(UsageError, match="a kernel is one of float32, .*, got 'int3'; did you mean"):
         tiny(kernel="int3")
     with pytest.raises(UsageError, match="beams search for the likeliest answer: leave out sampling and samples"):
         library.generate("x", model=tiny(), beams=2, sampling=Sampling(temperature=1.0))
@@ -235,7 +235,7 @@ def test_what_is_about_images_and_what_about_texts(main, tmp_path, photos) -> No
         (("--text", "x", "--labels", "a,b", "--template", "{}"), "a template has one {text} where the text goes, got '{}'"),
         (("--text", "x", "--shots", str(tmp_path)), "examples of texts are a .jsonl or .csv file"),
         (("--text", "x", "--shots", str(tmp_path / "no.csv")), "no.csv: there is no such file"),
-        ((str(photos), "--labels", "a,b", "--kernel", "int4"), "--kernel is about texts: add --text"),
+        ((str(photos), "--labels", "a,b", "--normalise", "sum"), "--normalise is about texts: add --text"),
     ):
         run = main("classify", *arguments, *TINY)
         assert (run.returncode, message in run.stderr) == (2, True), run.stderr

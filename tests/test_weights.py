@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo.errors import HashMismatchError, StateMismatchError, UsageError, WeightsError, WeightsMissingError
-from zoo.models.build import _NoRandomParameters
+from zoo.models.loading import NoRandomParameters
 from zoo.registry.card import Card, File, Provider, Weights
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.settings import Settings
@@ -643,7 +643,7 @@ def test_a_released_state_is_loaded_alike_and_emptied() -> None:
 def test_what_a_load_overwrites_is_not_drawn_first() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    with _NoRandomParameters():
+    with NoRandomParameters():
         nn.Sequential(nn.Linear(4, 4), nn.Embedding(4, 4), nn.Conv1d(4, 4, 3), nn.MultiheadAttention(4, 2))
         nn.init.trunc_normal_(nn.Parameter(torch.empty(4, 4)))
     assert torch.equal(torch.get_rng_state(), before)

@@ -46,10 +46,9 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     )
     from zoo.models.encoded import Encoded
     from zoo.models.fusion.fused import Fused
+    from zoo.models.kernels import apply_kernel, kernel_takes
     from zoo.models.transcript import Segment, Span, TranscriptionOptions, Window, Word
-    from zoo.nn.kernels.apply import apply_kernel
     from zoo.nn.kernels.contract import CompileRequest, Kernel, LayerFormat
-    from zoo.nn.kernels.linear import Int8Linear, multiplies_in_bfloat16
     from zoo.registry.card import Card
     from zoo.registry.discovery import API_VERSION
     from zoo.registry.hooks import hookimpl
@@ -58,7 +57,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.registry.settings import offline
     from zoo.training.losses import Completion, centroid_loss, completion_loss, encode_completions
     from zoo.weights.derived import derived
-    from zoo.weights.formats.gguf_blocks import dequantise, quantised_type
+    from zoo.weights.formats.gguf_blocks import Blocks, dequantise, published
     from zoo.weights.plugin_formats import read_weights as read_state_dict
     from zoo.weights.settings import arguments_from, settings_of
     from zoo.weights.stores import hub_file
@@ -71,6 +70,7 @@ _EXPORTS = {
     "AmbiguousNameError": "zoo.errors",
     "AudioReader": "zoo.media.audio_reader",
     "Base": "zoo.adapters.target_modules",
+    "Blocks": "zoo.weights.formats.gguf_blocks",
     "Bridge": "zoo.models.contracts",
     "Built": "zoo.models.build",
     "Card": "zoo.registry.card",
@@ -86,7 +86,6 @@ _EXPORTS = {
     "HashMismatchError": "zoo.errors",
     "Held": "zoo.adapters.adapter",
     "IMAGE": "zoo.registry.modality",
-    "Int8Linear": "zoo.nn.kernels.linear",
     "Kernel": "zoo.nn.kernels.contract",
     "LayerFormat": "zoo.nn.kernels.contract",
     "MODEL_NAME": "zoo.registry.manifest",
@@ -118,7 +117,7 @@ _EXPORTS = {
     "Window": "zoo.models.transcript",
     "Word": "zoo.models.transcript",
     "ZooError": "zoo.errors",
-    "apply_kernel": "zoo.nn.kernels.apply",
+    "apply_kernel": "zoo.models.kernels",
     "arguments_from": "zoo.weights.settings",
     "centroid_loss": "zoo.training.losses",
     "completion_loss": "zoo.training.losses",
@@ -128,14 +127,14 @@ _EXPORTS = {
     "generate_tokens": "zoo.decoding.generation:generate",
     "hookimpl": "zoo.registry.hooks",
     "hub_file": "zoo.weights.stores",
+    "kernel_takes": "zoo.models.kernels",
     "load_strict": "zoo.weights.strict_load",
-    "multiplies_in_bfloat16": "zoo.nn.kernels.linear",
     "offline": "zoo.registry.settings",
     "open_image": "zoo.media.readers",
     "open_reader": "zoo.media.readers",
     "part_key": "zoo.adapters.adapter",
     "perplexity": "zoo.decoding.scoring",
-    "quantised_type": "zoo.weights.formats.gguf_blocks",
+    "published": "zoo.weights.formats.gguf_blocks",
     "read_state_dict": "zoo.weights.plugin_formats:read_weights",
     "refuse_nonfinite": "zoo.weights.strict_load",
     "score_choices": "zoo.decoding.scoring",
@@ -148,10 +147,16 @@ _EXPORTS = {
 __all__ = [
     "API_VERSION",
     "AUDIO",
+    "IMAGE",
+    "MODEL_NAME",
+    "SERIES",
+    "TEXT",
+    "VIDEO",
     "Adapter",
     "AmbiguousNameError",
     "AudioReader",
     "Base",
+    "Blocks",
     "Bridge",
     "Built",
     "Card",
@@ -166,11 +171,8 @@ __all__ = [
     "Fused",
     "HashMismatchError",
     "Held",
-    "IMAGE",
-    "Int8Linear",
     "Kernel",
     "LayerFormat",
-    "MODEL_NAME",
     "ManifestError",
     "MediaError",
     "Mixed",
@@ -179,19 +181,16 @@ __all__ = [
     "Place",
     "PluginError",
     "ResolutionError",
-    "SERIES",
     "Sampling",
     "Segment",
     "Sound",
     "Span",
     "StateMismatchError",
-    "TEXT",
     "Tokenizer",
     "Transcriber",
     "TranscriptionOptions",
     "UnknownNameError",
     "UsageError",
-    "VIDEO",
     "Virtual",
     "VoiceActivity",
     "WeightsError",
@@ -209,14 +208,14 @@ __all__ = [
     "generate_tokens",
     "hookimpl",
     "hub_file",
+    "kernel_takes",
     "load_strict",
-    "multiplies_in_bfloat16",
     "offline",
     "open_image",
     "open_reader",
     "part_key",
     "perplexity",
-    "quantised_type",
+    "published",
     "read_state_dict",
     "refuse_nonfinite",
     "score_choices",

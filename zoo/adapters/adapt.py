@@ -20,7 +20,7 @@ from zoo.adapters.target_modules import base_of, places_of
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.models.build import Built
 from zoo.models.drawn import snapshot
-from zoo.nn.kernels.seam import runs_by_kernel
+from zoo.nn.kernels.seam import gradients_flow
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import describe
 
@@ -193,7 +193,7 @@ class Adapters:
     def use(self, *names: str) -> None:
         """Let calls take these adapters, one after another at each layer, and train these; without a name the model is as it was.
 
-        On a model that runs by a kernel none is trained: train on the model without one, the file fits both.
+        On a model that runs by a kernel through which no gradients flow none is trained: train on the model without one, the file fits both.
         Raises UsageError for an unknown name, one that is merged or given twice, and two with virtual tokens.
         """
         if not all(isinstance(name, str) for name in names):
@@ -205,7 +205,7 @@ class Adapters:
         if len(set(names)) < len(names):
             raise UsageError(f"an adapter is used once, got {', '.join(names)}")
         self.adapted.activate(adapters)
-        trained = not runs_by_kernel(self.model)  # through whose layers no gradient flows
+        trained = gradients_flow(self.model)
         for one in self.adapted.adapters.values():
             one.requires_grad_(trained and any(one is own for own in adapters))
 

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import KERNELS, add_column_argument, add_model_arguments, check_column, check_weights, model_for
+from zoo.cli.options import add_column_argument, add_model_arguments, check_column, check_weights, model_for
 from zoo.cli.output import about_model, print_json, read_stdin_lines, say, separated, spell_model, warn_of_random_weights
 from zoo.data.lines import TABLES
 from zoo.data.walk import is_file
@@ -56,7 +56,6 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--normalise", choices=("sum", "token", "byte", "calibrated"), help="how labels of texts are ranked (sum)"
     )
-    command.add_argument("--kernel", choices=KERNELS, help="number format of a decoder's linear layers (float32)")
     command.add_argument(
         "--top", type=int, help="labels to report for each input (3 in the text; in --json all of up to 20, else 5)"
     )
@@ -103,9 +102,8 @@ def read_templates(arguments: argparse.Namespace) -> tuple[str, ...]:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.text:
         return run_texts(arguments)
-    for name in ("normalise", "kernel"):
-        if getattr(arguments, name) is not None:
-            raise UsageError(f"--{name} is about texts: add --text")
+    if arguments.normalise is not None:
+        raise UsageError("--normalise is about texts: add --text")
     if arguments.column is not None and arguments.labels_file is None:
         raise UsageError("--column is about tables of texts: add --text, or --labels-file")
     labels = read_labels(arguments)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.options import (
-    KERNELS,
     add_column_argument,
     add_model_arguments,
     check_column,
@@ -72,9 +71,6 @@ def add_commands(commands: Any) -> None:
         type=finite_number,
         metavar="X",
         help="with --beams: 1 ranks by the mean of the tokens, 0 by their sum (1)",
-    )
-    command.add_argument(
-        "--kernel", choices=KERNELS, default="float32", help="number format of the linear layers (float32)"
     )
     command.add_argument(
         "--explain",

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_THREADS = 1_024
-KERNELS = ("float32", "bf16", "int8", "int4")
 
 
 def add_model_arguments(command: argparse.ArgumentParser) -> None:
@@ -39,6 +38,7 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--other-base", action="store_true", help="take an adapter that was made for other weights")
     command.add_argument("--device", default="cpu")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
+    command.add_argument("--kernel", metavar="NAME", help="what the model computes by (zoo list --kind kernel)")
     command.add_argument("--threads", type=int, help="threads for computing")
     command.add_argument(
         "--seed", type=int, default=0, help="seed of what is drawn: answers with --temperature, weights none (0)"
@@ -106,7 +106,7 @@ def seed_torch(seed: int) -> None:
 
 
 def model_spec(arguments: argparse.Namespace) -> ModelSpec:
-    """What `add_model_arguments` added, and --kernel where a command has it, as every task takes it; torch is prepared."""
+    """What `add_model_arguments` added, as every task takes it; torch is prepared."""
     import torch
 
     from zoo.models.build import ModelSpec
@@ -125,7 +125,7 @@ def model_spec(arguments: argparse.Namespace) -> ModelSpec:
         weights=None if arguments.weights == "none" else arguments.weights,
         device=arguments.device,
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
-        kernel=getattr(arguments, "kernel", None) or "float32",
+        kernel=arguments.kernel,
     )
 
 
@@ -136,8 +136,6 @@ def model_for(arguments: argparse.Namespace) -> ModelSpec | Built:
         return spec
     from zoo.models.build import open_model
 
-    if spec.kernel != "float32":
-        raise UsageError("a kernel changes the model in place: name the model, or apply zoo.api.apply_kernel to it")
     built = open_model(spec)
     load_adapter(built, arguments)
     return built

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.options import (
-    KERNELS,
     add_model_arguments,
     check_weights,
     finite_number,
@@ -88,9 +87,6 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument(
         "--engine", metavar="NAME", help="whose code computes, where a model has several implementations: zoo, openai (zoo)"
-    )
-    command.add_argument(
-        "--kernel", choices=KERNELS, default="float32", help="number format of the linear layers (float32)"
     )
     command.add_argument(
         "--max-duration",

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
 from zoo.models.drawn import (
@@ -26,15 +26,17 @@ from zoo.models.drawn import (
     was_trained,
 )
 from zoo.models.file_settings import files_of, numbers_of, settings_of_file, without_files
+from zoo.models.kernels import Chosen, kernel_identity, kernel_named, run_by
+from zoo.models.loading import NoRandomParameters, load
 from zoo.models.precision import cast
 from zoo.nn.extension import content_key, extension_of
-from zoo.registry.activation import call_hook, resolve
+from zoo.nn.kernels.contract import Published
+from zoo.registry.activation import call_hook
 from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.plugin import Plugin, code_sha256, describe
 from zoo.weights.delivery import locate_files
 from zoo.weights.local_file import local_file
-from zoo.weights.plugin_formats import decoded_by, read_weights
-from zoo.weights.strict_load import load_strict, refuse_nonfinite
+from zoo.weights.plugin_formats import decoded_by
 from zoo.weights.verified import Located, hashed, require_unchanged
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
@@ -46,8 +48,8 @@ class ModelSpec:
 
     name: a model's (`zoo list`), or the folder of a composition; None for the installed default of the task.
     weights: "card" for the card's own, a path to a file of the same architecture, or None for a random initialisation.
-    kernel: number format of the linear layers, from `zoo.nn.kernels.apply.LINEARS`, for language models and transcription;
-        "float32" rounds nothing.
+    kernel: what it computes by (`zoo list --kind kernel`); "float32" lays weights out for running and rounds nothing. None: as it was built; language models
+        and transcribers by "float32".
     """
 
     name: str | Path | None = None
@@ -55,7 +57,7 @@ class ModelSpec:
     weights: str | Path | None = "card"
     device: str = "cpu"
     dtype: torch.dtype | None = None
-    kernel: str = "float32"
+    kernel: str | None = None
 
 
 def spec_of(model: str | Path | ModelSpec | None) -> ModelSpec:
@@ -68,14 +70,6 @@ def spec_of(model: str | Path | ModelSpec | None) -> ModelSpec:
     return model if isinstance(model, ModelSpec) else ModelSpec(name=model)
 
 
-def refuse_kernel(spec: ModelSpec, what: str) -> None:
-    """Raise UsageError for a kernel where none is applied. what: who would ignore it."""
-    if spec.kernel != "float32":
-        raise UsageError(
-            f"{what} applies no kernel: kernel {spec.kernel} is for language models and transcription, leave it out"
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
     """A module and what it is made of.
@@ -84,7 +78,7 @@ class Built:
     identity: sha256 over everything that shapes its numbers (distribution, version, code, weights or the random state they
         were drawn from, arguments, dtype, parts, torch), the key under which results derived from it may be kept.
     files: role -> sha256 of the weight files; empty for a random initialisation.
-    kernel: the number format of its linear layers, where one was applied (`zoo.nn.kernels.apply`).
+    kernel: the one that it runs by, where one was applied (`zoo.models.kernels`).
     opened: its own parameters, those of no part, as they were when it was opened; with hashes where they were drawn.
     """
 
@@ -138,6 +132,7 @@ def build(
     weights: str | Path | None = "card",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    kernel: str | None = None,
     **overrides: Any,
 ) -> torch.nn.Module:
     """Build a model by name, in eval mode.
@@ -146,9 +141,10 @@ def build(
         None for a random initialisation. What differs for the weights' row (its variant, preparation and classes) holds for the row's
         own weights, and for others where the name carries its tag. What a file of yours says itself (GGUF, config.json beside it) replaces
         that, with a word, or is refused. overrides replace the card's variant arguments.
+    kernel: what it computes by (`zoo list --kind kernel`), "float32" for the core's own; such a model runs, and is not trained.
     Raises UnknownNameError, PluginError, WeightsError or UsageError.
     """
-    return open_model(name, weights=weights, device=device, dtype=dtype, **overrides).module
+    return open_model(name, weights=weights, device=device, dtype=dtype, kernel=kernel, **overrides).module
 
 
 def open_model(
@@ -157,32 +153,30 @@ def open_model(
     weights: str | Path | None = "card",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    kernel: str | None = None,
     registry: Registry | None = None,
     **overrides: Any,
 ) -> Built:
     """As `build`, with the card, the parts and the hashes that say where the numbers come from.
 
-    name: also a `ModelSpec` with a name, which says weights, device and dtype by itself.
+    name: also a `ModelSpec` with a name, which says weights, device, dtype and kernel by itself.
     """
     if isinstance(name, ModelSpec):
-        if (weights, str(device), dtype) != ("card", "cpu", None):
-            raise UsageError("a ModelSpec says how the model is opened: leave out weights, device and dtype beside it")
-        name, weights, device, dtype = _said_by(name)
+        if (weights, str(device), dtype, kernel) != ("card", "cpu", None, None):
+            raise UsageError(
+                "a ModelSpec says how the model is opened: leave out weights, device, dtype and kernel beside it"
+            )
+        if name.name is None:
+            raise UsageError("zoo.open_model opens the model that is named: a default is that of a task")
+        weights, device, dtype, kernel, name = name.weights, name.device, name.dtype, name.kernel, str(name.name)
     registry = registry or default_registry()
+    chosen = None if kernel is None else kernel_named(kernel, registry)
     weights = None if weights == "none" else weights
     if dtype not in DTYPES:
         raise UsageError(f"dtype is one of {', '.join(map(str, DTYPES[1:]))}, got {dtype}")
-    found = registry.find(name)
-    _refuse_circles(found, registry, ())
-    owner = registry.owner(found.card)
     from_card = weights == "card"
-    if not from_card and not found.tagged:
-        found = _without_variant(found)
-    untrained = not found.card.weights and not found.card.parts and found.card.parameters != 0
-    if from_card and untrained:
-        raise WeightsMissingError(
-            f"{found.card.name} has no weights of its own: give a file of them (--weights FILE), or none for a random initialisation (--weights none; in Python zoo.ModelSpec({found.card.name!r}, weights=None))"
-        )
+    found = _meant(name, registry, from_card=from_card)
+    owner = registry.owner(found.card)
     part_weights = "card" if weights is not None else None
     parts = {
         role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
@@ -193,11 +187,13 @@ def open_model(
     wanted = without_files(found, said)
     located = {} if weights is None else locate_files(wanted, registry=registry, model=from_card)
     located |= {} if local is None else {"model": local, **files_of(said, local)}
+    published: Mapping[str, Published] = {}
     drawn = None if "model" in located or parts else _random_state()
-    with _NoRandomParameters() if "model" in located else contextlib.nullcontext():
+    with NoRandomParameters() if "model" in located else contextlib.nullcontext():
         module = _construct(found, owner, registry, {**parts, **said, **_side_files(found, located), **overrides})
     if "model" in located:
-        _load(module, located["model"].path, found, owner, registry, trusted=from_card)
+        keep_blocks = chosen is not None and chosen.kernel.linear is not None and (dtype, str(device)) == (None, "cpu")
+        published = load(module, located["model"].path, found, registry, trusted=from_card, keep_blocks=keep_blocks)
     require_unchanged(*located.values())
     module = _moved(module, device).eval()
     if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
@@ -208,15 +204,36 @@ def open_model(
     identity = _identity(named, found, code_sha256(owner), known, numbers, parts, dtype, drawn)
     shown = found.name if from_card else found.card.name
     own = snapshot(_own_numbers(module, parts), hashed="model" not in files)
-    return Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts, opened=own)
+    built = Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts, opened=own)
+    return built if chosen is None else _by_kernel(built, chosen, registry, published)
 
 
-def _said_by(spec: ModelSpec) -> tuple[str, str | Path | None, str | torch.device, torch.dtype | None]:
-    """Name, weights, device and dtype of a specification. Raises UsageError where it names no model, or a kernel."""
-    if spec.name is None:
-        raise UsageError("zoo.open_model opens the model that is named: a default is that of a task")
-    refuse_kernel(spec, "zoo.open_model")
-    return str(spec.name), spec.weights, spec.device, spec.dtype
+def with_kernel(built: Built, kernel: str, registry: Registry | None = None) -> Built:
+    """A built model that runs by a kernel from now on, in place. Raises as `zoo.models.kernels.run_by`."""
+    registry = registry or default_registry()
+    return _by_kernel(built, kernel_named(kernel, registry), registry)
+
+
+def _by_kernel(
+    built: Built, chosen: Chosen, registry: Registry, published: Mapping[str, Published] = MappingProxyType({})
+) -> Built:
+    """The same by a kernel, which is part of its identity; the core's own rounds nothing, and is none."""
+    run_by(built.module, chosen, built.found.card, published=published, key=built.identity)
+    by = kernel_identity(chosen, registry)
+    identity = hashlib.sha256(f"{built.identity} {by}".encode()).hexdigest() if by else built.identity
+    return replace(built, kernel=chosen.name, identity=identity)
+
+
+def _meant(name: str, registry: Registry, *, from_card: bool) -> Found:
+    """The card and the row that a name means. Raises WeightsMissingError where the card's own weights are wanted and it has none."""
+    found = registry.find(name)
+    _refuse_circles(found, registry, ())
+    card = found.card
+    if from_card and not card.weights and not card.parts and card.parameters != 0:
+        raise WeightsMissingError(
+            f"{card.name} has no weights of its own: give a file of them (--weights FILE), or none for a random initialisation (--weights none; in Python zoo.ModelSpec({card.name!r}, weights=None))"
+        )
+    return found if from_card or found.tagged else _without_variant(found)
 
 
 def _own_numbers(module: torch.nn.Module, parts: Mapping[str, Built]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -266,24 +283,6 @@ def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) ->
         _refuse_circles(part_found, registry, (*above, found.card.name))
 
 
-_RANDOM_FILLS = frozenset(
-    ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
-)
-
-
-class _NoRandomParameters(TorchFunctionMode):
-    """Leaves out the random filling of parameters that a strict load overwrites: a third of the time of building."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        filled = args[0] if args else kwargs.get("tensor")  # as torch.nn.init passes it
-        if isinstance(filled, torch.nn.Parameter) and getattr(func, "__name__", "") in _RANDOM_FILLS:
-            return filled
-        return func(*args, **kwargs)
-
-
 def _arguments(found: Found) -> dict[str, Any]:
     """What the builder is called with, as card and row say it."""
     card, row = found.card, found.weights
@@ -314,28 +313,6 @@ def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[s
     if not isinstance(module, torch.nn.Module):
         raise PluginError(f"{describe(owner)} must build {found.name} as a torch.nn.Module, got {type(module).__name__}")
     return module
-
-
-def _load(
-    module: torch.nn.Module,
-    path: Path,
-    found: Found,
-    owner: Plugin,
-    registry: Registry,
-    *,
-    trusted: bool,
-) -> None:
-    state = read_weights(path, registry)
-    origin = f"{found.name}" if trusted else str(path)
-    keys = found.weights.keys if found.weights else found.card.keys
-    own = module.state_dict().keys()
-    if keys is not None and state.keys() != own:
-        renamed = resolve(owner, keys, registry.manager)(state)
-        # A file in the module's own names that lacks one, or has one too many, is reported in those names.
-        state = max(renamed, state, key=lambda candidate: len(own & candidate.keys()))
-    if not trusted:
-        refuse_nonfinite(state, origin)
-    load_strict(module, state, origin, release=True)
 
 
 def _decoder(located: Mapping[str, Located], registry: Registry) -> dict[str, str]:

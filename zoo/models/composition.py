@@ -27,8 +27,8 @@ from zoo.models.composition_parts import (
 )
 from zoo.models.drawn import tensors_sha256
 from zoo.models.fusion.fused import Fused
+from zoo.models.kernels import FLOAT32, apply_kernel
 from zoo.models.recipe import FILE, Recipe, read_recipe, write_recipe
-from zoo.nn.kernels.apply import apply_kernel
 from zoo.registry.atomic_write import atomic_folder
 from zoo.weights.formats.read import read_state_dict
 from zoo.weights.strict_load import refuse_nonfinite, require_fit
@@ -48,7 +48,7 @@ class Composition:
     module: Fused
     recipe: Recipe
     parts: Mapping[str, Built]
-    kernel: str = "float32"
+    kernel: str = FLOAT32
     stored: frozenset[str] = frozenset()
 
     @property
@@ -80,7 +80,7 @@ def compose(
     weights: str | Mapping[str, str | None] | None = "card",
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-    kernel: str = "float32",
+    kernel: str = FLOAT32,
     **fields: Any,
 ) -> Composition:
     """One model of a decoder and an encoder for each modality, each joined by a bridge. The decoder and the encoders are frozen.
@@ -134,7 +134,7 @@ def _joined(
             raise UsageError(
                 f"{recipe.decoder} takes no senses: a decoder that does has {name} (zoo.api.Decoder); take another"
             )
-    if kernel != "float32":
+    if kernel != FLOAT32:
         apply_kernel(language, kernel)
     senses = {}
     opened: dict[str, Built] = {}
@@ -178,7 +178,7 @@ def save(composition: Composition, folder: str | Path) -> Recipe:
                 f"{role} is kept by the name of its file, and a parameter of it requires a gradient: what it has learnt would be lost; "
                 f"freeze it (requires_grad_(False)) if it was not trained"
             )
-    if composition.kernel != "float32" and "decoder" in composition.stored:
+    if composition.kernel != FLOAT32 and "decoder" in composition.stored:
         raise UsageError(
             f"the decoder's weights are in no file, and kernel {composition.kernel} has rounded them: save the composition before"
         )
@@ -216,7 +216,7 @@ def _write(composition: Composition, state: dict[str, torch.Tensor], folder: Pat
 
 
 def open_composition(
-    path: Path, *, device: str = "cpu", dtype: torch.dtype | None = None, kernel: str = "float32"
+    path: Path, *, device: str = "cpu", dtype: torch.dtype | None = None, kernel: str = FLOAT32
 ) -> Composition:
     """The composition of a folder that `save` wrote, or of a recipe file that names no trained numbers.
 
@@ -230,7 +230,7 @@ def open_composition(
         weights=_kept_weights(recipe) if recipe.trained else "card",
         device=device,
         dtype=dtype,
-        kernel="float32" if recipe.trained else kernel,  # what the file holds of a drawn decoder comes first
+        kernel=FLOAT32 if recipe.trained else kernel,  # what the file holds of a drawn decoder comes first
     )
     if not recipe.trained:
         return composition
@@ -258,7 +258,7 @@ def open_composition(
         role: kept_part(part, recipe.trained["sha256"], drawn=role in drawn) if role in _own_roles(composition) else part
         for role, part in composition.parts.items()
     }
-    if kernel != "float32":
+    if kernel != FLOAT32:
         apply_kernel(composition.module.decoder, kernel)
     return replace(composition, recipe=recipe, kernel=kernel, parts=parts)
 

@@ -19,7 +19,7 @@ class Provenance:
     model: name with the weights tag. weights: name with tag -> role -> sha256, for the model, each of its parts, the adapters that it ran
         under and what helped it; the role is that of a file, "drawn" for parameters that were drawn and never trained, and
         "parameters" for those that were trained since their model was opened.
-    kernel: the number format of the linear layers, where the task applies kernels; None elsewhere.
+    kernel: what it computed by, or the number format of a language model or transcriber without one; None for others.
     random_weights: parameters were drawn and never trained, so that the answers mean nothing. random_parts: names of the parts and
         adapters whose are, as they stand in `weights`.
     """
@@ -58,7 +58,7 @@ def provenance_of(built: Built, *, kernel: str | None = None, helped: Sequence[B
         distribution=provider.distribution,
         version=provider.version,
         weights=weights,
-        kernel=kernel,
+        kernel=kernel or built.kernel,
         random_weights=bool(random),
         random_parts=random,
     )

@@ -8,7 +8,7 @@
     bidirectional.py masked language models                 encoder_decoder.py a decoder that reads what an encoder wrote
     seen_media.py    which media a token sees               gated_cross_attention.py   how it sees them
     extension.py     the seam for what stands on a model    stamp.py           whether a module is still as it was
-    kernels/         linear layers in few bits, a whole model in them, one decode step as straight code
+    kernels/         what a kernel is, the exact one, a whole model by one, a decode step as straight code
     tokenizer.py     what every tokenizer refuses, and one that needs no file
 
 Shapes follow `zoo.registry.modality` (B batch, T tokens, W decoder width, H heads) with five more letters: G key/value heads, K width
@@ -28,6 +28,7 @@ from zoo.nn.gated_cross_attention import GatedCrossAttention
 from zoo.nn.mixture import Mixture, Routing, balance_loss
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Alibi, LearnedPositions, RelativeBias, Rotary, alibi_slopes, rotary_frequencies, sinusoids
+from zoo.nn.processor import multiplies_in_bfloat16
 from zoo.nn.stack import Reading, Stack
 from zoo.nn.tokenizer import BYTES, END, START, ByteTokenizer, check_expressions, check_text, check_token
 
@@ -61,6 +62,7 @@ __all__ = [
     "check_expressions",
     "check_text",
     "check_token",
+    "multiplies_in_bfloat16",
     "refuse_virtual_tokens",
     "rotary_frequencies",
     "sinusoids",

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 # Each has a contract, a level of the conformance kit, a template and a page: a kind without them cannot be declared.
-KINDS = ("encoder", "dual_encoder", "bridge", "decoder", "transcriber", "adapter")
+KINDS = ("encoder", "dual_encoder", "bridge", "decoder", "transcriber", "adapter", "kernel")
+PIECES = ("layer", "module", "step")  # that a kernel takes
 
 
 def _empty() -> Mapping[str, Any]:
@@ -76,6 +77,26 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFacts:
+    """What a choice between kernels needs to know.
+
+    takes: the pieces of a model that it computes: `layer` (linear layers), `module` (an encoder compiled whole), `step` (a decoder's
+        reading and writing of tokens).
+    bits: for each weight, scales included. group: weights that share a scale; 0 where a row does.
+    instruction_sets: of the processor, one of which it needs; empty where any will do.
+    rounds_inputs: whether what a layer is given is rounded, too. gradients: whether they reach the inputs of its layers, so that adapters
+        on it can be trained.
+    """
+
+    takes: tuple[str, ...]
+    bits: float = 32
+    group: int = 0
+    instruction_sets: tuple[str, ...] = ()
+    rounds_inputs: bool = False
+    gradients: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """One model, as data.
 
@@ -106,6 +127,7 @@ class Card:
     dtypes: the number formats it is meant for, where that is not every one; asked by `zoo can`.
     applies_to: for an adapter or a kernel, the kinds of card that it transforms.
     exchange: for an adapter, `"package.module:object"` that reads and writes HF PEFT's files (see `zoo.adapters.peft`).
+    kernel: of a kernel, what it takes and what it costs.
     module_names: of modules, ours -> those in the library under which others publish adapters for the same weights; `*` is any text.
     """
 
@@ -133,6 +155,7 @@ class Card:
     dtypes: tuple[str, ...] = ()
     applies_to: tuple[str, ...] = ()
     exchange: str | None = None
+    kernel: KernelFacts | None = None
     module_names: Mapping[str, str] = field(default_factory=_empty)
 
     def choose_weights(self, tag: str | None) -> Weights | None:

@@ -31,12 +31,12 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import ManifestError
-from zoo.registry.card import KINDS, Card, File, Provider, Weights
+from zoo.registry.card import KINDS, PIECES, Card, File, KernelFacts, Provider, Weights
 from zoo.registry.documents import parse_toml
 from zoo.registry.fields import (
     FieldError,
@@ -153,7 +153,7 @@ def card_from_hook(row: object, provider: Provider) -> Card:
 _CARD_FIELDS = {
     *("name", "kind", "modalities", "build", "variant", "parts", "weights", "parameters", "tokens", "embedding_width"),
     *("classes", "licence", "paper", "summary", "preprocess", "keys", "settings", "keep_float32", "default_for"),
-    *("devices", "dtypes", "applies_to", "exchange", "module_names"),
+    *("devices", "dtypes", "applies_to", "exchange", "kernel", "module_names"),
 }
 
 
@@ -168,9 +168,10 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
     tags = [entry.tag for entry in weights]
     if len(set(tags)) != len(tags):
         raise FieldError("weights", f"weights tags must differ, got {', '.join(tags)}")
+    kind = choice_of(row, "kind", KINDS)
     return Card(
         name=f"{provider.plugin}/{name}",
-        kind=choice_of(row, "kind", KINDS),
+        kind=kind,
         modalities=modalities_of(row),
         provider=provider,
         build=build,
@@ -193,8 +194,49 @@ def parse_card(row: Mapping[str, Any], provider: Provider) -> Card:
         dtypes=texts_of(row, "dtypes"),
         applies_to=texts_of(row, "applies_to"),
         exchange=target_of(row, "exchange"),
+        kernel=_kernel_facts(row, kind),
         module_names=_names(row, "module_names"),
     )
+
+
+def _kernel_facts(row: Mapping[str, Any], kind: str) -> KernelFacts | None:
+    """The facts of a kernel; None for every other kind, which has none."""
+    facts = table_of(row, "kernel")
+    if (kind == "kernel") != bool(facts):
+        raise FieldError(
+            "kernel", 'kernel = { takes = ["layer"], ... } belongs to cards of kind kernel, and to each of them'
+        )
+    if not facts:
+        return None
+    try:
+        refuse_unknown(facts, {one.name for one in fields(KernelFacts)})
+        takes = texts_of(facts, "takes")
+        if not takes or not set(takes) <= set(PIECES):
+            raise FieldError("takes", f"takes is a list of {', '.join(PIECES)}, got {list(takes)}")
+        return KernelFacts(
+            takes=takes,
+            bits=_number(facts, "bits", 32),
+            group=count_of(facts, "group") or 0,
+            instruction_sets=texts_of(facts, "instruction_sets"),
+            rounds_inputs=_flag(facts, "rounds_inputs"),
+            gradients=_flag(facts, "gradients"),
+        )
+    except FieldError as error:
+        raise FieldError("kernel", f"kernel: {error}") from None
+
+
+def _number(row: Mapping[str, Any], key: str, default: float) -> float:
+    value = row.get(key, default)
+    if type(value) not in (int, float) or not 0 < value <= 64:
+        raise FieldError(key, f"{key} is a number up to 64, got {value!r}")
+    return float(value)
+
+
+def _flag(row: Mapping[str, Any], key: str) -> bool:
+    value = row.get(key, False)
+    if type(value) is not bool:
+        raise FieldError(key, f"{key} is true or false, got {value!r}")
+    return value
 
 
 def _parse_weights(row: Mapping[str, Any]) -> Weights:

@@ -17,6 +17,7 @@ from zoo.data.shots import shot_items, shot_names
 from zoo.errors import MediaError, UsageError
 from zoo.models.build import Built, ModelSpec
 from zoo.models.provenance import Provenance, provenance_of
+from zoo.nn.kernels.seam import gradients_flow
 from zoo.registry.modality import IMAGE, TEXT
 from zoo.tasks.encoding import open_for
 from zoo.training.fit import FitOptions, Fitted, fit
@@ -88,6 +89,10 @@ def train_adapter(
     folder = Path(data) if isinstance(data, (str, Path)) and Path(data).is_dir() else None
     kinds = ("encoder", "dual_encoder") if folder is not None else ("decoder",)
     built = open_for("adapt", model, kinds=kinds, modalities=(IMAGE if folder is not None else TEXT,))
+    if not gradients_flow(built.module):
+        raise UsageError(
+            f"no gradient flows through kernel {built.kernel}: leave it out, what is trained without it runs by it, too"
+        )
     adapters = adapters_of(built)
     active = adapters.active
     adapter = adapters.add(method, name=name, **options)

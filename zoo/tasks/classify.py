@@ -96,7 +96,7 @@ def classify(
     names = own_labels(built) if request.names is None else request.names
     compute = scores_of(built, request, probe)
     if exact_close_calls and isinstance(asked, ModelSpec) and asked.dtype in CLOSE_CALL and probe is None:
-        exact = opened(replace(asked, dtype=None), request.task, (request.modality,))
+        exact = opened(replace(asked, dtype=None), (request.modality,))
         compute = with_close_calls(compute, scores_of(exact, request, None), CLOSE_CALL[asked.dtype])
     rows = run(built, request.items, checked(compute, built, len(names), request.modality))
     limit = shown_labels(top, len(names))

@@ -71,7 +71,7 @@ def open_classifier(asked: ModelSpec | Built, request: Request) -> Built:
             f"classifying {what} needs an encoder or dual encoder of {what} (zoo list --modality {request.modality}); "
             f"{card.name} has kind {card.kind} and modality {'+'.join(card.modalities)}"
         )
-    built = asked if isinstance(asked, Built) else opened(asked, request.task, (request.modality,))
+    built = asked if isinstance(asked, Built) else opened(asked, (request.modality,))
     probed = request.examples is not None
     if request.templates != ("{}",) and (request.names is None or probed):
         warn(f"templates are ignored: {'a probe on examples' if probed else built.name} reads no labels")

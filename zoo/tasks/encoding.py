@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from zoo.errors import MediaError, PluginError, UsageError, ZooError
-from zoo.models.build import Built, ModelSpec, open_model, refuse_kernel, spec_of
+from zoo.models.build import Built, ModelSpec, open_model, spec_of
 from zoo.models.encoded import Encoded
 from zoo.registry.lookup import default_registry
 from zoo.registry.modality import IMAGE
@@ -29,7 +29,7 @@ def open_for(
 ) -> Built:
     """The model of a task, built: the named one, the one handed over, or the installed default.
 
-    Raises UsageError before anything is built when its kind is not among `kinds`, it lacks one of `modalities`, or a kernel is asked.
+    Raises UsageError before anything is built when its kind is not among `kinds`, or it lacks one of `modalities`.
     """
     registry = default_registry()
     asked = model if isinstance(model, Built) else named(spec_of(model), task)
@@ -45,7 +45,7 @@ def open_for(
             f"{card.name} takes {'+'.join(card.modalities)} and was given {'+'.join(missing)} "
             f"(zoo list --modality {missing[0]} shows those that fit)"
         )
-    return asked if isinstance(asked, Built) else opened(asked, task, modalities)
+    return asked if isinstance(asked, Built) else opened(asked, modalities)
 
 
 def named(spec: ModelSpec, task: str) -> ModelSpec:
@@ -53,11 +53,10 @@ def named(spec: ModelSpec, task: str) -> ModelSpec:
     return spec if spec.name is not None else replace(spec, name=default_registry().default(task))
 
 
-def opened(spec: ModelSpec, task: str, modalities: Sequence[str]) -> Built:
-    """The model of a spec, laid out for what it is given. Raises UsageError for a kernel, which the task does not apply."""
-    refuse_kernel(spec, f"zoo {task.partition(':')[0]}")
+def opened(spec: ModelSpec, modalities: Sequence[str]) -> Built:
+    """The model of a spec, laid out for what it is given."""
     built = open_model(spec, registry=default_registry())
-    if IMAGE in modalities:
+    if IMAGE in modalities and spec.kernel is None:
         built.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # images come in this order; convolutions are faster in it
     return built
 

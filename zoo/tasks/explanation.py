@@ -19,7 +19,7 @@ from zoo.errors import UsageError
 from zoo.models.fusion.attention_map import Look, looks
 from zoo.models.fusion.fused import Fused
 from zoo.models.fusion.item import Item
-from zoo.nn.kernels.seam import runs_by_kernel
+from zoo.nn.kernels.seam import gradients_flow
 from zoo.registry.atomic_write import write_text
 from zoo.tasks.language_model import LanguageModel
 from zoo.tasks.media_prompt import Part
@@ -34,7 +34,7 @@ def check_explanation(language: LanguageModel, prompt: str | Sequence[Part], fil
         raise UsageError(
             "an explanation shows what was looked at in media: give a composition, and a prompt that holds some"
         )
-    if runs_by_kernel(language.decoder):
+    if not gradients_flow(language.decoder):
         raise UsageError(f"an explanation follows gradients, and none flow through kernel {language.kernel}: leave it out")
     if not file.resolve().parent.is_dir():
         raise UsageError(f"{file} cannot be written: there is no folder {file.parent}")

@@ -16,8 +16,8 @@ from zoo.models.build import Built, ModelSpec, spec_of
 from zoo.models.composition import Composition, open_composition
 from zoo.models.contracts import Decoder, Tokenizer
 from zoo.models.fusion.fused import Fused
+from zoo.models.kernels import FLOAT32, apply_kernel, check_kernel
 from zoo.models.recipe import FILE
-from zoo.nn.kernels.apply import LINEARS, apply_kernel
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.lookup import default_registry
 from zoo.registry.modality import TEXT
@@ -73,7 +73,7 @@ def open_language_model(
     """Build a decoder for `generate` and `score`: the named one, a composition, or the installed default.
 
     model: also the folder of a composition, or a recipe (`zoo.compose`); a text that names no model may be that of a folder. A
-        `zoo.ModelSpec` says how it is opened. Its kernel "float32" rounds nothing; a model that was built already, that is not on the
+        `zoo.ModelSpec` says how it is opened, without a kernel by "float32", which rounds nothing; a model that was built already, that is not on the
         CPU or has another dtype runs as it is then.
     plain: leave a composition's float32 layers as they were trained, not laid out for running alone, so that gradients flow (an
         explanation follows them).
@@ -87,13 +87,16 @@ def open_language_model(
     if isinstance(model, Composition):
         return _of_composition(model)
     asked = model if isinstance(model, Built) else spec_of(model)
-    kernel = "float32" if isinstance(asked, Built) else asked.kernel
-    if kernel not in LINEARS:
-        raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
-    if isinstance(asked, ModelSpec) and _names_composition(asked.name):
-        return _of_composition(_opened_composition(asked, plain=plain))
-    plain_spec = asked if isinstance(asked, Built) else replace(asked, kernel="float32")
-    built = open_for(TASK, plain_spec, kinds=("decoder",), modalities=(TEXT,))
+    if isinstance(asked, ModelSpec):
+        if asked.kernel is not None:
+            check_kernel(asked.kernel)
+        if _names_composition(asked.name):
+            return _of_composition(_opened_composition(asked, plain=plain))
+        if asked.kernel is None and asked.dtype is None and str(asked.device) == "cpu":
+            asked = replace(asked, kernel=FLOAT32)
+        elif asked.kernel == FLOAT32 and (asked.dtype is not None or str(asked.device) != "cpu"):
+            asked = replace(asked, kernel=None)  # nothing is rounded, and nothing laid out
+    built = open_for(TASK, asked, kinds=("decoder",), modalities=(TEXT,))
     module: Any = built.module
     tokenizer = getattr(module, "tokenizer", None)
     if tokenizer is None:
@@ -101,13 +104,8 @@ def open_language_model(
             f"{describe(built.found.card.provider)}: {built.name} has no tokenizer, so it reads no text (zoo fetch {built.found.name} "
             f"brings what belongs to its weights)"
         )
-    as_built = isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu"
-    if kernel != "float32" or not as_built:
-        apply_kernel(module, kernel)
-        if kernel != "float32" and not runs_by_kernel(module):
-            raise UsageError(f"{built.name} has no linear layer that kernel {kernel} could run: leave it out")
-        return LanguageModel(built, module, tokenizer, kernel)
-    return LanguageModel(built, module, tokenizer, str(next(module.parameters()).dtype).removeprefix("torch."))
+    kernel = built.kernel or str(next(module.parameters()).dtype).removeprefix("torch.")
+    return LanguageModel(built, module, tokenizer, kernel)
 
 
 def _of_composition(composition: Composition) -> LanguageModel:
@@ -121,9 +119,10 @@ def _opened_composition(spec: ModelSpec, *, plain: bool) -> Composition:
     """The composition of a folder or a recipe, laid out for being asked alone unless it is to stay `plain`."""
     if spec.weights != "card":
         raise UsageError(f"{spec.name} is a composition, whose recipe names its weights: leave out --weights")
-    composition = open_composition(Path(str(spec.name)), device=spec.device, dtype=spec.dtype, kernel=spec.kernel)
-    if spec.dtype is None and str(spec.device) == "cpu" and not (plain and spec.kernel == "float32"):
-        _lay_out(composition.module, spec.kernel)
+    kernel = spec.kernel or FLOAT32
+    composition = open_composition(Path(str(spec.name)), device=spec.device, dtype=spec.dtype, kernel=kernel)
+    if spec.dtype is None and str(spec.device) == "cpu" and not (plain and kernel == FLOAT32):
+        _lay_out(composition.module, kernel)
     return composition
 
 

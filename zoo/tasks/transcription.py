@@ -21,13 +21,12 @@ from zoo.media.audio import MAX_DECODE_S, AudioSource, Sound
 from zoo.media.audio_reader import AudioReader
 from zoo.media.file import expanded
 from zoo.media.readers import open_reader
-from zoo.models.build import Built, ModelSpec, spec_of
+from zoo.models.build import Built, ModelSpec, spec_of, with_kernel
 from zoo.models.contracts import Transcriber
+from zoo.models.kernels import FLOAT32, check_kernel
 from zoo.models.provenance import Provenance, provenance_of
 from zoo.models.transcript import MAX_DURATION_S, Segment, Span, TranscriptionOptions, Window, Word, inside
 from zoo.nn.extension import extensions_in
-from zoo.nn.kernels.apply import LINEARS, apply_kernel
-from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.modality import AUDIO
 from zoo.registry.plugin import describe
 from zoo.registry.suggest import did_you_mean, nearest
@@ -164,10 +163,10 @@ def open_transcriber(model: str | ModelSpec | Built | None = None, *, engine: st
     Raises UsageError for a model of another kind and an engine that it lacks, PluginError for one that keeps no such contract.
     """
     asked = model if isinstance(model, Built) else spec_of(model)
-    kernel = "float32" if isinstance(asked, Built) else asked.kernel
-    if kernel not in LINEARS:
-        raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
-    plain = asked if isinstance(asked, Built) else replace(asked, kernel="float32")
+    kernel = None if isinstance(asked, Built) else asked.kernel
+    if kernel is not None:
+        check_kernel(kernel)
+    plain = asked if isinstance(asked, Built) else replace(asked, kernel=None)
     built = open_for(TASK, plain, kinds=("transcriber",), modalities=(AUDIO,))
     module: Any = built.module
     if not isinstance(module, Transcriber):
@@ -177,16 +176,8 @@ def open_transcriber(model: str | ModelSpec | Built | None = None, *, engine: st
     if engine is not None:
         _choose_engine(built, engine, is_open=isinstance(asked, Built))
     if isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu":
-        if kernel != "float32":
-            raise UsageError(f"kernel {kernel} takes a model on the CPU in float32: leave out dtype and device")
-        return built
-    if hasattr(module, "use_kernel"):
-        module.use_kernel(kernel)
-    else:
-        apply_kernel(built.module, kernel)
-        if kernel != "float32" and not runs_by_kernel(built.module):
-            raise UsageError(f"{built.name} has no linear layer that kernel {kernel} could run: leave it out")
-    return replace(built, kernel=kernel)
+        return built if kernel in (None, FLOAT32) else with_kernel(built, str(kernel))
+    return with_kernel(built, kernel or FLOAT32)
 
 
 def _choose_engine(built: Built, engine: str, *, is_open: bool) -> None:

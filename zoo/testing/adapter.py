@@ -33,7 +33,7 @@ WIDTH, HEADS, LAYERS, VOCABULARY, CONTEXT = 32, 4, 2, 64, 96
 
 @check("adapter", "As it begins, an adapter of layers changes no logit, to the bit.", kinds=ADAPTERS, needs_model=False)
 def it_begins_as_the_base(subject: Subject) -> None:
-    base = _logits(_decoder(), _rows())
+    base = _logits(small_decoder(), _rows())
     with _adapted(subject, shaken=False) as adapters:
         if adapters["own"].virtual is not None:
             raise CheckSkipped("it puts tokens before those of a row, which are something from the start")
@@ -46,7 +46,7 @@ def it_begins_as_the_base(subject: Subject) -> None:
 
 @check("adapter", "It changes what the model gives once its numbers are others.", kinds=ADAPTERS, needs_model=False)
 def it_changes_something(subject: Subject) -> None:
-    base = _logits(_decoder(), _rows())
+    base = _logits(small_decoder(), _rows())
     with _adapted(subject) as adapters:
         for row, (found, expected) in enumerate(zip(_logits(adapters.model, _rows()), base, strict=True)):
             if not bool(found.isfinite().all()):
@@ -150,7 +150,7 @@ def an_unknown_target_is_refused(subject: Subject) -> None:
 @contextmanager
 def _adapted(subject: Subject, *, shaken: bool = True, **options: Any) -> Iterator[Adapters]:
     """A small decoder with the adapter of the card, active."""
-    model = _decoder()
+    model = small_decoder()
     adapters = Adapters(Adapted(model), subject.registry)
     torch.manual_seed(SEED)
     _add(adapters, subject, "own", **options)
@@ -176,21 +176,21 @@ def _shake(adapters: Adapters, name: str, seed: int) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def _decoder() -> Decoder:
-    """A small decoder with random weights, always the same."""
+def small_decoder(width: int = WIDTH) -> Decoder:
+    """A decoder of 2 layers with random weights, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         blocks = [
             Block(
-                attention_norm=RMSNorm(WIDTH),
-                attention=Attention(WIDTH, heads=HEADS, kv_heads=2),
-                feed_forward_norm=RMSNorm(WIDTH),
-                feed_forward=Gated(WIDTH, 2 * WIDTH),
+                attention_norm=RMSNorm(width),
+                attention=Attention(width, heads=HEADS, kv_heads=2),
+                feed_forward_norm=RMSNorm(width),
+                feed_forward=Gated(width, 2 * width),
             )
             for _ in range(LAYERS)
         ]
-        stack = Stack(blocks, norm=RMSNorm(WIDTH), rotary=Rotary(WIDTH // HEADS, positions=CONTEXT), causal=True)
-        return Decoder(embedding=torch.nn.Embedding(VOCABULARY, WIDTH), stack=stack, context=CONTEXT).eval()
+        stack = Stack(blocks, norm=RMSNorm(width), rotary=Rotary(width // HEADS, positions=CONTEXT), causal=True)
+        return Decoder(embedding=torch.nn.Embedding(VOCABULARY, width), stack=stack, context=CONTEXT).eval()
 
 
 def _rows() -> list[list[int]]:

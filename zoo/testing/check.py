@@ -17,7 +17,20 @@ from zoo.models.build import Built, open_model
 from zoo.registry.lookup import Found, Registry
 from zoo.registry.plugin import Plugin
 
-LEVELS = ("listing", "manifest", "weights", "numbers", "process", "pairs", "language", "speech", "fusion", "adapter", "own")
+LEVELS = (
+    "listing",
+    "manifest",
+    "weights",
+    "numbers",
+    "process",
+    "pairs",
+    "language",
+    "speech",
+    "fusion",
+    "adapter",
+    "kernel",
+    "own",
+)
 SEED = 1
 FEATURES = "features"
 

@@ -17,9 +17,8 @@ from zoo.adapters.adapt import Adapters
 from zoo.adapters.adapted import Adapted
 from zoo.errors import PluginError, ResolutionError, UnknownNameError, UsageError, WeightsMissingError
 from zoo.media.audio import open_reader
+from zoo.models.kernels import FLOAT32, check_kernel
 from zoo.models.transcript import TranscriptionOptions
-from zoo.nn.kernels.apply import LINEARS, apply_kernel
-from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.lookup import USABLE, Registry, default_registry
 from zoo.registry.modality import AUDIO
 from zoo.testing.check import CheckFailed, CheckSkipped, Subject
@@ -28,7 +27,6 @@ from zoo.testing.samples import ordinary
 from zoo.testing.speech import TRANSCRIBERS
 from zoo.testing.truth import MODELS
 
-KERNEL_KINDS = ("decoder", "transcriber")
 KERNEL_COSINE = 0.9  # of numbers in 4 bits; with random weights nothing is alike, and they lose more than trained ones
 
 
@@ -118,38 +116,28 @@ def _adapted(subject: Subject, method: str) -> str:
 
 
 def _by_kernel(name: str, subject: Subject, *, verify: bool) -> Answer:
-    question, kind = f"kernel {name}", subject.found.card.kind
-    if name not in LINEARS:
-        return Answer(question, False, "declared", f"no command runs by it; kernels are {', '.join(LINEARS)}")
-    if kind not in KERNEL_KINDS:
-        words = f"kernels are for decoders and transcribers on the processor, {subject.found.card.name} is of kind {kind}"
+    question, kind, registry = f"kernel {name}", subject.found.card.kind, subject.registry
+    try:
+        check_kernel(name, registry)
+    except UsageError as error:
+        return Answer(question, False, "declared", str(error))
+    card = None if name == FLOAT32 else registry.find(name).card
+    if card is not None and card.applies_to and kind not in card.applies_to:
+        words = f"{card.name} applies to {', '.join(card.applies_to)}, {subject.found.card.name} is of kind {kind}"
         return Answer(question, False, "declared", words)
     if verify:
-        return _tried(question, subject, lambda: _run_by_kernel(subject, name))
-    return Answer(question, None, "unknown", "a format of the core; whether its layers fit is not tried")
-
-
-def _run_by_kernel(subject: Subject, kernel: str) -> str:
-    module: Any = subject.open(weights=None).module
-    _set_kernel(module, kernel)
-    return _near(subject, module, KERNEL_COSINE)
-
-
-def _set_kernel(module: Any, kernel: str) -> None:
-    if hasattr(module, "use_kernel"):
-        module.use_kernel(kernel)
-        return
-    apply_kernel(module, kernel)
-    if kernel != "float32" and not runs_by_kernel(module):
-        raise CheckFailed("it has no linear layer that a kernel could run")
+        return _tried(
+            question, subject, lambda: _near(subject, subject.open(weights=None, kernel=name).module, KERNEL_COSINE)
+        )
+    if card is None or not card.applies_to:
+        return Answer(question, None, "unknown", "whether it has layers that fit is not tried")
+    return Answer(question, True, "declared", f"{card.name} applies to {', '.join(card.applies_to)}; not tried")
 
 
 def _together(subject: Subject, adapter: str | None, kernel: str | None, device: str | None, dtype: str | None) -> str:
     """The words of one trial with all that was asked, in the order in which a command sets it up."""
-    placed: dict[str, Any] = {"device": device, "dtype": dtype and getattr(torch, dtype)}
+    placed: dict[str, Any] = {"device": device, "dtype": dtype and getattr(torch, dtype), "kernel": kernel}
     module: Any = subject.open(weights=None, **{name: value for name, value in placed.items() if value is not None}).module
-    if kernel is not None:
-        _set_kernel(module, kernel)
     if adapter is not None:
         Adapters(Adapted(module), subject.registry).add(adapter, name="tried")
     run(subject, module)

@@ -18,7 +18,7 @@ from zoo.registry.lookup import Found, Registry, default_registry
 from zoo.registry.modality import TEXT
 from zoo.registry.plugin import DISTRIBUTION_OF_THIS_PROCESS, Plugin, code_sha256
 from zoo.registry.records import write_record
-from zoo.testing import adapter, fusion, language, listing, numbers, pairs, process, speech, truth
+from zoo.testing import adapter, fusion, kernel, language, listing, numbers, pairs, process, speech, truth
 from zoo.testing.check import CHECKS, LEVELS, Check, Result, Subject, run_check
 
 TIMEOUT_S = 600.0
@@ -33,6 +33,7 @@ MODULES = (
     speech,
     fusion,
     adapter,
+    kernel,
 )  # importing them registers their checks
 
 

@@ -51,6 +51,11 @@ def derived_dir() -> Path:
     return cache_dir() / "derived"
 
 
+def compiled_dir() -> Path:
+    """Where kernels keep what they compiled: files and folders named by the sha256 of what they were made of."""
+    return cache_dir() / "compiled"
+
+
 @contextmanager
 def cache_errors() -> Iterator[None]:
     """Around what reads or writes the cache: raises WeightsError, naming ZOO_CACHE, for every OSError; warns of one that others may write to."""
@@ -152,7 +157,7 @@ def prune(registry: Registry, *, force: bool = False) -> int:
     holds the lock of stays. Raises WeightsError, and deletes nothing, while the needs of a plugin or a pin cannot be read,
     unless `force` is True.
     """
-    folders = (blobs_dir(), wheels_dir(), derived_dir())
+    folders = (blobs_dir(), wheels_dir(), derived_dir(), compiled_dir())
     # Listed before the pins are read: a download writes its pin first, so what is listed here without one never had one.
     paths = [path for folder in folders for path in sorted(folder.glob("*"))]
     wanted, complaints = _wanted(registry)
@@ -185,8 +190,11 @@ def _delete(path: Path) -> int:
     if path.is_symlink():  # where it leads to is nobody's business here
         return _unlink(path)
     if path.is_dir():
-        return _delete_abandoned(path)
-    if path.parent == derived_dir():  # replaced as a whole and computed again when it is gone: needs no lock
+        return _delete_folder(path, abandoned_only=path.parent != compiled_dir())
+    if path.parent in (
+        derived_dir(),
+        compiled_dir(),
+    ):  # replaced as a whole and computed again when it is gone: needs no lock
         return _unlink(path)
     key = path.name.partition(".")[0]
     with locked(wheel_key(key) if path.parent == wheels_dir() else key, wait=False) as held:
@@ -202,12 +210,12 @@ def _unlink(path: Path) -> int:
     return size_bytes
 
 
-def _delete_abandoned(folder: Path) -> int:
-    """Delete a temporary folder that a killed pip left behind. It has no lock to ask for, so age decides."""
+def _delete_folder(folder: Path, *, abandoned_only: bool) -> int:
+    """Delete a folder; one that a killed pip left behind by its age, since it has no lock to ask for."""
     stats: list[os.stat_result] = []
     with suppress(FileNotFoundError):
         stats = [path.lstat() for path in (folder, *folder.rglob("*"))]
-    if not stats or max(stat.st_mtime for stat in stats) > time.time() - ABANDONED_S:
+    if not stats or (abandoned_only and max(stat.st_mtime for stat in stats) > time.time() - ABANDONED_S):
         return 0
     shutil.rmtree(folder)
     return sum(stat.st_size for stat in stats[1:])

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import torch
 
 from zoo.errors import StateMismatchError, WeightsError
-
-if TYPE_CHECKING:
-    import torch
+from zoo.weights.formats.gguf_blocks import Blocks
 
 
-def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: str, *, release: bool = False) -> None:
+def load_strict(
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor | Blocks],
+    origin: str,
+    *,
+    release: bool = False,
+    keep_blocks: bool = False,
+) -> dict[str, Blocks]:
     """Load a state dict whose keys, shapes and kinds of numbers match the module's exactly; floating point may differ in width.
 
     release: take each tensor out of `state`, a dict, once it is loaded, so that the weights never stand in memory twice.
+    keep_blocks: leave the tensors of the module alone that the file holds in blocks; those blocks are returned, by name.
     Raises StateMismatchError with the difference.
     """
     own = module.state_dict()
     require_fit(own, state, origin)
-    if not release or not isinstance(state, dict):
-        module.load_state_dict(state, strict=True)
-        return
-    for key in list(own):
-        own[key].copy_(state.pop(key))
+    blocks = {}
+    for key, tensor in own.items():
+        value = state.pop(key) if release and isinstance(state, dict) else state[key]
+        if isinstance(value, torch.Tensor):
+            tensor.copy_(value)
+        elif keep_blocks:
+            blocks[key] = value
+        else:
+            tensor.copy_(value.dequantise())
+    return blocks
 
 
-def require_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], origin: str) -> None:
+def require_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor | Blocks], origin: str) -> None:
     """Compare tensors with those that they are to replace, by names, shapes and kinds of numbers; nothing is copied.
 
     Raises StateMismatchError with the difference.
@@ -50,9 +62,10 @@ def require_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tenso
         raise StateMismatchError("\n".join([summary, *shown, *rest]))
 
 
-def refuse_nonfinite(state: Mapping[str, torch.Tensor], origin: str) -> None:
+def refuse_nonfinite(state: Mapping[str, torch.Tensor | Blocks], origin: str) -> None:
     """Raise WeightsError when a tensor holds NaN or infinity. For bytes that no hash vouches for."""
-    for key, tensor in state.items():
+    for key, value in state.items():
+        tensor = value if isinstance(value, torch.Tensor) else value.dequantise()
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise WeightsError(f"{origin} holds NaN or infinity in {key}: refused")
 
@@ -63,4 +76,4 @@ def _kind(dtype: torch.dtype) -> str:
         return "floating point"
     if dtype.is_complex:
         return "complex"
-    return "bool" if str(dtype) == "torch.bool" else "integer"
+    return "bool" if dtype == torch.bool else "integer"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from zoo.api import WeightsError, dequantise, quantised_type
+from zoo.api import Blocks, WeightsError, published
 
 HEAD_WIDTH = 64  # of every SmolLM2
 
@@ -29,20 +29,20 @@ _BLOCK_KEY = re.compile(r"blk\.([0-9]+)\.([a-z_]+)\.weight")
 _PERMUTED = re.compile(r"blk\.[0-9]+\.attn_[qk]\.weight")
 
 
-def dequantised(state: Mapping[str, torch.Tensor], *, head_width: int = HEAD_WIDTH) -> dict[str, torch.Tensor]:
-    """What `zoo.api.read_state_dict` makes of a GGUF file -> our names, every number in float32.
+def renamed(state: Mapping[str, torch.Tensor], *, head_width: int = HEAD_WIDTH) -> dict[str, torch.Tensor | Blocks]:
+    """What `zoo.api.read_state_dict` makes of a GGUF file -> our names, each with its tensor in float32 or its blocks.
 
     head_width: features of one attention head, by which query and key rows are put in order.
     Raises WeightsError for query or key weights whose rows are no whole heads.
     """
-    renamed = {}
-    for key, tensor in state.items():
-        name, kind = quantised_type(key)
-        numbers = tensor if kind is None else dequantise(tensor, kind)
-        if numbers.is_floating_point():
-            numbers = numbers.float()
-        renamed[_our_name(name)] = _in_order(name, numbers, head_width)
-    return renamed
+    ours: dict[str, torch.Tensor | Blocks] = {}
+    for name, value in published(state).items():
+        if isinstance(value, Blocks):
+            ours[_our_name(name)] = Blocks(_in_order(name, value.rows, head_width), value.kind)
+        else:
+            plain = value.float() if value.is_floating_point() else value
+            ours[_our_name(name)] = _in_order(name, plain, head_width)
+    return ours
 
 
 def permuted_back(rows: torch.Tensor, head_width: int) -> torch.Tensor:

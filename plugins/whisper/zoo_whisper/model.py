@@ -16,16 +16,15 @@ from torch.nn.functional import gelu
 from zoo.api import (
     AudioReader,
     Encoded,
-    Int8Linear,
     Sound,
     TranscriptionOptions,
     UsageError,
     Window,
     apply_kernel,
-    multiplies_in_bfloat16,
+    kernel_takes,
     to_waveforms,
 )
-from zoo.nn import Attention, Block, Decoder, Dense, Stack, sinusoids
+from zoo.nn import Attention, Block, Decoder, Dense, Stack, multiplies_in_bfloat16, sinusoids
 from zoo_whisper.log_mel import HOP, SAMPLE_RATE_HZ, WINDOW_FRAMES, log_mel
 from zoo_whisper.openai_package import named_alignment_heads
 from zoo_whisper.options import OPTIONS
@@ -35,6 +34,7 @@ from zoo_whisper.vocabulary import Vocabulary
 
 POSITIONS = WINDOW_FRAMES // 2  # the second convolution halves the time
 SAMPLES_PER_POSITION = 2 * HOP
+CHOICES = ("float32", "bf16", "int8", "int4")  # kernels that suit encoder and decoder in ways of their own
 
 
 def whisper(
@@ -158,18 +158,22 @@ class Whisper(nn.Module):
         """Run by a kernel, in place.
 
         The encoder's time is arithmetic on many rows: bfloat16 for any kernel that rounds, where the processor multiplies in it. The
-        decoder's time is reading weights, half of them the head's: "int8" rounds the head alone, "int4" and "bf16" all of it.
+        decoder's time is reading weights, half of them the head's: "int8" rounds the head alone, "int4" and "bf16" all of it. Any other
+        kernel takes the whole model.
         """
         if self.engine == "openai":
             if kernel != "float32":
                 raise UsageError(f"the engine openai computes in float32: leave out kernel {kernel}")
             return
-        rounds = kernel != "float32"
-        apply_kernel(self.encoder, "bf16" if rounds and multiplies_in_bfloat16() else "float32")
-        weight_VD: Any = self.decoder.embedding.weight
-        apply_kernel(self.decoder, "float32" if kernel == "int8" else kernel)
-        if kernel == "int8":
-            self.decoder.head = Int8Linear(weight_VD)
+        if "layer" not in kernel_takes(kernel):
+            apply_kernel(self.encoder, kernel, methods=("features",))
+            apply_kernel(self.decoder, "float32")
+        elif kernel in CHOICES:
+            apply_kernel(self.encoder, "bf16" if kernel != "float32" and multiplies_in_bfloat16() else "float32")
+            apply_kernel(self.decoder, "float32" if kernel == "int8" else kernel, per_layer={"head": kernel})
+        else:
+            apply_kernel(self.encoder, kernel)
+            apply_kernel(self.decoder, kernel)
 
     def use_engine(self, engine: str) -> None:
         """Whose code transcribes: "zoo", or "openai", the package itself with these weights. Before a kernel is chosen."""

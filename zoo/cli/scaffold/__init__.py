@@ -87,6 +87,15 @@ CHOICES: dict[str, dict[str, dict[str, str]]] = {
             "extra": "variant = {}  # options that differ from the builder's own",
         },
     },
+    "kernel": {
+        TEXT: {
+            "modalities": '"text", "image", "audio", "video", "series"',
+            "build": "build",
+            "parameters": "0",
+            "output": 'kernel = { takes = ["layer"], bits = 8.2, gradients = true }',
+            "extra": "variant = {}  # options that differ from the builder's own",
+        },
+    },
 }
 
 

@@ -15,7 +15,7 @@ from zoo.models.fusion.sense import Sense
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Inserted
 from zoo.nn.extension import Selection, begin, content_key, extension_of, learns
-from zoo.nn.kernels.seam import runs_by_kernel
+from zoo.nn.kernels.seam import gradients_flow
 from zoo.nn.seen_media import Piece, Place, SeenMedia, Shown, Source
 from zoo.nn.stack import BeforeLayer
 
@@ -156,9 +156,9 @@ class Fused(nn.Module):
             )
         if cache is not None and cache.grown is None:
             raise UsageError("a cache is filled in place, which no gradient survives: use torch.inference_mode() with it")
-        if runs_by_kernel(self.decoder):
+        if not gradients_flow(self.decoder):
             raise UsageError(
-                "no gradient flows through a decoder that runs by a kernel: train the composition as it is (kernel float32), and apply "
+                "no gradient flows through this decoder, which runs by a kernel: train the composition as it is (kernel float32), and apply "
                 "the kernel when it is asked; or use torch.inference_mode()"
             )
 

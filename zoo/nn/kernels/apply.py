@@ -1,21 +1,17 @@
-"""A built model with its linear layers in another number format: module -> module, in place, layer by layer.
+"""A built model by a kernel: module -> module, in place, layer by layer.
 
-    float32  laid out once, nothing rounded (*)    int8  weights in 8 bits, one scale for each output
-    bf16     products in bfloat16, laid out once   int4  weights in 4 bits, one scale for 32: exactly what a Q4_1 file holds
-
-(*) weights that were published in float16 stay so; products and sums are float32.
-
-What is left over (norms, positions, attention, the residual) stays in float32. A model that runs by a kernel is not trained
-and not saved: the trained one is.
+All that is not linear (norms, positions, attention, the residual) stays in float32. A model that runs by a kernel is not trained: adapters
+on it are.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fnmatch
 import gc
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,78 +22,129 @@ from zoo.nn.block import Block
 from zoo.nn.decoder import Decoder
 from zoo.nn.extension import extensions_in
 from zoo.nn.feed_forward import Gated
-from zoo.nn.kernels.linear import (
-    GROUP,
-    HalfEmbedding,
-    HalfLinear,
-    Int4Linear,
-    Int8Embedding,
-    Int8Linear,
-    PackedLinear,
-    halves_exactly,
-)
+from zoo.nn.kernels.contract import Kernel, LayerFormat, Published, Tensors
+from zoo.nn.kernels.exact import EXACT_LINEAR
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.nn.kernels.step import decode_step
 from zoo.nn.mixture import Mixture
 
 LARGE = 10_000_000  # parameters: looking through the memory of the process for less is not worth its time
+HEAD = "head"
 
 
-def _exact(weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> nn.Module:
-    """float32, and in half the memory where the weights were published in float16."""
-    if halves_exactly(weight_NK):
-        return HalfLinear(weight_NK, bias_N)
-    return PackedLinear(weight_NK, bias_N, dtype=torch.float32)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which layer runs by what.
 
-
-LINEARS: dict[str, Callable[..., nn.Module]] = {
-    "float32": _exact,
-    "bf16": partial(PackedLinear, dtype=torch.bfloat16),
-    "int8": Int8Linear,
-    "int4": Int4Linear,
-}
-
-
-def apply_kernel(module: nn.Module, kernel: str) -> nn.Module:
-    """The module, with every `nn.Linear` in it replaced; projections of zoo.nn that read the same input are joined first.
-
-    A router stays as it is, and in "int4" a layer whose input width is no multiple of 32 becomes bf16. The tied head of a
-    `Decoder` is a layer of its own afterwards: 8 bits where the others have 8 or 4, and the embedding, too.
-    Raises UsageError for an unknown kernel, a module that is not on the CPU in float32, and one that has a kernel or adapters already.
+    kernel: of every layer that no other line names. others: pattern of layers' names (`stack.blocks.0.*`) -> their kernel, None: they stay
+        as they are; the first that fits counts. name: of the kernel, for messages. published: name of a parameter -> its
+        weight as the file holds it, where the module's own was not filled in.
     """
-    if kernel not in LINEARS:
-        raise UsageError(f"a kernel is one of {', '.join(LINEARS)}, got {kernel!r}")
-    if runs_by_kernel(module):
-        raise UsageError(f"the model runs by a kernel already: build it anew for {kernel}")
-    if any(extension.names for extension in extensions_in(module)):
-        raise UsageError(f"the model has adapters: apply kernel {kernel} first, and adapt what runs by it")
-    wrong = next(
-        (tensor for tensor in module.parameters() if tensor.device.type != "cpu" or tensor.dtype != torch.float32), None
-    )
-    if wrong is not None:
-        raise UsageError(
-            f"kernel {kernel} takes a model on the CPU in float32, got {wrong.dtype} on {wrong.device}: leave out dtype and device"
-        )
-    make, size = LINEARS[kernel], sum(parameter.numel() for parameter in module.parameters())
-    decoders = [part for part in module.modules() if isinstance(part, Decoder)]
-    for decoder in decoders:
-        _replace_head(decoder, kernel)
-    for part in list(module.modules()):
+
+    kernel: Kernel
+    name: str = "float32"
+    others: Mapping[str, Kernel | None] = field(default_factory=dict)
+    published: Mapping[str, Published] = field(default_factory=dict)
+
+    def of(self, layer: str) -> Kernel | None:
+        """The kernel of a layer by its name."""
+        for pattern, kernel in self.others.items():
+            if fnmatch.fnmatchcase(layer, pattern):
+                return kernel
+        return self.kernel
+
+
+def apply_layers(module: nn.Module, plan: Plan) -> nn.Module:
+    """The module, with each of its linear layers in the format of the plan; projections of zoo.nn that read the same input are joined first.
+
+    A router stays as it is, and a layer that the kernel's format does not fit takes the kernel's other one, or float32. The tied head of a
+    `Decoder` is a layer of its own afterwards. Raises UsageError for a kernel without layers, a pattern that names none, a module that is not in float32, and one
+    that has a kernel or adapters already.
+    """
+    _require_ready(module, plan)
+    size = sum(parameter.numel() for parameter in module.parameters())
+    decoders = [(name, part) for name, part in module.named_modules() if isinstance(part, Decoder)]
+    for name, decoder in decoders:
+        _replace_head(decoder, _dotted(name), plan)
+    for name, part in list(module.named_modules()):
         if isinstance(part, Block):
-            _join(part.attention, ("query", "key", "value"), "query_key_value")
+            _join(part.attention, ("query", "key", "value"), "query_key_value", f"{_dotted(name)}attention.", plan)
         if isinstance(part, Gated):
-            _join(part, ("gate", "up"), "gate_and_up")
-        for name, child in list(part.named_children()):
-            if type(child) is nn.Linear and not (isinstance(part, Mixture) and name == "router"):
-                fits = kernel != "int4" or child.in_features % GROUP == 0
-                layer = (make if fits else LINEARS["bf16"])(child.weight, child.bias)
-                setattr(part, name, layer)
+            _join(part, ("gate", "up"), "gate_and_up", _dotted(name), plan)
+        _replace_children(part, _dotted(name), plan)
         del part
-    for decoder in decoders:
-        decoder.one_step = decode_step(decoder)
+    _fill_in(module, plan)
+    for _, decoder in decoders:
+        decoder.one_step = _step_of(decoder, plan)
     if size >= LARGE:
         _give_back_memory()
     return module.eval()
+
+
+def _require_ready(module: nn.Module, plan: Plan) -> None:
+    """Raise UsageError for a kernel or a module that cannot be joined, and for a pattern that fits no linear layer, embedding or head."""
+    if any(kernel is not None and kernel.linear is None for kernel in (plan.kernel, *plan.others.values())):
+        raise UsageError(
+            f"kernel {plan.name} has no layers: it compiles whole modules, and this one has none that it could; leave it out"
+        )
+    if runs_by_kernel(module):
+        raise UsageError(f"the model runs by a kernel already: build it anew for {plan.name}")
+    if any(extension.names for extension in extensions_in(module)):
+        raise UsageError(f"the model has adapters: apply kernel {plan.name} first, and adapt what runs by it")
+    wrong = next((tensor for tensor in module.parameters() if tensor.dtype != torch.float32), None)
+    if wrong is not None:
+        raise UsageError(f"kernel {plan.name} takes a model in float32, got {wrong.dtype}: leave out dtype")
+    names = [name for name, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Embedding))]
+    names += [_dotted(name) + HEAD for name, part in module.named_modules() if isinstance(part, Decoder)]
+    for pattern in plan.others:
+        if not fnmatch.filter(names, pattern):
+            some = ", ".join(names[:3] + names[-1:])
+            raise UsageError(f"no layer is called {pattern!r}: this model has {len(names)}, as {some}")
+
+
+def _replace_children(part: nn.Module, prefix: str, plan: Plan) -> None:
+    """The linear layers that a module holds itself, each by its kernel; a router stays."""
+    for name, child in list(part.named_children()):
+        kernel = plan.of(prefix + name)
+        if type(child) is nn.Linear and kernel is not None and not (isinstance(part, Mixture) and name == "router"):
+            setattr(part, name, _converted(child, f"{prefix}{name}.weight", _formats(kernel), plan))
+
+
+def _formats(kernel: Kernel) -> tuple[LayerFormat, ...]:
+    """What a linear layer may become, the first that fits it."""
+    return (*(one for one in (kernel.linear, kernel.otherwise) if one is not None), EXACT_LINEAR)
+
+
+def _dotted(name: str) -> str:
+    return f"{name}." if name else ""
+
+
+def _step_of(decoder: Decoder, plan: Plan) -> Any:
+    step = None if plan.kernel.step is None else plan.kernel.step(decoder)
+    return decode_step(decoder) if step is None else step
+
+
+def _converted(layer: Any, parameter: str, formats: Sequence[LayerFormat], plan: Plan) -> nn.Module:
+    """What the first of the formats that fits makes of a layer; the layer itself where none does."""
+    for form in formats:
+        if form.fits(*layer.weight.shape):
+            bias_N = getattr(layer, "bias", None)
+            new = form.layer(_tensors(layer.weight, plan.published.get(parameter), form), bias_N)
+            return layer if new is None else new
+    kept: nn.Module = layer
+    return kept
+
+
+def _tensors(weight_NK: torch.Tensor, published: Published | None, form: LayerFormat) -> Tensors:
+    """What a format keeps of a weight: its own blocks where it takes them as published. Raises UsageError for NaN and infinity."""
+    if published is not None and published.kind in form.blocks:
+        return {published.kind: published.rows}
+    numbers_NK = weight_NK.detach() if published is None else published.dequantise()
+    if form is not EXACT_LINEAR and not bool(numbers_NK.isfinite().all()):
+        raise UsageError(
+            "a weight holds NaN or infinity, which no format of few bits can keep: the model is broken, train or fetch it anew"
+        )
+    return form.quantise(numbers_NK)
 
 
 def _give_back_memory() -> None:
@@ -108,36 +155,61 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-def _join(part: Any, names: tuple[str, ...], joined: str) -> None:
-    """Linear layers with one input as one layer with all their outputs, in place of them."""
+def _join(part: Any, names: tuple[str, ...], joined: str, prefix: str, plan: Plan) -> None:
+    """Linear layers with one input and one kernel as one layer with all their outputs, in place of them."""
     layers = [getattr(part, name) for name in names]
-    if not all(type(layer) is nn.Linear for layer in layers):
+    kernels = [plan.of(prefix + name) for name in names]
+    kernel = kernels[0]
+    if (
+        kernel is None
+        or any(other is not kernel for other in kernels)
+        or not all(type(layer) is nn.Linear for layer in layers)
+    ):
         return
-    bias = None
+    first, bias = _formats(kernel)[0], None
     if any(layer.bias is not None for layer in layers):
         bias = torch.cat(
             [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach() for layer in layers]
         )
-    weight = torch.cat([layer.weight.detach() for layer in layers])
-    together = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    together.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        together.bias = nn.Parameter(bias, requires_grad=False)
+    rows, inputs = sum(len(layer.weight) for layer in layers), layers[0].in_features
+    published = [plan.published.get(f"{prefix}{name}.weight") for name in names]
+    blocks = [
+        one.rows for one in published if one is not None and one.kind in first.blocks and one.kind == _kind(published[0])
+    ]
+    if len(blocks) == len(names) and first.fits(rows, inputs):
+        together = first.layer({str(_kind(published[0])): torch.cat(blocks)}, bias)
+    else:
+        pairs = zip(layers, published, strict=True)
+        weight = torch.cat([layer.weight.detach() if one is None else one.dequantise() for layer, one in pairs])
+        plain = nn.Linear(inputs, rows, bias=bias is not None, device="meta")
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            plain.bias = nn.Parameter(bias, requires_grad=False)
+        together = _converted(plain, "", _formats(kernel), plan)
     setattr(part, joined, together)
     for name in names:
         setattr(part, name, nn.Identity())
 
 
-def _replace_head(decoder: Decoder, kernel: str) -> None:
+def _kind(published: Published | None) -> str | None:
+    return None if published is None else published.kind
+
+
+def _replace_head(decoder: Decoder, prefix: str, plan: Plan) -> None:
     """A head of its own in place of the tied embedding, made before the embedding is rounded."""
-    eight = kernel in ("int8", "int4")
-    if decoder.head is None:
-        weight: Any = decoder.embedding.weight
-        decoder.head = Int8Linear(weight) if eight else LINEARS[kernel](weight, None)
-    elif type(decoder.head) is nn.Linear and eight:
-        decoder.head = Int8Linear(decoder.head.weight, decoder.head.bias)
-    if isinstance(decoder.embedding, nn.Embedding):
-        if eight:
-            decoder.embedding = Int8Embedding(decoder.embedding.weight)
-        elif kernel == "float32" and halves_exactly(decoder.embedding.weight):
-            decoder.embedding = HalfEmbedding(decoder.embedding.weight)
+    kernel, of_table = plan.of(prefix + HEAD), plan.of(f"{prefix}embedding")
+    head, table = decoder.head, decoder.embedding
+    if kernel is not None and (head is None or type(head) is nn.Linear):
+        formats = (*((kernel.head,) if kernel.head is not None else ()), *_formats(kernel))
+        parameter = f"{prefix}{'embedding' if head is None else HEAD}.weight"
+        decoder.head = _converted(table if head is None else head, parameter, formats, plan)
+    if of_table is not None and of_table.embedding is not None and type(table) is nn.Embedding:
+        decoder.embedding = _converted(table, f"{prefix}embedding.weight", (of_table.embedding,), plan)
+
+
+def _fill_in(module: nn.Module, plan: Plan) -> None:
+    """The parameters that kept their layers, from the file."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in plan.published:
+                parameter.copy_(plan.published[name].dequantise())

@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 Tensors = Mapping[str, torch.Tensor]  # all that is kept of one weight, by name
+
+
+class Published(Protocol):
+    """A weight as its file holds it, in blocks of few bits: `kind` names their type, `rows` are their bytes uint8[N, bytes of a row]."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def rows(self) -> torch.Tensor: ...
+
+    def dequantise(self) -> torch.Tensor:
+        """The weight that the blocks stand for, float32[N, K]."""
+        ...
 
 
 def _any_size(outputs: int, inputs: int) -> bool:
@@ -23,14 +37,15 @@ class LayerFormat:
 
     quantise: weight float32[N, K] -> its tensors. They are plain, in no library's layout, and all that is saved of the weight.
     layer: (those tensors, bias float32[N] or None) -> a layer without parameters that computes with them. It keeps `KernelLinear`,
-        or `KernelEmbedding` where the format is one of tables; its `tensors()` are those tensors again, bit for bit.
+        or `KernelEmbedding` where the format is one of tables; its `tensors()` are those tensors again, bit for bit. None: the layer
+        that it would replace stays.
     dequantise: those tensors -> the weight float32[N, K] that they stand for: the plain reference of the layer.
     fits: (N, K) -> whether a weight of that size can be kept so.
     blocks: types of GGUF that `layer` takes as published, as the one tensor `{"<TYPE>": uint8[N, bytes of a row]}`.
     """
 
     quantise: Callable[[torch.Tensor], Tensors]
-    layer: Callable[[Tensors, torch.Tensor | None], nn.Module]
+    layer: Callable[[Tensors, torch.Tensor | None], nn.Module | None]
     dequantise: Callable[[Tensors], torch.Tensor]
     fits: Callable[[int, int], bool] = _any_size
     blocks: tuple[str, ...] = ()
@@ -50,6 +65,9 @@ class CompileRequest:
     calibration: Sequence[tuple[torch.Tensor, ...]] = ()
 
 
+Compile = Callable[[nn.Module, CompileRequest], nn.Module]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """How a model computes, in three sizes of piece; a kernel has at least one of `linear`, `compile` and `step`.
@@ -65,5 +83,5 @@ class Kernel:
     head: LayerFormat | None = None
     embedding: LayerFormat | None = None
     otherwise: LayerFormat | None = None
-    compile: Callable[[nn.Module, CompileRequest], nn.Module] | None = None
+    compile: Compile | None = None
     step: Callable[[nn.Module], Callable[..., Any] | None] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 
 @runtime_checkable
 class KernelLinear(Protocol):
-    """A linear layer in a number format: float32[..., in_features] -> float32[..., out_features]. It has no parameters."""
+    """A linear layer in a number format: float32[..., in_features] -> float32[..., out_features]. It has no parameters.
+
+    One whose inputs gradients reach says so by `passes_gradients = True`: adapters that stand on it can be trained.
+    """
 
     number_format: str
     in_features: int
@@ -18,6 +22,10 @@ class KernelLinear(Protocol):
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
         """float32[..., K] -> float32[..., N]."""
+        ...
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """What the layer was made of (`zoo.nn.kernels.contract.LayerFormat`), bit for bit."""
         ...
 
 
@@ -33,6 +41,10 @@ class KernelEmbedding(Protocol):
         """int[B, T] -> float32[B, T, K]."""
         ...
 
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """What the table was made of, bit for bit."""
+        ...
+
 
 def is_kernel_linear(module: object) -> bool:
     """Whether a module is a linear layer of a kernel."""
@@ -42,6 +54,11 @@ def is_kernel_linear(module: object) -> bool:
 def is_kernel_embedding(module: object) -> bool:
     """Whether a module is an embedding of a kernel."""
     return hasattr(module, "number_format") and isinstance(module, KernelEmbedding)
+
+
+def gradients_flow(module: nn.Module) -> bool:
+    """Whether gradients pass all layers of a module: those of no kernel stop them."""
+    return all(getattr(part, "passes_gradients", False) for part in module.modules() if is_kernel_linear(part))
 
 
 def runs_by_kernel(module: nn.Module) -> bool:

@@ -5,6 +5,8 @@ The layouts are those of ggml.h; the peer is the library gguf, which the tests h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,6 +48,41 @@ def quantised_type(key: str) -> tuple[str, str | None]:
     """`<name>:<TYPE>` as `gguf.read_tensors` has it -> (name, TYPE); (key, None) for the key of plain numbers."""
     name, _, kind = key.rpartition(":")
     return (name, kind) if kind in BLOCKS and kind not in PLAIN else (key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A weight as a file holds it: blocks of one type, uint8[N, bytes of a row], which stand for float32[N, K].
+
+    Rows can be chosen and put in another order, since no block reaches over two of them. It stands where a state dict has a tensor.
+    """
+
+    rows: torch.Tensor
+    kind: str
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, K] of the weight."""
+        weights, size_bytes = BLOCKS[self.kind]
+        return torch.Size((self.rows.shape[0], self.rows.shape[1] // size_bytes * weights))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers that they stand for."""
+        return torch.float32
+
+    def dequantise(self) -> torch.Tensor:
+        """The weight, float32[N, K]."""
+        return dequantise(self.rows, self.kind)
+
+
+def published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | Blocks]:
+    """What `zoo.api.read_state_dict` made of a file, with a value for each name: its tensor, or its blocks."""
+    values: dict[str, torch.Tensor | Blocks] = {}
+    for key, tensor in state.items():
+        name, kind = quantised_type(key)
+        values[name] = tensor if kind is None else Blocks(tensor, kind)
+    return values
 
 
 def dequantise(blocks: torch.Tensor, type: str) -> torch.Tensor:  # noqa: A002 - what GGUF calls it

@@ -1,0 +1,101 @@
+"""A model whose whole computations run by a kernel that compiles modules: its methods are replaced, one by one."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import UsageError
+from zoo.models.encoded import Encoded
+from zoo.nn.extension import extensions_in
+from zoo.nn.kernels.contract import Compile, CompileRequest
+from zoo.nn.stamp import writes_of
+from zoo.weights.cache import compiled_dir
+
+# Kind of card -> methods that take prepared inputs, and how many arguments come before those.
+METHODS = {"encoder": {"forward": 0, "logits": 0}, "dual_encoder": {"encode": 1, "features": 1}}
+COMPILED = "zoo_compiled"  # of a module: method -> what was compiled for it
+_tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("zoo_tracing", default=False)
+
+
+def compile_model(module: nn.Module, kind: str, model: str, build: Compile, *, key: str) -> None:
+    """Let the methods of an encoder compute by a kernel, in place. Raises UsageError for a kind that has none to compile."""
+    if kind not in METHODS:
+        raise UsageError(f"a kernel that compiles whole modules is for {', '.join(METHODS)}; {model} is of kind {kind}")
+    for method, before in METHODS[kind].items():
+        if hasattr(type(module), method):
+            compile_method(module, method, build, key=key, before=before)
+
+
+def compile_method(owner: nn.Module, method: str, build: Compile, *, key: str, before: int = 0) -> None:
+    """Let one method of a module compute by a kernel, in place; each form is compiled when it is first called.
+
+    build: `Kernel.compile`. key: sha256 of what shapes the module's numbers. before: arguments that choose what is computed (a modality); tensors follow, or a
+    tuple of them. The plain method answers where gradients are asked, adapters stand on the module, or its parameters were written to.
+    Raises UsageError for a module that runs by a kernel already.
+    """
+    forms: dict[tuple[Any, ...], nn.Module] = {}
+    if method in owner.__dict__.setdefault(COMPILED, {}):
+        raise UsageError("the model runs by a kernel already: build it anew for another")
+    owner.__dict__[COMPILED][method] = forms
+    parameters = list(owner.parameters())
+    written = [writes_of(parameter) for parameter in parameters]
+
+    def call(*arguments: Any) -> Any:
+        tensors = _tensors(arguments[before:])
+        as_it_was = all(writes_of(one) == count for one, count in zip(parameters, written, strict=True))
+        if tensors is None or _tracing.get() or torch.is_grad_enabled() or not as_it_was or extensions_in(owner):
+            return getattr(type(owner), method)(owner, *arguments)
+        choice, joined = arguments[:before], isinstance(arguments[before], tuple)
+        form = (*choice, joined, len(tensors))
+        if form not in forms:
+            name = "-".join((method, *map(str, form)))
+            request = CompileRequest(key=f"{key}-{name}", cache=compiled_dir())
+            forms[form] = build(_Plain(owner, method, choice, joined=joined), request)
+        given = forms[form](*tensors)
+        return Encoded(*given) if isinstance(given, tuple) and len(given) == 3 else given
+
+    owner.__dict__[method] = call
+
+
+def compiled_parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What was compiled of a model so far: the form of a call -> the compiled module."""
+    for part in module.modules():
+        for method, forms in part.__dict__.get(COMPILED, {}).items():
+            yield from (("-".join(map(str, (method, *form))), compiled) for form, compiled in forms.items())
+
+
+class _Plain(nn.Module):
+    """A method as a module that takes and gives tensors alone, which compilers ask for."""
+
+    def __init__(self, owner: nn.Module, method: str, choice: Sequence[Any], *, joined: bool) -> None:
+        super().__init__()
+        self.owner, self.method, self.choice, self.joined = owner, method, choice, joined
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """What the method takes, tensor by tensor -> float[B, ...]; of an `Encoded` its tokens, mask and pooled vectors."""
+        with _plainly():
+            inputs = (tensors,) if self.joined else tensors
+            given = getattr(type(self.owner), self.method)(self.owner, *self.choice, *inputs)
+        return (given.tokens_BTD, given.mask_BT, given.pooled_BD) if isinstance(given, Encoded) else given
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """No compiled method answers for what runs inside."""
+    token = _tracing.set(True)
+    try:
+        yield
+    finally:
+        _tracing.reset(token)
+
+
+def _tensors(arguments: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
+    """The tensors of a call; None for one that holds anything else."""
+    inputs = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple) else arguments
+    return tuple(inputs) if inputs and all(isinstance(one, torch.Tensor) for one in inputs) else None

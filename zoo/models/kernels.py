@@ -1,0 +1,189 @@
+"""A kernel by name -> a built model that runs by it: layer by layer, or compiled whole."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from zoo import __version__
+from zoo.errors import PluginError, UsageError, ZooError
+from zoo.models.compilation import compile_method, compile_model
+from zoo.models.drawn import tensors_sha256
+from zoo.nn.kernels.apply import Plan, apply_layers
+from zoo.nn.kernels.contract import Kernel, Published
+from zoo.nn.kernels.exact import EXACT
+from zoo.nn.kernels.seam import runs_by_kernel
+from zoo.registry.lookup import USABLE, Registry, default_registry
+from zoo.registry.plugin import code_sha256, describe
+from zoo.registry.suggest import did_you_mean, nearest
+
+if TYPE_CHECKING:
+    from zoo.registry.card import Card
+
+FLOAT32 = "float32"  # the core's own: laid out for running, nothing rounded
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A kernel and its card; the core's own has none."""
+
+    name: str
+    kernel: Kernel
+    card: Card | None = None
+
+
+def kernel_named(name: str, registry: Registry | None = None) -> Chosen:
+    """A kernel by its name, full or short. Raises UsageError for one that nobody provides, PluginError for a builder that fails."""
+    if name == FLOAT32:
+        return Chosen(name, EXACT)
+    registry = registry or default_registry()
+    card = _card_of(name, registry)
+    builder, owner = registry.builder(card), registry.owner(card)
+    if builder is None:
+        raise PluginError(f"{describe(owner)}: the card {card.name} names no function that builds it (build)")
+    try:
+        kernel = builder(**card.variant)
+    except ZooError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{describe(owner)} raised {type(error).__name__} while building {card.name}: {error}") from error
+    if not isinstance(kernel, Kernel):
+        raise PluginError(f"{describe(owner)} must build {card.name} as a zoo.api.Kernel, got {type(kernel).__name__}")
+    return Chosen(name, kernel, card)
+
+
+def check_kernel(name: str, registry: Registry | None = None) -> None:
+    """Raise UsageError for a name that no kernel has, before anything is built; no plugin is imported."""
+    if name == FLOAT32:
+        return
+    registry = registry or default_registry()
+    found = _card_of(name, registry)
+    owner = registry.owner(found)
+    if owner.state not in USABLE:
+        raise UsageError(f"kernel {name}: {owner.distribution} {owner.version} is {owner.state}: {owner.cure}")
+
+
+def _card_of(name: str, registry: Registry) -> Card:
+    """The card of a kernel. Raises UsageError for a name that no kernel has, or several."""
+    matches = registry.matches(name)  # asked so, nothing is looked up among the many names of families
+    if not matches:
+        raise UsageError(_unknown(name, registry))
+    kernels = [match.card for match in matches if match.card.kind == "kernel"]
+    if not kernels:
+        raise UsageError(f"{matches[0].card.name} is of kind {matches[0].card.kind}; {_unknown(name, registry)}")
+    if len(kernels) > 1:
+        kernels = [registry.find(name).card]  # which says what it may mean
+    return kernels[0]
+
+
+def apply_kernel(
+    module: nn.Module,
+    kernel: str,
+    *,
+    skip: Sequence[str] = (),
+    per_layer: Mapping[str, str] | None = None,
+    methods: Sequence[str] = (),
+    published: Mapping[str, Published] | None = None,
+    registry: Registry | None = None,
+) -> nn.Module:
+    """Run a module by a kernel, in place; returns it.
+
+    kernel: a name (`zoo list --kind kernel`), or "float32", which lays weights out for running and rounds nothing. skip: patterns of names of
+        layers that stay as they are (`stack.blocks.0.*`). per_layer: pattern -> kernel of the layers that it fits; patterns of `skip` come first.
+    methods: of the module, which take and give tensors: what a kernel of whole modules compiles.
+    published: weights as the file holds them, for parameters that were not filled in.
+    Raises UsageError for an unknown kernel, a pattern that fits no layer, a module that is not in float32, is on a device that the kernel
+    does not know, or runs by a kernel or with adapters already.
+    """
+    chosen = kernel_named(kernel, registry)
+    others: dict[str, Kernel | None] = dict.fromkeys(skip)
+    for pattern, name in (per_layer or {}).items():
+        others.setdefault(pattern, kernel_named(name, registry).kernel)
+    _require_device(module, chosen)
+    if chosen.kernel.linear is None and chosen.kernel.compile is not None and methods:
+        for method in methods:
+            compile_method(module, method, chosen.kernel.compile, key=_key_of(module))
+        return module
+    plan = Plan(kernel=chosen.kernel, name=kernel, others=others, published=published or {})
+    return apply_layers(module, plan)
+
+
+def run_by(
+    module: Any,
+    chosen: Chosen,
+    model: Card,
+    *,
+    published: Mapping[str, Published] | None = None,
+    key: str = "",
+) -> None:
+    """Run a model by a kernel, in place. model: its card. key: sha256 of what shapes its numbers.
+
+    A model that chooses its own formats has `use_kernel`. Raises UsageError for a kind that the kernel is not for, and a model without
+    anything that it could run.
+    """
+    card = chosen.card
+    if card is not None and card.applies_to and model.kind not in card.applies_to:
+        raise UsageError(
+            f"kernel {chosen.name} applies to {', '.join(card.applies_to)}, {model.name} is of kind {model.kind}: leave it out"
+        )
+    _require_device(module, chosen)
+    if hasattr(module, "use_kernel"):
+        module.use_kernel(chosen.name)
+    elif chosen.kernel.compile is not None:
+        compile_model(module, model.kind, model.name, chosen.kernel.compile, key=key)
+    else:
+        kept = {pattern: None for name in model.keep_float32 for pattern in _layers_in(module, name)}
+        apply_layers(module, Plan(kernel=chosen.kernel, name=chosen.name, others=kept, published=published or {}))
+        if chosen.name != FLOAT32 and not runs_by_kernel(module):
+            raise UsageError(f"{model.name} has no linear layer that kernel {chosen.name} could run: leave it out")
+
+
+def kernel_identity(chosen: Chosen, registry: Registry) -> str:
+    """What shapes the numbers of a kernel: its name, distribution, version and code; nothing for the core's own, which rounds none."""
+    if chosen.card is None:
+        return ""
+    owner = registry.owner(chosen.card)
+    return f"{chosen.card.name} {owner.distribution} {owner.version} {code_sha256(owner)}"
+
+
+def kernel_takes(kernel: str) -> tuple[str, ...]:
+    """The pieces of a model that a kernel computes: `layer`, `module`, `step`. Raises as `kernel_named`; no plugin is imported."""
+    if kernel == FLOAT32:
+        return ("layer",)
+    check_kernel(kernel)
+    facts = default_registry().find(kernel).card.kernel
+    return () if facts is None else facts.takes
+
+
+def _layers_in(module: nn.Module, name: str) -> list[str]:
+    """The names of the linear layers and tables at or below a submodule."""
+    named = (one for one, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Embedding)))
+    return [glob.escape(one) for one in named if f"{one}.".startswith(f"{name}.")]
+
+
+def _key_of(module: nn.Module) -> str:
+    """sha256 of a module's numbers, class and library."""
+    content = (
+        f"{type(module).__module__}.{type(module).__qualname__} {__version__} {tensors_sha256(module.state_dict().items())}"
+    )
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _require_device(module: nn.Module, chosen: Chosen) -> None:
+    devices = chosen.card.devices if chosen.card is not None else ("cpu",)
+    wrong = next((one.device for one in module.parameters() if devices and one.device.type not in devices), None)
+    if wrong is not None:
+        raise UsageError(
+            f"kernel {chosen.name} takes a model on {' or '.join(devices)}, got one on {wrong}: leave out device"
+        )
+
+
+def _unknown(name: str, registry: Registry) -> str:
+    known = sorted(card.name.partition("/")[2] for card in registry.cards(kind="kernel"))
+    hint = did_you_mean(nearest(name, known), "")
+    return f"a kernel is one of {', '.join((FLOAT32, *known))}, got {name!r}{f'; {hint}' if hint else ''}"
