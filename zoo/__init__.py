@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     from zoo.tasks.generation import generate, score
     from zoo.tasks.language_model import open_language_model
     from zoo.tasks.media_prompt import read_media, written
+    from zoo.tasks.quantization import quantize
     from zoo.tasks.search import search
     from zoo.tasks.text_classification import classify_texts
     from zoo.tasks.transcription import RunOptions, open_transcriber, transcribe
@@ -68,6 +69,7 @@ _EXPORTS = {
     "open_language_model": "zoo.tasks.language_model",
     "open_model": "zoo.models.build",
     "open_transcriber": "zoo.tasks.transcription",
+    "quantize": "zoo.tasks.quantization",
     "read_media": "zoo.tasks.media_prompt",
     "register": "zoo.registry.own_cards",
     "save": "zoo.models.composition",
@@ -115,6 +117,7 @@ __all__ = [
     "open_language_model",
     "open_model",
     "open_transcriber",
+    "quantize",
     "read_media",
     "register",
     "save",

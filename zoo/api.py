@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # the same names for type checkers, which do not run __getatt
     )
     from zoo.models.encoded import Encoded
     from zoo.models.fusion.fused import Fused
-    from zoo.models.kernels import apply_kernel, kernel_takes
+    from zoo.models.kernels import apply_kernel
     from zoo.models.transcript import Segment, Span, TranscriptionOptions, Window, Word
     from zoo.nn.kernels.contract import CompileRequest, Kernel, LayerFormat
     from zoo.registry.card import Card
@@ -127,7 +127,6 @@ _EXPORTS = {
     "generate_tokens": "zoo.decoding.generation:generate",
     "hookimpl": "zoo.registry.hooks",
     "hub_file": "zoo.weights.stores",
-    "kernel_takes": "zoo.models.kernels",
     "load_strict": "zoo.weights.strict_load",
     "offline": "zoo.registry.settings",
     "open_image": "zoo.media.readers",
@@ -208,7 +207,6 @@ __all__ = [
     "generate_tokens",
     "hookimpl",
     "hub_file",
-    "kernel_takes",
     "load_strict",
     "offline",
     "open_image",

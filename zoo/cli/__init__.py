@@ -29,6 +29,7 @@ COMMANDS = {
     "generate": "generate",
     "adapt": "adapt",
     "compose": "compose",
+    "quantize": "quantize",
     "embed": "retrieve",
     "search": "retrieve",
     "filter": "curate",

@@ -311,7 +311,6 @@ def document(outcome: Any, used: dict[str, Any]) -> dict[str, Any]:
         results.append(row)
     return {
         **about_model(outcome.provenance),
-        "kernel": outcome.provenance.kernel,
         "weights": outcome.provenance.weights,
         "settings": used,
         "results": results,

@@ -55,6 +55,7 @@ def about_model(provenance: Provenance) -> dict[str, Any]:
         "plugin": {"dist": provenance.distribution, "version": provenance.version},
         "random_weights": provenance.random_weights,
         "random_parts": list(provenance.random_parts),
+        **({} if provenance.kernel is None else {"kernel": provenance.kernel}),
     }
 
 

@@ -226,7 +226,6 @@ def _document(outcome: Any) -> dict[str, Any]:
     return {
         **about_model(outcome.provenance),
         "weights": outcome.provenance.weights,
-        "kernel": outcome.provenance.kernel,
         "settings": outcome.settings,
         "note": outcome.note,
         "results": [

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError, ZooError
+from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError
+from zoo.media.file import expanded
+from zoo.models.construct import arguments_of, construct, side_files
 from zoo.models.drawn import (
     Snapshot,
     buffers_differ,
@@ -26,17 +26,20 @@ from zoo.models.drawn import (
     was_trained,
 )
 from zoo.models.file_settings import files_of, numbers_of, settings_of_file, without_files
-from zoo.models.kernels import Chosen, kernel_identity, kernel_named, run_by
+from zoo.models.kernels import AS_USUAL, Asked, Chosen, kernel_identity, kernel_named, run_by
 from zoo.models.loading import NoRandomParameters, load
 from zoo.models.precision import cast
+from zoo.models.quantised import FILE, QuantisedRecord, parts_of, record_of, require_kernel
 from zoo.nn.extension import content_key, extension_of
 from zoo.nn.kernels.contract import Published
-from zoo.registry.activation import call_hook
+from zoo.registry.activation import warn
 from zoo.registry.lookup import Found, Registry, default_registry
-from zoo.registry.plugin import Plugin, code_sha256, describe
+from zoo.registry.plugin import code_sha256, describe
 from zoo.weights.delivery import locate_files
+from zoo.weights.formats.read import read_state_dict
 from zoo.weights.local_file import local_file
 from zoo.weights.plugin_formats import decoded_by
+from zoo.weights.strict_load import load_strict
 from zoo.weights.verified import Located, hashed, require_unchanged
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
@@ -67,7 +70,12 @@ def spec_of(model: str | Path | ModelSpec | None) -> ModelSpec:
             f"a task takes the name of a model, a zoo.ModelSpec or what zoo.open_model returned, got the module {type(model).__name__}: open it "
             f"with zoo.open_model instead of zoo.build, or register its builder (zoo.register)"
         )
-    return model if isinstance(model, ModelSpec) else ModelSpec(name=model)
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(name=model)
+    quantised = None if spec.name is None else _quantised(str(spec.name), spec.weights)
+    if quantised is None:
+        return spec
+    path, record, beside = quantised
+    return replace(spec, name=beside or record.model, weights=path, kernel=spec.kernel or record.kernel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,10 +174,12 @@ def open_model(
             raise UsageError(
                 "a ModelSpec says how the model is opened: leave out weights, device, dtype and kernel beside it"
             )
-        if name.name is None:
-            raise UsageError("zoo.open_model opens the model that is named: a default is that of a task")
-        weights, device, dtype, kernel, name = name.weights, name.device, name.dtype, name.kernel, str(name.name)
+        weights, device, dtype, kernel, name = name.weights, name.device, name.dtype, name.kernel, _named(name)
     registry = registry or default_registry()
+    quantised = _quantised(name, weights)
+    if quantised is not None:
+        as_usual = (str(device), dtype) == ("cpu", None) and not overrides
+        return _open_quantised(*quantised, kernel, registry, as_usual=as_usual)
     chosen = None if kernel is None else kernel_named(kernel, registry)
     weights = None if weights == "none" else weights
     if dtype not in DTYPES:
@@ -183,14 +193,16 @@ def open_model(
         for role, part in found.card.parts.items()
     }
     local = None if weights is None or from_card else _local_weights(Path(weights), found)
-    said = {} if local is None else settings_of_file(local.path, found, owner, registry, {**_arguments(found), **overrides})
+    said = (
+        {} if local is None else settings_of_file(local.path, found, owner, registry, {**arguments_of(found), **overrides})
+    )
     wanted = without_files(found, said)
     located = {} if weights is None else locate_files(wanted, registry=registry, model=from_card)
     located |= {} if local is None else {"model": local, **files_of(said, local)}
     published: Mapping[str, Published] = {}
     drawn = None if "model" in located or parts else _random_state()
     with NoRandomParameters() if "model" in located else contextlib.nullcontext():
-        module = _construct(found, owner, registry, {**parts, **said, **_side_files(found, located), **overrides})
+        module = construct(found, owner, registry, {**parts, **said, **side_files(found, located), **overrides})
     if "model" in located:
         keep_blocks = chosen is not None and chosen.kernel.linear is not None and (dtype, str(device)) == (None, "cpu")
         published = load(module, located["model"].path, found, registry, trusted=from_card, keep_blocks=keep_blocks)
@@ -205,21 +217,82 @@ def open_model(
     shown = found.name if from_card else found.card.name
     own = snapshot(_own_numbers(module, parts), hashed="model" not in files)
     built = Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts, opened=own)
-    return built if chosen is None else _by_kernel(built, chosen, registry, published)
+    return built if chosen is None else _by_kernel(built, chosen, registry, Asked(published=published))
 
 
-def with_kernel(built: Built, kernel: str, registry: Registry | None = None) -> Built:
+def _named(spec: ModelSpec) -> str:
+    if spec.name is None:
+        raise UsageError("zoo.open_model opens the model that is named: a default is that of a task")
+    return str(spec.name)
+
+
+def _quantised(name: str, weights: str | Path | None) -> tuple[Path, QuantisedRecord, str | None] | None:
+    """The file that `zoo quantize` wrote, its record and the name beside it: a folder in place of a model, or the weights of one."""
+    if weights == "card":
+        path, beside = Path(name), None
+    elif weights is not None:
+        path, beside = expanded(Path(weights)), name
+    else:
+        return None
+    record = record_of(path) if path.exists() else None
+    return None if record is None else (path / FILE if path.is_dir() else path, record, beside)
+
+
+def _open_quantised(
+    path: Path, record: QuantisedRecord, beside: str | None, kernel: str | None, registry: Registry, *, as_usual: bool
+) -> Built:
+    """The model of a file that `zoo quantize` wrote. Raises UsageError where something else was asked of it."""
+    if not as_usual:
+        raise UsageError(
+            f"{path} runs by kernel {record.kernel} on the CPU, as it was built: leave out device, dtype and overrides"
+        )
+    found = registry.find(record.model)
+    if beside is not None and registry.find(beside).card.name != found.card.name:
+        raise UsageError(f"{path} is a quantised {record.model}, not {beside}: name that model")
+    chosen = kernel_named(record.kernel, registry)
+    version = "" if chosen.card is None else chosen.card.provider.version
+    words = require_kernel(record, chosen, version, kernel, str(path))
+    if words is not None:
+        warn(words)
+    owner = registry.owner(found.card)
+    parts = {
+        role: open_model(part, weights="card" if record.files else None, registry=registry)
+        for role, part in found.card.parts.items()
+    }
+    located = {**locate_files(found, registry=registry, model=False), "model": hashed(path)}
+    with NoRandomParameters():
+        module = construct(found, owner, registry, {**parts, **side_files(found, located)})
+    kept, rest = parts_of(read_state_dict(path), record, str(path))
+    asked = Asked(skip=record.skip, per_layer=record.per_layer, kept=kept)
+    run_by(module, chosen, found.card, asked, registry)
+    load_strict(module, rest, str(path))
+    require_unchanged(*located.values())
+    files = {role: file.sha256 for role, file in located.items()}
+    identity = _identity(found.name, found, code_sha256(owner), files, {}, parts, None, None)
+    identity = hashlib.sha256(f"{identity} {kernel_identity(chosen, registry)}".encode()).hexdigest()
+    own = snapshot(_own_numbers(module, parts), hashed=False)
+    return Built(
+        module=module.eval(),
+        found=found,
+        name=found.card.name,
+        identity=identity,
+        files=files,
+        parts=parts,
+        kernel=chosen.name,
+        opened=own,
+    )
+
+
+def with_kernel(built: Built, kernel: str, *, registry: Registry | None = None, asked: Asked = AS_USUAL) -> Built:
     """A built model that runs by a kernel from now on, in place. Raises as `zoo.models.kernels.run_by`."""
     registry = registry or default_registry()
-    return _by_kernel(built, kernel_named(kernel, registry), registry)
+    return _by_kernel(built, kernel_named(kernel, registry), registry, asked)
 
 
-def _by_kernel(
-    built: Built, chosen: Chosen, registry: Registry, published: Mapping[str, Published] = MappingProxyType({})
-) -> Built:
+def _by_kernel(built: Built, chosen: Chosen, registry: Registry, asked: Asked) -> Built:
     """The same by a kernel, which is part of its identity; the core's own rounds nothing, and is none."""
-    run_by(built.module, chosen, built.found.card, published=published, key=built.identity)
-    by = kernel_identity(chosen, registry)
+    run_by(built.module, chosen, built.found.card, replace(asked, key=built.identity), registry)
+    by = " ".join(filter(None, (kernel_identity(chosen, registry), *asked.skip, *map(str, asked.per_layer.items()))))
     identity = hashlib.sha256(f"{built.identity} {by}".encode()).hexdigest() if by else built.identity
     return replace(built, kernel=chosen.name, identity=identity)
 
@@ -283,38 +356,6 @@ def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) ->
         _refuse_circles(part_found, registry, (*above, found.card.name))
 
 
-def _arguments(found: Found) -> dict[str, Any]:
-    """What the builder is called with, as card and row say it."""
-    card, row = found.card, found.weights
-    preprocess = {**card.preprocess, **(row.preprocess if row else {})}
-    return {
-        **card.variant,
-        **(row.variant if row else {}),
-        **({"preprocess": preprocess} if preprocess else {}),
-    }
-
-
-def _construct(found: Found, owner: Plugin, registry: Registry, extra: Mapping[str, Any]) -> torch.nn.Module:
-    card = found.card
-    arguments = {**_arguments(found), **extra}
-    try:
-        builder = registry.builder(card)
-        if builder is not None:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout carries the answer and nothing else
-                module = builder(**arguments)
-        else:
-            module = call_hook(owner, "zoo_build", registry.manager, card=card, arguments=arguments)
-    except ZooError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"{describe(owner)} raised {type(error).__name__} while building {found.name}: {error}"
-        ) from error
-    if not isinstance(module, torch.nn.Module):
-        raise PluginError(f"{describe(owner)} must build {found.name} as a torch.nn.Module, got {type(module).__name__}")
-    return module
-
-
 def _decoder(located: Mapping[str, Located], registry: Registry) -> dict[str, str]:
     """What reads the weights, where that is no format of the core's own."""
     decoded = decoded_by(located["model"].path, registry) if "model" in located else ""
@@ -324,12 +365,6 @@ def _decoder(located: Mapping[str, Located], registry: Registry) -> dict[str, st
 def _random_state() -> str:
     """What a random initialisation is drawn from: two seeds are two models."""
     return hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
-
-
-def _side_files(found: Found, located: Mapping[str, Located]) -> dict[str, Path | None]:
-    """`<role>_path` for each file that belongs to the weights and holds no tensors; None when built without weights."""
-    roles = [file.role for file in found.weights.files if file.role != "model"] if found.weights else []
-    return {f"{role}_path": located[role].path if role in located else None for role in roles}
 
 
 def _local_weights(path: Path, found: Found) -> Located:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,22 +18,39 @@ from zoo.nn.kernels.contract import Compile, CompileRequest
 from zoo.nn.stamp import writes_of
 from zoo.weights.cache import compiled_dir
 
+if TYPE_CHECKING:
+    from zoo.registry.card import Card
+
 # Kind of card -> methods that take prepared inputs, and how many arguments come before those.
 METHODS = {"encoder": {"forward": 0, "logits": 0}, "dual_encoder": {"encode": 1, "features": 1}}
 COMPILED = "zoo_compiled"  # of a module: method -> what was compiled for it
+Calibration = Mapping[str, Sequence[tuple[torch.Tensor, ...]]]
 _tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("zoo_tracing", default=False)
 
 
-def compile_model(module: nn.Module, kind: str, model: str, build: Compile, *, key: str) -> None:
-    """Let the methods of an encoder compute by a kernel, in place. Raises UsageError for a kind that has none to compile."""
-    if kind not in METHODS:
-        raise UsageError(f"a kernel that compiles whole modules is for {', '.join(METHODS)}; {model} is of kind {kind}")
-    for method, before in METHODS[kind].items():
+def compile_model(module: nn.Module, model: Card, build: Compile, *, key: str, calibration: Calibration) -> None:
+    """Let the methods of an encoder compute by a kernel, in place. Raises UsageError for a kind that has none to compile.
+
+    calibration: method, and what comes before its tensors (`encode-image`), -> inputs of it, for formats that need real ones.
+    """
+    if model.kind not in METHODS:
+        raise UsageError(
+            f"a kernel that compiles whole modules is for {', '.join(METHODS)}; {model.name} is of kind {model.kind}: leave it out"
+        )
+    for method, before in METHODS[model.kind].items():
         if hasattr(type(module), method):
-            compile_method(module, method, build, key=key, before=before)
+            compile_method(module, method, build, key=key, before=before, calibration=calibration)
 
 
-def compile_method(owner: nn.Module, method: str, build: Compile, *, key: str, before: int = 0) -> None:
+def compile_method(
+    owner: nn.Module,
+    method: str,
+    build: Compile,
+    *,
+    key: str,
+    before: int = 0,
+    calibration: Calibration = MappingProxyType({}),
+) -> None:
     """Let one method of a module compute by a kernel, in place; each form is compiled when it is first called.
 
     build: `Kernel.compile`. key: sha256 of what shapes the module's numbers. before: arguments that choose what is computed (a modality); tensors follow, or a
@@ -55,7 +73,8 @@ def compile_method(owner: nn.Module, method: str, build: Compile, *, key: str, b
         form = (*choice, joined, len(tensors))
         if form not in forms:
             name = "-".join((method, *map(str, form)))
-            request = CompileRequest(key=f"{key}-{name}", cache=compiled_dir())
+            inputs = calibration.get("-".join((method, *map(str, choice))), ())
+            request = CompileRequest(key=f"{key}-{name}", cache=compiled_dir(), calibration=inputs)
             forms[form] = build(_Plain(owner, method, choice, joined=joined), request)
         given = forms[form](*tensors)
         return Encoded(*given) if isinstance(given, tuple) and len(given) == 3 else given

@@ -157,7 +157,7 @@ class Transcriber(Protocol):
     start, at the transcriber's rate, and gives what is said in order; each Window carries the state from which another call goes
     on after it. `options` names what it can be asked beside the language and the task: `word_timestamps`, `batch_size` and `speech`,
     where it can keep them, and its own. Nothing else is asked of it; a value that it cannot keep is a UsageError, never left out in
-    silence. One that chooses its own number formats has `use_kernel(kernel)`; one with several implementations has `engines`, its
+    silence. One whose parts suit number formats in ways of their own has `kernel_plan(kernel)` (`zoo.models.kernels.run_by`); one with several implementations has `engines`, its
     usual one first, `engine`, and `use_engine(name)`, which is called before a kernel is chosen.
     """
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from zoo import __version__
 from zoo.errors import PluginError, UsageError, ZooError
 from zoo.models.compilation import compile_method, compile_model
-from zoo.models.drawn import tensors_sha256
 from zoo.nn.kernels.apply import Plan, apply_layers
-from zoo.nn.kernels.contract import Kernel, Published
+from zoo.nn.kernels.contract import Kernel, Published, Tensors
 from zoo.nn.kernels.exact import EXACT
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.registry.lookup import USABLE, Registry, default_registry
@@ -87,44 +85,47 @@ def apply_kernel(
     *,
     skip: Sequence[str] = (),
     per_layer: Mapping[str, str] | None = None,
-    methods: Sequence[str] = (),
-    published: Mapping[str, Published] | None = None,
     registry: Registry | None = None,
 ) -> nn.Module:
-    """Run a module by a kernel, in place; returns it.
+    """Run a module of one's own by a kernel of layers, in place; returns it.
 
     kernel: a name (`zoo list --kind kernel`), or "float32", which lays weights out for running and rounds nothing. skip: patterns of names of
-        layers that stay as they are (`stack.blocks.0.*`). per_layer: pattern -> kernel of the layers that it fits; patterns of `skip` come first.
-    methods: of the module, which take and give tensors: what a kernel of whole modules compiles.
-    published: weights as the file holds them, for parameters that were not filled in.
+        layers that stay as they are (`stack.blocks.0.*`). per_layer: pattern -> kernel of the layers that it fits; those of `skip` come first.
     Raises UsageError for an unknown kernel, a pattern that fits no layer, a module that is not in float32, is on a device that the kernel
     does not know, or runs by a kernel or with adapters already.
     """
     chosen = kernel_named(kernel, registry)
-    others: dict[str, Kernel | None] = dict.fromkeys(skip)
-    for pattern, name in (per_layer or {}).items():
-        others.setdefault(pattern, kernel_named(name, registry).kernel)
     _require_device(module, chosen)
-    if chosen.kernel.linear is None and chosen.kernel.compile is not None and methods:
-        for method in methods:
-            compile_method(module, method, chosen.kernel.compile, key=_key_of(module))
-        return module
-    plan = Plan(kernel=chosen.kernel, name=kernel, others=others, published=published or {})
-    return apply_layers(module, plan)
+    others = _others(skip, per_layer or {}, registry)
+    return apply_layers(module, Plan(kernel=chosen.kernel, name=kernel, others=others))
 
 
-def run_by(
-    module: Any,
-    chosen: Chosen,
-    model: Card,
-    *,
-    published: Mapping[str, Published] | None = None,
-    key: str = "",
-) -> None:
-    """Run a model by a kernel, in place. model: its card. key: sha256 of what shapes its numbers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is asked of a kernel beside its name.
 
-    A model that chooses its own formats has `use_kernel`. Raises UsageError for a kind that the kernel is not for, and a model without
-    anything that it could run.
+    skip: patterns of names of layers that stay as they are. per_layer: pattern -> name of another kernel. published: weights as the file holds
+    them, for parameters that were not filled in. kept: name of a layer -> its tensors, as `zoo.quantize` wrote them. key: sha256 of what shapes
+    the model's numbers. calibration: inputs of what is compiled, for kernels that need them.
+    """
+
+    skip: Sequence[str] = ()
+    per_layer: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, Published] = field(default_factory=dict)
+    kept: Mapping[str, Tensors] | None = None
+    key: str = ""
+    calibration: Mapping[str, Sequence[tuple[torch.Tensor, ...]]] = field(default_factory=dict)
+
+
+AS_USUAL = Asked()
+
+
+def run_by(module: Any, chosen: Chosen, model: Card, asked: Asked, registry: Registry | None = None) -> None:
+    """Run a model by a kernel, in place. model: its card.
+
+    One whose parts suit formats in ways of their own has `kernel_plan(full name of a kernel)`: pattern of layers' names -> kernel, or None where nothing of
+    it is to run by one. `compiled` are the methods of its parts that a kernel of whole modules takes: part -> methods.
+    Raises UsageError for a kind that the kernel is not for, and a model without anything that it could run.
     """
     card = chosen.card
     if card is not None and card.applies_to and model.kind not in card.applies_to:
@@ -132,15 +133,47 @@ def run_by(
             f"kernel {chosen.name} applies to {', '.join(card.applies_to)}, {model.name} is of kind {model.kind}: leave it out"
         )
     _require_device(module, chosen)
-    if hasattr(module, "use_kernel"):
-        module.use_kernel(chosen.name)
-    elif chosen.kernel.compile is not None:
-        compile_model(module, model.kind, model.name, chosen.kernel.compile, key=key)
-    else:
-        kept = {pattern: None for name in model.keep_float32 for pattern in _layers_in(module, name)}
-        apply_layers(module, Plan(kernel=chosen.kernel, name=chosen.name, others=kept, published=published or {}))
-        if chosen.name != FLOAT32 and not runs_by_kernel(module):
-            raise UsageError(f"{model.name} has no linear layer that kernel {chosen.name} could run: leave it out")
+    planned = module.kernel_plan(FLOAT32 if card is None else card.name) if hasattr(module, "kernel_plan") else {}
+    if planned is None:
+        return
+    if chosen.kernel.linear is None:
+        _compile(module, chosen, model, asked)
+        return
+    kept = [pattern for name in model.keep_float32 for pattern in _layers_in(module, name)]
+    others = _others((*asked.skip, *kept), {**asked.per_layer, **planned}, registry)
+    plan = Plan(kernel=chosen.kernel, name=chosen.name, others=others, published=asked.published, kept=asked.kept)
+    apply_layers(module, plan)
+    if chosen.name != FLOAT32 and not runs_by_kernel(module):
+        raise UsageError(f"{model.name} has no linear layer that kernel {chosen.name} could run: leave it out")
+
+
+def _compile(module: Any, chosen: Chosen, model: Card, asked: Asked) -> None:
+    """Let what can be compiled of a model be so; the layers of its other parts are laid out where some are left."""
+    if chosen.kernel.compile is None:
+        raise UsageError(f"kernel {chosen.name} takes decoders step by step, and {model.name} has none: leave it out")
+    if asked.skip or asked.per_layer:
+        raise UsageError(f"kernel {chosen.name} compiles whole modules: leave out skip and per_layer")
+    parts: Mapping[str, Sequence[str]] = getattr(module, "compiled", {})
+    if not parts:
+        compile_model(module, model, chosen.kernel.compile, key=asked.key, calibration=asked.calibration)
+        return
+    for part, methods in parts.items():
+        for method in methods:
+            compile_method(module.get_submodule(part), method, chosen.kernel.compile, key=f"{asked.key}-{part}")
+    apply_layers(
+        module, Plan(kernel=EXACT, others={pattern: None for part in parts for pattern in _layers_in(module, part)})
+    )
+
+
+def _others(skip: Sequence[str], per_layer: Mapping[str, str], registry: Registry | None) -> dict[str, Kernel | None]:
+    """Pattern -> kernel, None for layers that stay; what is skipped comes first."""
+    others: dict[str, Kernel | None] = dict.fromkeys(skip)
+    for pattern, name in per_layer.items():
+        kernel = kernel_named(name, registry).kernel
+        if kernel.linear is None:
+            raise UsageError(f"kernel {name} compiles whole modules: it takes no single layers ({pattern})")
+        others.setdefault(pattern, kernel)
+    return others
 
 
 def kernel_identity(chosen: Chosen, registry: Registry) -> str:
@@ -151,27 +184,10 @@ def kernel_identity(chosen: Chosen, registry: Registry) -> str:
     return f"{chosen.card.name} {owner.distribution} {owner.version} {code_sha256(owner)}"
 
 
-def kernel_takes(kernel: str) -> tuple[str, ...]:
-    """The pieces of a model that a kernel computes: `layer`, `module`, `step`. Raises as `kernel_named`; no plugin is imported."""
-    if kernel == FLOAT32:
-        return ("layer",)
-    check_kernel(kernel)
-    facts = default_registry().find(kernel).card.kernel
-    return () if facts is None else facts.takes
-
-
 def _layers_in(module: nn.Module, name: str) -> list[str]:
     """The names of the linear layers and tables at or below a submodule."""
     named = (one for one, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Embedding)))
     return [glob.escape(one) for one in named if f"{one}.".startswith(f"{name}.")]
-
-
-def _key_of(module: nn.Module) -> str:
-    """sha256 of a module's numbers, class and library."""
-    content = (
-        f"{type(module).__module__}.{type(module).__qualname__} {__version__} {tensors_sha256(module.state_dict().items())}"
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _require_device(module: nn.Module, chosen: Chosen) -> None:

@@ -71,7 +71,7 @@ def test_what_the_package_does_not_have_is_refused(random) -> None:
     sound = Sound(noise(2), RATE_HZ)
     with pytest.raises(UsageError, match="the engine openai decodes one window after another: leave out batch_size=4"):
         transcribe(sound, model=random, batch_size=4)
-    with pytest.raises(UsageError, match="the engine openai computes in float32: leave out kernel int8"):
+    with pytest.raises(UsageError, match="the engine openai computes in float32: leave out kernel kernels/int8"):
         open_transcriber(zoo.ModelSpec(name="whisper/random", weights=None, kernel="int8"), engine="openai")
     with pytest.raises(UsageError, match="whisper/random was opened for engine openai: zoo.open_transcriber"):
         transcribe(sound, model=random, engine="zoo")

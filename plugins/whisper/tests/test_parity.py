@@ -21,6 +21,7 @@ from zoo_whisper.vocabulary import Vocabulary
 from zoo_whisper.words import cheapest_path
 
 import zoo
+from zoo.api import apply_kernel
 from zoo.errors import UsageError, WeightsMissingError
 from zoo.media.audio import Sound, open_audio, open_reader
 from zoo.models.transcript import TranscriptionOptions
@@ -57,7 +58,7 @@ def base():
     except WeightsMissingError as missing:
         pytest.skip(f"needs the published weights: {str(missing).splitlines()[0][:80]} (zoo fetch whisper/base)")
     theirs = openai_model(ours)
-    ours.use_kernel("float32")  # as the command runs it
+    apply_kernel(ours, "float32")  # as the command runs it
     return ours, theirs
 
 

@@ -7,6 +7,7 @@ The reference implementation is openai-whisper's `model.py`; the tests hold this
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,8 +21,6 @@ from zoo.api import (
     TranscriptionOptions,
     UsageError,
     Window,
-    apply_kernel,
-    kernel_takes,
     to_waveforms,
 )
 from zoo.nn import Attention, Block, Decoder, Dense, Stack, multiplies_in_bfloat16, sinusoids
@@ -34,7 +33,7 @@ from zoo_whisper.vocabulary import Vocabulary
 
 POSITIONS = WINDOW_FRAMES // 2  # the second convolution halves the time
 SAMPLES_PER_POSITION = 2 * HOP
-CHOICES = ("float32", "bf16", "int8", "int4")  # kernels that suit encoder and decoder in ways of their own
+BF16, INT8 = "kernels/bf16", "kernels/int8"
 
 
 def whisper(
@@ -135,6 +134,7 @@ class Whisper(nn.Module):
     sample_rate_hz = SAMPLE_RATE_HZ
     options = OPTIONS
     engines = ("zoo", "openai")
+    compiled = MappingProxyType({"encoder": ("features",)})  # what a kernel of whole modules takes
 
     def __init__(self, *, encoder: AudioEncoder, decoder: Decoder, alignment_heads: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -154,26 +154,20 @@ class Whisper(nn.Module):
         logits_BTV: torch.Tensor = self.decoder(tokens_BT, source_BSD=self.encoder.features(mel_BCT))
         return logits_BTV
 
-    def use_kernel(self, kernel: str) -> None:
-        """Run by a kernel, in place.
+    def kernel_plan(self, kernel: str) -> Mapping[str, str] | None:
+        """Pattern of layers' names -> the kernel that suits them; None where nothing is to run by one. Any other kernel takes the whole model.
 
         The encoder's time is arithmetic on many rows: bfloat16 for any kernel that rounds, where the processor multiplies in it. The
-        decoder's time is reading weights, half of them the head's: "int8" rounds the head alone, "int4" and "bf16" all of it. Any other
-        kernel takes the whole model.
+        decoder's time is reading weights, half of them the head's: "int8" rounds the head alone, "int4" and "bf16" all of it.
         """
         if self.engine == "openai":
             if kernel != "float32":
                 raise UsageError(f"the engine openai computes in float32: leave out kernel {kernel}")
-            return
-        if "layer" not in kernel_takes(kernel):
-            apply_kernel(self.encoder, kernel, methods=("features",))
-            apply_kernel(self.decoder, "float32")
-        elif kernel in CHOICES:
-            apply_kernel(self.encoder, "bf16" if kernel != "float32" and multiplies_in_bfloat16() else "float32")
-            apply_kernel(self.decoder, "float32" if kernel == "int8" else kernel, per_layer={"head": kernel})
-        else:
-            apply_kernel(self.encoder, kernel)
-            apply_kernel(self.decoder, kernel)
+            return None
+        if kernel not in (BF16, INT8, "kernels/int4"):
+            return {}
+        encoder = {"encoder.*": BF16 if multiplies_in_bfloat16() else "float32"}
+        return encoder | ({"decoder.head": INT8, "decoder.*": "float32"} if kernel == INT8 else {})
 
     def use_engine(self, engine: str) -> None:
         """Whose code transcribes: "zoo", or "openai", the package itself with these weights. Before a kernel is chosen."""

@@ -29,7 +29,7 @@ from zoo.nn.kernels.step import decode_step
 from zoo.nn.mixture import Mixture
 
 LARGE = 10_000_000  # parameters: looking through the memory of the process for less is not worth its time
-HEAD = "head"
+HEAD, BIAS = "head", "bias"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +38,15 @@ class Plan:
 
     kernel: of every layer that no other line names. others: pattern of layers' names (`stack.blocks.0.*`) -> their kernel, None: they stay
         as they are; the first that fits counts. name: of the kernel, for messages. published: name of a parameter -> its
-        weight as the file holds it, where the module's own was not filled in.
+        weight as the file holds it, where the module's own was not filled in. kept: name of a layer, as it is called when projections are joined -> its
+        tensors, and its bias as "bias", for a module whose weights mean nothing; a layer that is not among them stays as it is.
     """
 
     kernel: Kernel
     name: str = "float32"
     others: Mapping[str, Kernel | None] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
+    kept: Mapping[str, Tensors] | None = None
 
     def of(self, layer: str) -> Kernel | None:
         """The kernel of a layer by its name."""
@@ -107,7 +109,7 @@ def _replace_children(part: nn.Module, prefix: str, plan: Plan) -> None:
     for name, child in list(part.named_children()):
         kernel = plan.of(prefix + name)
         if type(child) is nn.Linear and kernel is not None and not (isinstance(part, Mixture) and name == "router"):
-            setattr(part, name, _converted(child, f"{prefix}{name}.weight", _formats(kernel), plan))
+            setattr(part, name, _converted(child, prefix + name, _formats(kernel), plan))
 
 
 def _formats(kernel: Kernel) -> tuple[LayerFormat, ...]:
@@ -124,14 +126,21 @@ def _step_of(decoder: Decoder, plan: Plan) -> Any:
     return decode_step(decoder) if step is None else step
 
 
-def _converted(layer: Any, parameter: str, formats: Sequence[LayerFormat], plan: Plan) -> nn.Module:
-    """What the first of the formats that fits makes of a layer; the layer itself where none does."""
-    for form in formats:
-        if form.fits(*layer.weight.shape):
-            bias_N = getattr(layer, "bias", None)
-            new = form.layer(_tensors(layer.weight, plan.published.get(parameter), form), bias_N)
-            return layer if new is None else new
-    kept: nn.Module = layer
+def _converted(layer: Any, name: str, formats: Sequence[LayerFormat], plan: Plan, *, parameter: str = "") -> nn.Module:
+    """What the first of the formats that fits makes of a layer; the layer itself where none does, or that format leaves it.
+
+    parameter: name of its weight, where it is not that of the layer.
+    """
+    form = next((one for one in formats if one.fits(*layer.weight.shape)), None)
+    new = None
+    if form is not None and plan.kept is None:
+        published = plan.published.get(parameter or f"{name}.weight")
+        new = form.layer(_tensors(layer.weight, published, form), getattr(layer, "bias", None))
+    elif form is not None and plan.kept is not None and name in plan.kept:
+        tensors = dict(plan.kept[name])
+        bias_N = tensors.pop(BIAS, None)
+        new = form.layer(tensors, bias_N)
+    kept: nn.Module = layer if new is None else new
     return kept
 
 
@@ -176,7 +185,10 @@ def _join(part: Any, names: tuple[str, ...], joined: str, prefix: str, plan: Pla
     blocks = [
         one.rows for one in published if one is not None and one.kind in first.blocks and one.kind == _kind(published[0])
     ]
-    if len(blocks) == len(names) and first.fits(rows, inputs):
+    if plan.kept is not None:
+        plain = nn.Linear(inputs, rows, bias=bias is not None, device="meta")
+        together: Any = _converted(plain, prefix + joined, _formats(kernel), plan)
+    elif len(blocks) == len(names) and first.fits(rows, inputs):
         together = first.layer({str(_kind(published[0])): torch.cat(blocks)}, bias)
     else:
         pairs = zip(layers, published, strict=True)
@@ -185,7 +197,7 @@ def _join(part: Any, names: tuple[str, ...], joined: str, prefix: str, plan: Pla
         plain.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
             plain.bias = nn.Parameter(bias, requires_grad=False)
-        together = _converted(plain, "", _formats(kernel), plan)
+        together = _converted(plain, prefix + joined, _formats(kernel), plan)
     setattr(part, joined, together)
     for name in names:
         setattr(part, name, nn.Identity())
@@ -201,10 +213,10 @@ def _replace_head(decoder: Decoder, prefix: str, plan: Plan) -> None:
     head, table = decoder.head, decoder.embedding
     if kernel is not None and (head is None or type(head) is nn.Linear):
         formats = (*((kernel.head,) if kernel.head is not None else ()), *_formats(kernel))
-        parameter = f"{prefix}{'embedding' if head is None else HEAD}.weight"
-        decoder.head = _converted(table if head is None else head, parameter, formats, plan)
+        parameter = f"{prefix}embedding.weight" if head is None else ""
+        decoder.head = _converted(table if head is None else head, prefix + HEAD, formats, plan, parameter=parameter)
     if of_table is not None and of_table.embedding is not None and type(table) is nn.Embedding:
-        decoder.embedding = _converted(table, f"{prefix}embedding.weight", (of_table.embedding,), plan)
+        decoder.embedding = _converted(table, f"{prefix}embedding", (of_table.embedding,), plan)
 
 
 def _fill_in(module: nn.Module, plan: Plan) -> None:
