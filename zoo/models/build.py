@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from zoo.models.drawn import (
     was_trained,
 )
 from zoo.models.file_settings import files_of, numbers_of, settings_of_file, without_files
+from zoo.models.identity import decoder_of, identity_of, random_state
 from zoo.models.kernels import AS_USUAL, Asked, Chosen, kernel_identity, kernel_named, run_by
 from zoo.models.loading import NoRandomParameters, load
 from zoo.models.precision import cast
@@ -38,7 +38,6 @@ from zoo.registry.plugin import code_sha256, describe
 from zoo.weights.delivery import locate_files
 from zoo.weights.formats.read import read_state_dict
 from zoo.weights.local_file import local_file
-from zoo.weights.plugin_formats import decoded_by
 from zoo.weights.strict_load import load_strict
 from zoo.weights.verified import Located, hashed, require_unchanged
 
@@ -178,8 +177,7 @@ def open_model(
     registry = registry or default_registry()
     quantised = _quantised(name, weights)
     if quantised is not None:
-        as_usual = (str(device), dtype) == ("cpu", None) and not overrides
-        return _open_quantised(*quantised, kernel, registry, as_usual=as_usual)
+        return _open_quantised(*quantised, kernel, registry, other={"device": device, "dtype": dtype, **overrides})
     chosen = None if kernel is None else kernel_named(kernel, registry)
     weights = None if weights == "none" else weights
     if dtype not in DTYPES:
@@ -200,7 +198,7 @@ def open_model(
     located = {} if weights is None else locate_files(wanted, registry=registry, model=from_card)
     located |= {} if local is None else {"model": local, **files_of(said, local)}
     published: Mapping[str, Published] = {}
-    drawn = None if "model" in located or parts else _random_state()
+    drawn = None if "model" in located or parts else random_state()
     with NoRandomParameters() if "model" in located else contextlib.nullcontext():
         module = construct(found, owner, registry, {**parts, **said, **side_files(found, located), **overrides})
     if "model" in located:
@@ -212,11 +210,18 @@ def open_model(
         module = cast(module, dtype, found.card.keep_float32)
     files = {role: file.sha256 for role, file in located.items()}
     named = found.name if from_card or found.tagged else found.card.name
-    known, numbers = files | _decoder(located, registry), {**numbers_of(said), **overrides}
-    identity = _identity(named, found, code_sha256(owner), known, numbers, parts, dtype, drawn)
-    shown = found.name if from_card else found.card.name
+    known, numbers = files | decoder_of(located, registry), {**numbers_of(said), **overrides}
+    identity = identity_of(named, found, code_sha256(owner), known, numbers, parts, dtype, drawn)
     own = snapshot(_own_numbers(module, parts), hashed="model" not in files)
-    built = Built(module=module, found=found, name=shown, identity=identity, files=files, parts=parts, opened=own)
+    built = Built(
+        module=module,
+        found=found,
+        name=found.name if from_card else found.card.name,
+        identity=identity,
+        files=files,
+        parts=parts,
+        opened=own,
+    )
     return built if chosen is None else _by_kernel(built, chosen, registry, Asked(published=published))
 
 
@@ -239,12 +244,19 @@ def _quantised(name: str, weights: str | Path | None) -> tuple[Path, QuantisedRe
 
 
 def _open_quantised(
-    path: Path, record: QuantisedRecord, beside: str | None, kernel: str | None, registry: Registry, *, as_usual: bool
+    path: Path,
+    record: QuantisedRecord,
+    beside: str | None,
+    kernel: str | None,
+    registry: Registry,
+    *,
+    other: Mapping[str, Any],
 ) -> Built:
     """The model of a file that `zoo quantize` wrote. Raises UsageError where something else was asked of it."""
-    if not as_usual:
+    strange = [name for name, value in other.items() if str(value) not in ("cpu", "None")]
+    if strange:
         raise UsageError(
-            f"{path} runs by kernel {record.kernel} on the CPU, as it was built: leave out device, dtype and overrides"
+            f"{path} runs by kernel {record.kernel} on the CPU, as it was built: leave out {', '.join(strange)}"
         )
     found = registry.find(record.model)
     if beside is not None and registry.find(beside).card.name != found.card.name:
@@ -268,7 +280,7 @@ def _open_quantised(
     load_strict(module, rest, str(path))
     require_unchanged(*located.values())
     files = {role: file.sha256 for role, file in located.items()}
-    identity = _identity(found.name, found, code_sha256(owner), files, {}, parts, None, None)
+    identity = identity_of(found.name, found, code_sha256(owner), files, {}, parts, None, None)
     identity = hashlib.sha256(f"{identity} {kernel_identity(chosen, registry)}".encode()).hexdigest()
     own = snapshot(_own_numbers(module, parts), hashed=False)
     return Built(
@@ -356,43 +368,8 @@ def _refuse_circles(found: Found, registry: Registry, above: tuple[str, ...]) ->
         _refuse_circles(part_found, registry, (*above, found.card.name))
 
 
-def _decoder(located: Mapping[str, Located], registry: Registry) -> dict[str, str]:
-    """What reads the weights, where that is no format of the core's own."""
-    decoded = decoded_by(located["model"].path, registry) if "model" in located else ""
-    return {"decoded by": decoded} if decoded else {}
-
-
-def _random_state() -> str:
-    """What a random initialisation is drawn from: two seeds are two models."""
-    return hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
-
-
 def _local_weights(path: Path, found: Found) -> Located:
     if found.card.parts:
         raise UsageError(f"--weights {path}: {found.name} is made of other models and has no weights of its own")
     path = local_file(path)
     return hashed(path)
-
-
-def _identity(
-    named: str,
-    found: Found,
-    code_sha256: str | None,
-    files: Mapping[str, str],
-    overrides: Mapping[str, Any],
-    parts: Mapping[str, Built],
-    dtype: torch.dtype | None,
-    drawn: str | None,
-) -> str:
-    provider = found.card.provider
-    content = {
-        "model": named,
-        "distribution": [provider.distribution, provider.version, code_sha256],
-        "files": dict(files),
-        "overrides": repr(sorted(overrides.items())),
-        "parts": {role: part.identity for role, part in parts.items()},
-        "dtype": str(dtype),
-        "torch": torch.__version__,
-        "random": drawn,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
