@@ -190,13 +190,7 @@ def open_model(
         role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
         for role, part in found.card.parts.items()
     }
-    local = None if weights is None or from_card else _local_weights(Path(weights), found)
-    said = (
-        {} if local is None else settings_of_file(local.path, found, owner, registry, {**arguments_of(found), **overrides})
-    )
-    wanted = without_files(found, said)
-    located = {} if weights is None else locate_files(wanted, registry=registry, model=from_card)
-    located |= {} if local is None else {"model": local, **files_of(said, local)}
+    said, located = _files(weights, found, registry, overrides)
     published: Mapping[str, Published] = {}
     drawn = None if "model" in located or parts else random_state()
     with NoRandomParameters() if "model" in located else contextlib.nullcontext():
@@ -223,6 +217,21 @@ def open_model(
         opened=own,
     )
     return built if chosen is None else _by_kernel(built, chosen, registry, Asked(published=published))
+
+
+def _files(
+    weights: str | Path | None, found: Found, registry: Registry, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Located]]:
+    """Arguments that change because a person's own file says so, and role -> each file of the model."""
+    if weights is None:
+        return {}, {}
+    if weights == "card":
+        return {}, locate_files(found, registry=registry)
+    local = _local_weights(Path(weights), found)
+    arguments = {**arguments_of(found), **overrides}
+    said = settings_of_file(local.path, found, registry.owner(found.card), registry, arguments)
+    beside = locate_files(without_files(found, said), registry=registry, model=False)
+    return said, {**beside, "model": local, **files_of(said, local)}
 
 
 def _named(spec: ModelSpec) -> str:
