@@ -191,13 +191,11 @@ def open_model(
         for role, part in found.card.parts.items()
     }
     said, located = _files(weights, found, registry, overrides)
-    published: Mapping[str, Published] = {}
     drawn = None if "model" in located or parts else random_state()
     with NoRandomParameters() if "model" in located else contextlib.nullcontext():
         module = construct(found, owner, registry, {**parts, **said, **side_files(found, located), **overrides})
-    if "model" in located:
-        keep_blocks = chosen is not None and chosen.kernel.linear is not None and (dtype, str(device)) == (None, "cpu")
-        published = load(module, located["model"].path, found, registry, trusted=from_card, keep_blocks=keep_blocks)
+    keep_blocks = chosen is not None and chosen.kernel.linear is not None and (dtype, str(device)) == (None, "cpu")
+    published = _loaded(module, located, found, registry, trusted=from_card, keep_blocks=keep_blocks)
     require_unchanged(*located.values())
     module = _moved(module, device).eval()
     if dtype is not None and not parts:  # parts were cast when they were built, each as its own card says
@@ -232,6 +230,12 @@ def _files(
     said = settings_of_file(local.path, found, registry.owner(found.card), registry, arguments)
     beside = locate_files(without_files(found, said), registry=registry, model=False)
     return said, {**beside, "model": local, **files_of(said, local)}
+
+
+def _loaded(
+    module: torch.nn.Module, located: Mapping[str, Located], found: Found, registry: Registry, **how: bool
+) -> Mapping[str, Published]:
+    return load(module, located["model"].path, found, registry, **how) if "model" in located else {}
 
 
 def _named(spec: ModelSpec) -> str:
