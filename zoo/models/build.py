@@ -185,9 +185,8 @@ def open_model(
     from_card = weights == "card"
     found = _meant(name, registry, from_card=from_card)
     owner = registry.owner(found.card)
-    part_weights = "card" if weights is not None else None
     parts = {
-        role: open_model(part, weights=part_weights, device=device, dtype=dtype, registry=registry)
+        role: open_model(part, weights=weights and "card", device=device, dtype=dtype, registry=registry)
         for role, part in found.card.parts.items()
     }
     said, located = _files(weights, found, registry, overrides)
