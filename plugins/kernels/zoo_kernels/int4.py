@@ -1,6 +1,7 @@
 """Weights in 4 bits with a step and a least for each group of 32: the arithmetic of GGUF's Q4_1."""
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import nn
@@ -21,22 +22,38 @@ Q4_1, HEAD_BYTES, BLOCK_BYTES = "Q4_1", 4, 20  # a block: step and least in floa
 def quantise(weight_NK: torch.Tensor) -> dict[str, torch.Tensor]:
     """float32[N, K] -> levels from 0 to 15, two in a byte, uint8[N, K / 2]; for each group the step and the middle (level 8), bfloat16[N, K / 32, 2]."""
     levels_NK, steps_NG, least_NG = four_bits(weight_NK.detach().float())
-    return _kept(levels_NK.to(torch.uint8), steps_NG, least_NG)
+    return {LEVELS_NK: _pairs(levels_NK.to(torch.uint8)), GROUPS_NG2: _steps_and_middles(steps_NG, least_NG)}
 
 
 def from_blocks(rows_NX: torch.Tensor) -> dict[str, torch.Tensor]:
     """The same of the blocks of a Q4_1 weight, uint8[N, bytes of a row]: its own levels, no weight in between."""
+    levels_NK, both_NG2 = _of_blocks(rows_NX)
+    return {LEVELS_NK: _pairs(levels_NK), GROUPS_NG2: both_NG2}
+
+
+def _of_blocks(rows_NX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels uint8[N, K], and steps and middles, of blocks. Raises UsageError for a step or least that is NaN or infinite."""
     blocks_NGX = rows_NX.view(len(rows_NX), -1, BLOCK_BYTES)
     halves_NG2 = blocks_NGX[..., :HEAD_BYTES].contiguous().view(torch.float16).float()
+    if not bool(halves_NG2.isfinite().all()):
+        raise UsageError(
+            "a block of Q4_1 has a step or a least that is NaN or infinite: the file is damaged, fetch it anew"
+        )
     bytes_NGX = blocks_NGX[..., HEAD_BYTES:]  # the low halves are the first 16 levels of the block, the high ones the last
-    levels_NGX = torch.cat((bytes_NGX & 15, bytes_NGX >> 4), -1)
-    return _kept(levels_NGX.flatten(1), halves_NG2[..., 0], halves_NG2[..., 1])
+    levels_NK = torch.empty(*bytes_NGX.shape[:2], GROUP, dtype=torch.uint8)
+    torch.bitwise_and(bytes_NGX, 15, out=levels_NK[..., : GROUP // 2])
+    torch.bitwise_right_shift(bytes_NGX, 4, out=levels_NK[..., GROUP // 2 :])
+    return levels_NK.flatten(1), _steps_and_middles(halves_NG2[..., 0], halves_NG2[..., 1])
 
 
-def _kept(levels_NK: torch.Tensor, steps_NG: torch.Tensor, least_NG: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Levels in pairs; the middle is what torch's products count from, and bfloat16 what they take."""
-    both_NG2 = torch.stack((steps_NG, least_NG + 8 * steps_NG), -1).bfloat16()
-    return {LEVELS_NK: levels_NK[:, ::2] | (levels_NK[:, 1::2] << 4), GROUPS_NG2: both_NG2}
+def _steps_and_middles(steps_NG: torch.Tensor, least_NG: torch.Tensor) -> torch.Tensor:
+    """The middle is what torch's products count from, and bfloat16 what they take: bfloat16[N, G, 2]."""
+    return torch.stack((steps_NG, least_NG + 8 * steps_NG), -1).bfloat16()
+
+
+def _pairs(levels_NK: torch.Tensor) -> torch.Tensor:
+    """Levels uint8[N, K] -> two in a byte, uint8[N, K / 2]."""
+    return levels_NK[:, ::2] | (levels_NK[:, 1::2] << 4)
 
 
 def dequantise(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -66,19 +83,20 @@ class Int4Linear(nn.Module):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], bias_N: torch.Tensor | None = None) -> None:
         super().__init__()
-        kept = from_blocks(tensors[Q4_1]) if Q4_1 in tensors else tensors
-        levels_NK = _levels(kept[LEVELS_NK]).int()
+        if Q4_1 in tensors:
+            levels_NK, both_NG2 = _of_blocks(tensors[Q4_1])
+        else:
+            levels_NK, both_NG2 = _levels(tensors[LEVELS_NK]), tensors[GROUPS_NG2]
         self.out_features, self.in_features = levels_NK.shape
-        levels_NK = pad(levels_NK, (0, 0, 0, -len(levels_NK) % max(PACK_ROWS)))
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels_NK, 1)  # noqa: SLF001 - its public name is this
-        both_GN2 = kept[GROUPS_NG2].transpose(0, 1)
-        both_GN2 = pad(both_GN2, (0, 0, 0, len(levels_NK) - both_GN2.shape[1])).contiguous()
+        both_GN2, missing = both_NG2.transpose(0, 1), -len(levels_NK) % max(PACK_ROWS)
+        if missing:
+            levels_NK, both_GN2 = pad(levels_NK, (0, 0, 0, missing)), pad(both_GN2, (0, 0, 0, missing))
+        both_GN2 = both_GN2.contiguous()
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels_NK.int(), 1)  # noqa: SLF001 - its public name is this
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales_and_zeros", both_GN2, persistent=False)
         self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
-        # The layout is torch's own affair: where it is none that `unpacked` knows, few rows at a time must do.
-        levels_NK = levels_NK.to(torch.uint8)
-        self.pack_rows = next((rows for rows in PACK_ROWS if torch.equal(unpacked(packed, rows), levels_NK)), None)
+        self.pack_rows = pack_rows()
         self.unknown = levels_NK if self.pack_rows is None else None
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
@@ -110,9 +128,8 @@ class Int4Linear(nn.Module):
         """What the layer was made of, as `quantise` gives it."""
         rows = self.pack_rows
         levels_NK = (unpacked(self.packed, rows) if rows is not None else self.unknown)[: self.out_features]  # type: ignore[index]  # one of the two is there
-        pairs_NX = levels_NK[:, ::2] | (levels_NK[:, 1::2] << 4)
         return {
-            LEVELS_NK: pairs_NX,
+            LEVELS_NK: _pairs(levels_NK),
             GROUPS_NG2: self.scales_and_zeros[:, : self.out_features].transpose(0, 1).contiguous(),
         }
 
@@ -144,6 +161,16 @@ def unpacked(packed: torch.Tensor, pack_rows: int) -> torch.Tensor:
     rows, half = packed.shape
     blocks = packed.view(rows // pack_rows, 2 * half, pack_rows // 2)
     return torch.cat((blocks & 15, blocks >> 4), -1).transpose(1, 2).reshape(rows, 2 * half)
+
+
+@cache
+def pack_rows() -> int | None:
+    """Rows that torch's layout interleaves on this processor. It is torch's own affair: None where it is none that `unpacked` knows."""
+    levels_NK = torch.randint(
+        0, 16, (2 * max(PACK_ROWS), 2 * GROUP), dtype=torch.int32, generator=torch.Generator().manual_seed(0)
+    )
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels_NK, 1)  # noqa: SLF001 - its public name is this
+    return next((rows for rows in PACK_ROWS if torch.equal(unpacked(packed, rows), levels_NK.to(torch.uint8))), None)
 
 
 def fits(outputs: int, inputs: int) -> bool:

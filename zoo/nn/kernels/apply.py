@@ -149,7 +149,7 @@ def _tensors(weight_NK: torch.Tensor, published: Published | None, form: LayerFo
     if published is not None and published.kind in form.blocks:
         return {published.kind: published.rows}
     numbers_NK = weight_NK.detach() if published is None else published.dequantise()
-    if form is not EXACT_LINEAR and not bool(numbers_NK.isfinite().all()):
+    if form is not EXACT_LINEAR and not all(bool(bound.isfinite()) for bound in torch.aminmax(numbers_NK)):
         raise UsageError(
             "a weight holds NaN or infinity, which no format of few bits can keep: the model is broken, train or fetch it anew"
         )
