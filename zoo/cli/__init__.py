@@ -49,6 +49,7 @@ COMMANDS = {
     "check": "author",
     "can": "author",
     "lock": "author",
+    "bench": "bench",
 }
 
 DESCRIPTION = "A multimodal model zoo made of plugins."

@@ -26,7 +26,8 @@ from zoo.models.drawn import (
 )
 from zoo.models.file_settings import files_of, numbers_of, settings_of_file, without_files
 from zoo.models.identity import decoder_of, identity_of, random_state
-from zoo.models.kernels import AS_USUAL, Asked, Chosen, kernel_identity, kernel_named, run_by
+from zoo.models.kernel_verdicts import fastest, slower
+from zoo.models.kernels import AS_USUAL, AUTO, Asked, Chosen, kernel_identity, kernel_named, run_by
 from zoo.models.loading import NoRandomParameters, load
 from zoo.models.precision import cast
 from zoo.models.quantised import FILE, QuantisedRecord, parts_of, record_of, require_kernel
@@ -178,7 +179,7 @@ def open_model(
     quantised = _quantised(name, weights)
     if quantised is not None:
         return _open_quantised(*quantised, kernel, registry, other={"device": device, "dtype": dtype, **overrides})
-    chosen = None if kernel is None else kernel_named(kernel, registry)
+    chosen = None if kernel is None else _chosen(kernel, name, registry)
     weights = None if weights == "none" else weights
     if dtype not in DTYPES:
         raise UsageError(f"dtype is one of {', '.join(map(str, DTYPES[1:]))}, got {dtype}")
@@ -310,7 +311,16 @@ def _open_quantised(
 def with_kernel(built: Built, kernel: str, *, registry: Registry | None = None, asked: Asked = AS_USUAL) -> Built:
     """A built model that runs by a kernel from now on, in place. Raises as `zoo.models.kernels.run_by`."""
     registry = registry or default_registry()
-    return _by_kernel(built, kernel_named(kernel, registry), registry, asked)
+    return _by_kernel(built, _chosen(kernel, built.found.name, registry), registry, asked)
+
+
+def _chosen(kernel: str, model: str, registry: Registry) -> Chosen:
+    """The kernel for a model; a line says so where it was measured on this machine to be slower than none."""
+    chosen = kernel_named(fastest(model, registry) if kernel == AUTO else kernel, registry)
+    words = None if chosen.card is None else slower(registry.find(model).name, chosen.card.name)
+    if words is not None:
+        warn(words)
+    return chosen
 
 
 def _by_kernel(built: Built, chosen: Chosen, registry: Registry, asked: Asked) -> Built:

@@ -23,6 +23,7 @@ from zoo.registry.suggest import did_you_mean, nearest
 if TYPE_CHECKING:
     from zoo.registry.card import Card
 
+AUTO = "auto"  # the fastest that was measured on this machine (`zoo.models.kernel_verdicts`)
 FLOAT32 = "float32"  # the core's own: laid out for running, nothing rounded
 
 
@@ -40,7 +41,7 @@ def kernel_named(name: str, registry: Registry | None = None) -> Chosen:
     if name == FLOAT32:
         return Chosen(name, EXACT)
     registry = registry or default_registry()
-    card = _card_of(name, registry)
+    card = kernel_card(name, registry)
     builder, owner = registry.builder(card), registry.owner(card)
     if builder is None:
         raise PluginError(f"{describe(owner)}: the card {card.name} names no function that builds it (build)")
@@ -57,16 +58,16 @@ def kernel_named(name: str, registry: Registry | None = None) -> Chosen:
 
 def check_kernel(name: str, registry: Registry | None = None) -> None:
     """Raise UsageError for a name that no kernel has, before anything is built; no plugin is imported."""
-    if name == FLOAT32:
+    if name in (FLOAT32, AUTO):
         return
     registry = registry or default_registry()
-    found = _card_of(name, registry)
+    found = kernel_card(name, registry)
     owner = registry.owner(found)
     if owner.state not in USABLE:
         raise UsageError(f"kernel {name}: {owner.distribution} {owner.version} is {owner.state}: {owner.cure}")
 
 
-def _card_of(name: str, registry: Registry) -> Card:
+def kernel_card(name: str, registry: Registry) -> Card:
     """The card of a kernel. Raises UsageError for a name that no kernel has, or several."""
     matches = registry.matches(name)  # asked so, nothing is looked up among the many names of families
     if not matches:
