@@ -1,6 +1,7 @@
 """Modules compiled by OpenVINO answer as the plain ones, or are the plain ones, with a reason."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -253,6 +254,7 @@ def test_a_batch_size_in_the_code_is_read_row_by_row():
             numbers = torch.rand(rows, 3)
             assert torch.allclose(fast(numbers), module(numbers))
         assert fast.engine == "openvino"
+        assert [form.layout.rows for form in fast._forms] == [True]
 
 
 def test_a_length_in_the_code_is_compiled_for_each_length_and_not_without_end():
@@ -304,7 +306,7 @@ def test_requests_that_cannot_be_kept(monkeypatch):
         compile_module(Small(), request(), precision="bf16", has_bfloat16=False)
     with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
         openvino_kernel().compile(Small(), CompileRequest(key=KEY, threads=0))
-    monkeypatch.setattr("zoo_openvino.kernel.nncf", lambda: None)
+    monkeypatch.setattr("zoo_openvino.kernel.require_nncf", lambda: None)
     with pytest.raises(
         UsageError, match="kernel openvino/int8 needs inputs to take the ranges of activations from: give calibration"
     ):
@@ -315,7 +317,7 @@ def test_requests_that_cannot_be_kept(monkeypatch):
     with pytest.raises(PluginError, match="openvino is not installed: pip install modalzoo-openvino"):
         compiled(Small())
     with pytest.raises(PluginError, match=r"nncf is not installed: pip install 'modalzoo-openvino\[int8\]'"):
-        library.nncf()
+        library.require_nncf()
 
 
 def test_bf16_records_its_difference(small, folder):
@@ -370,3 +372,22 @@ def test_real_weights():
     assert torch.equal(given.argmax(1), expected.argmax(1))
     assert torch.allclose(given, expected, atol=1e-3)
     assert fast.difference.largest_relative < 1e-4
+
+
+@pytest.mark.skipif("ZOO_SLOW_TESTS" not in os.environ, reason="NNCF takes ten seconds: ZOO_SLOW_TESTS=1 runs it")
+def test_int8_from_photos(tmp_path, capfd):
+    """Ranges from photos keep most classes; other photos are another graph; and nothing stands among the answers."""
+    pytest.importorskip("nncf")
+    module = zoo.build("timm/efficientnet_lite0.in1k").eval()
+    photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))]
+    pixels = module.preprocess(photos)
+    calibration = [(pixel[None],) for pixel in pixels]
+    for given, conversions in ((calibration, 1), (calibration, 0), (calibration[:4], 1)):
+        fast = compiled(Logits(module), precision="int8", cache=tmp_path, calibration=given)
+        with torch.inference_mode():
+            agreement = (fast(pixels).argmax(1) == module.logits(pixels).argmax(1)).float().mean()
+        assert (fast.engine, fast.conversions) == ("openvino", conversions)
+        if given is calibration:  # ranges from four photos cut off what others need
+            assert agreement > 0.7
+            assert 1e-3 < fast.difference.largest_relative < 0.3
+    assert capfd.readouterr() == ("", "")

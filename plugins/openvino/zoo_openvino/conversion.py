@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
 
-from zoo_openvino.library import nncf, openvino
+from zoo_openvino.library import nncf, openvino, without_logs, without_nncf
 
 Tensors = tuple[torch.Tensor, ...]
 Sizes = tuple[int | None, ...]  # None: any size
@@ -36,7 +39,7 @@ def convert(module: nn.Module, example: Tensors, sizes: Sequence[Sizes]) -> Any:
     """The module as a graph whose inputs have these sizes, traced on the example."""
     library = openvino()
     shapes = [library.PartialShape([-1 if size is None else size for size in of_one]) for of_one in sizes]
-    with _TRACING, torch.no_grad(), warnings.catch_warnings():
+    with _TRACING, without_nncf(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", TracerWarning)
         for message in _TRACE_WARNINGS:
             warnings.filterwarnings("ignore", message, DeprecationWarning)
@@ -51,8 +54,8 @@ def quantise(graph: Any, calibration: Sequence[Tensors]) -> Any:
     library = nncf()
     batches = [tuple(tensor.detach().contiguous().numpy() for tensor in inputs) for inputs in calibration]
     attends = any(node.get_type_name() in {"ScaledDotProductAttention", "Softmax"} for node in graph.get_ops())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"nncf\b")
+    library.set_log_level(logging.ERROR)
+    with _TRACING, without_logs(), redirect_stdout(io.StringIO()):  # its progress would stand among the answers
         return library.quantize(
             graph,
             library.Dataset(batches, list),

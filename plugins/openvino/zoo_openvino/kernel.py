@@ -9,7 +9,7 @@ from torch import nn
 from zoo.api import CompileRequest, Kernel, UsageError, multiplies_in_bfloat16
 from zoo_openvino.compiled import CompiledModule
 from zoo_openvino.conversion import HINTS
-from zoo_openvino.library import nncf, openvino
+from zoo_openvino.library import openvino, require_nncf
 
 
 def openvino_kernel(*, precision: str = "float32") -> Kernel:
@@ -38,7 +38,7 @@ def compile_module(
     if precision == "bf16" and not (multiplies_in_bfloat16() if has_bfloat16 is None else has_bfloat16):
         raise UsageError("kernel openvino/bf16 needs a processor that multiplies in bfloat16: take openvino/float32")
     if precision == "int8":
-        nncf()
+        require_nncf()
         if not request.calibration:
             raise UsageError(
                 "kernel openvino/int8 needs inputs to take the ranges of activations from: give calibration, or take openvino/float32"

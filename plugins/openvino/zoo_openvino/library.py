@@ -6,6 +6,7 @@ imported without the package that reports (`openvino_telemetry`), for which both
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from zoo.api import PluginError
 
 _REPORTS = "openvino_telemetry"
+_NNCF = ("8 bits by OpenVINO need NNCF", "pip install 'modalzoo-openvino[int8]'")
 
 
 def openvino() -> Any:
@@ -25,14 +27,45 @@ def openvino() -> Any:
 
 def nncf() -> Any:
     """The package. Raises PluginError where it is not installed."""
-    return _imported("nncf", "8 bits by OpenVINO need NNCF", "pip install 'modalzoo-openvino[int8]'")
+    return _imported("nncf", *_NNCF)
+
+
+def require_nncf() -> None:
+    """Raises PluginError where NNCF is not installed. It is imported when it is used: that takes seconds."""
+    _require("nncf", *_NNCF)
+
+
+def _require(name: str, need: str, command: str) -> None:
+    if name not in sys.modules and find_spec(name) is None:
+        raise PluginError(f"{need}, and {name} is not installed: {command}")
 
 
 def _imported(name: str, need: str, command: str) -> Any:
-    if name not in sys.modules and find_spec(name) is None:
-        raise PluginError(f"{need}, and {name} is not installed: {command}")
-    with _without_reports():
+    _require(name, need, command)
+    with _without_reports(), without_logs():
         return import_module(name)
+
+
+@contextmanager
+def without_nncf() -> Iterator[None]:
+    """Inside, NNCF is not seen: where it is imported, a conversion imports its part for torch, too, for seconds."""
+    module = sys.modules.pop("nncf", None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules["nncf"] = module
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Inside, no warning is logged: NNCF imports what looks for a GPU that nothing here needs."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager
