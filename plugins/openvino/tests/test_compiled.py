@@ -24,6 +24,7 @@ from zoo.api import CompileRequest, PluginError, UsageError
 
 PHOTOS = Path(zoo.__file__).parent / "cli" / "demo" / "photos"
 KEY = "0" * 64
+TRIED_OUT = trial._run
 
 
 class Small(nn.Module):
@@ -83,6 +84,12 @@ def close(given, expected):
     return all(torch.allclose(a, b, atol=1e-5) and a.dtype == b.dtype for a, b in zip(given, expected, strict=True))
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Small graphs that do not crash need no process of their own; two tests and the module-wide fixture try theirs out."""
+    monkeypatch.setattr(trial, "_run", lambda arguments: None)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("graphs")
@@ -135,6 +142,34 @@ def test_another_size_and_another_type(small):
     assert fast_doubles.engine == "torch"
     with pytest.raises(RuntimeError, match="expected scalar type|same dtype|type"):
         fast(pixels.double())
+
+
+def test_what_is_not_finite_is_not_hidden(small):
+    """OpenVINO's activations make numbers of NaN."""
+    module, fast, pixels = small
+    for value in (float("nan"), float("inf")):
+        broken = pixels.clone()
+        broken[1, 0, 3, 3] = value
+        with torch.no_grad():
+            for given, expected in zip(fast(broken), module(broken), strict=True):
+                assert torch.equal(given.isfinite(), expected.isfinite())
+        assert fast.engine == "torch"
+    fast(pixels * 1e37)  # a sum that overflows is no infinity
+    assert fast.engine == "openvino"
+    lonely = compiled(Doubled(torch.relu))
+    lonely(pixels)
+    with pytest.raises(
+        UsageError, match="Doubled was given NaN or infinity, which a module compiled by OpenVINO may turn into numbers"
+    ):
+        lonely(broken)
+
+
+def test_inputs_without_a_batch_are_compiled_for_each_size():
+    fast = compiled(Doubled(lambda numbers: numbers.sum()))
+    with torch.no_grad():
+        for count in (3, 4, 3):
+            assert fast(torch.ones(count, 2)) == 2 * count
+    assert (fast.engine, fast.conversions) == ("openvino", 2)
 
 
 def test_threads_do_not_mix_their_answers(small):
@@ -262,7 +297,7 @@ def test_a_length_in_the_code_is_compiled_for_each_length_and_not_without_end():
     fast = compiled(module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for length in (3, 4, 5, 3, 4, 6, 7, 8):
+        for length in (3, 4, 5, 3, 6, 7, 8, 9):
             ids = torch.ones(2, length, dtype=torch.long)
             assert torch.equal(fast(ids), module(ids))
     assert fast.conversions <= MOST_TRIES
@@ -273,6 +308,7 @@ def test_one_that_crashes_the_library_runs_in_torch(small, tmp_path, monkeypatch
     script = tmp_path / "crash.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setattr(trial, "_SCRIPT", script)
+    monkeypatch.setattr(trial, "_run", TRIED_OUT)
     for conversions in (1, 0):  # what was found out is kept beside the graph
         slow = compiled(module, cache=tmp_path / "graphs")
         slow._least = 2  # one form is enough
@@ -360,8 +396,9 @@ class Logits(nn.Module):
         return self.classifier.logits(pixels)
 
 
-def test_real_weights():
+def test_real_weights(monkeypatch):
     """EfficientNet-Lite0 gives the classes that it gives in torch."""
+    monkeypatch.setattr(trial, "_run", TRIED_OUT)
     module = zoo.build("timm/efficientnet_lite0.in1k").eval()
     photos = [Image.open(PHOTOS / f"{name}.jpg").convert("RGB") for name in ("chelsea", "coffee", "rocket", "sheep")]
     pixels = module.preprocess(photos)

@@ -69,6 +69,8 @@ class CompiledModule(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Raises UsageError for inputs that it cannot take."""
         _refuse(inputs)
+        if not all(_finite(tensor) for tensor in inputs):
+            return self._by_torch(inputs)
         form = self._trusted(inputs)
         if form is None:
             with self._preparing:
@@ -121,7 +123,9 @@ class CompiledModule(nn.Module):
     def _by_torch(self, inputs: Tensors) -> Any:
         plain = self._plain()
         if plain is None:
-            raise RuntimeError("a module that is not compiled has lost its plain form")
+            raise UsageError(
+                f"{self._name} was given NaN or infinity, which a module compiled by OpenVINO may turn into numbers"
+            )
         self.engine = "torch"
         with torch.no_grad():
             return plain(*inputs)
@@ -234,6 +238,11 @@ class CompiledModule(nn.Module):
         if not self._warned:
             self._warned = True
             warnings.warn(f"{self._name} runs in torch, not compiled by OpenVINO: {why}", stacklevel=6)
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether it holds neither NaN nor infinity: by the sum, a tenth of the time, and by all elements where the sum is neither."""
+    return not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _refuse(inputs: Tensors) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 from secrets import token_hex
@@ -17,6 +18,8 @@ from typing import Any
 from zoo_openvino.library import openvino
 
 GRAPH, WEIGHTS, RECORD = "graph.xml", "graph.bin", "sha256.json"
+_PART = ".part-"
+_ABANDONED_S = 24 * 60 * 60  # no graph is written for longer
 
 
 def find(folder: Path) -> Path | None:
@@ -37,9 +40,10 @@ def find(folder: Path) -> Path | None:
 
 def keep(graph: Any, folder: Path) -> Path | None:
     """Write a graph and give its path; None where it cannot be written, with a warning."""
-    part = folder.parent / f".{folder.name[:40]}-{os.getpid()}-{token_hex(4)}"
+    part = folder.parent / f"{_PART}{os.getpid()}-{token_hex(4)}"
     try:
         part.mkdir(parents=True)
+        _remove_abandoned(folder.parent)
         openvino().save_model(graph, part / GRAPH, compress_to_fp16=False)
         record = {name: _sha256(part / name) for name in (GRAPH, WEIGHTS)}
         (part / RECORD).write_text(json.dumps(record), encoding="utf-8")
@@ -54,7 +58,17 @@ def keep(graph: Any, folder: Path) -> Path | None:
                 stacklevel=2,
             )
         return found
+    except BaseException:
+        remove(part)
+        raise
     return folder / GRAPH
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What processes that were killed began to write."""
+    for part in folder.glob(f"{_PART}*"):
+        if time.time() - part.stat().st_mtime > _ABANDONED_S:
+            remove(part)
 
 
 def remove(folder: Path) -> None:
