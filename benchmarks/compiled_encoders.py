@@ -2,9 +2,9 @@
 
 EfficientNet-Lite0 with its weights on real photos; CLIP ViT-B/32's image tower and Whisper base's encoder with random weights, on
 noise: their speed does not depend on the weights, and their cosines are of random networks. Forward only, one process, alternating
-runs, wall-clock medians. "OpenVINO itself": `openvino.convert_model` and its default settings but for float32 and the threads.
+runs, medians. Ratios are of CPU seconds, which a busy machine changes least. "OpenVINO itself": `openvino.convert_model` and its default settings but for float32 and the threads.
 
-Expected, before the first run (one thread, a processor with AMX; ratios to torch float32):
+Expected, after float32 of Lite0 alone was tried by hand (one thread, a processor with AMX; ratios to torch float32):
     float32: Lite0 3x at batch 1 and 6x at 32, CLIP 1.3x and 1.1x, Whisper 1.2x; 0.97 to 1.03 of OpenVINO itself, cosine 1.0000.
     bf16: Lite0 4x and 9x (cosine .999), CLIP 4x and 5x (.9999), Whisper 4x: AMX multiplies eight times as much as AVX512 in float32.
     int8: Lite0 5x and 12x (.99), CLIP 6x and 7x, Whisper 5x.
@@ -100,12 +100,12 @@ def cosine(one: Any, other: Any) -> float:
     return float(torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1), dim=1).min())
 
 
-def timed(call: Callable[[torch.Tensor], object], given: torch.Tensor, repeats: int = 1) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
+def timed(call: Callable[[torch.Tensor], object], given: torch.Tensor, repeats: int = 1) -> tuple[float, float]:
+    """Seconds of one call, on the clock and of the processor, all threads together."""
+    wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         call(given)
-    return (time.perf_counter() - start) / repeats
+    return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
 
 
 def contestants(
@@ -123,7 +123,7 @@ def contestants(
         seconds = []
         for _ in range(2):
             compiled: Any = compile_module(module, request, precision=precision)
-            seconds.append(timed(compiled, inputs[:3]))
+            seconds.append(timed(compiled, inputs[:3])[0])
         progress(f"{precision}: {compiled.engine}, {compiled.difference}")
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
         notes.append(
@@ -142,7 +142,7 @@ def measure(name: str, precisions: list[str], threads: int, runs: int) -> None:
             given = inputs[:batch]
             repeats = 1 if batch > 1 or "Whisper" in name else 8
             answers = {key: call(given) for key, call in running.items()}  # also warms up
-            seconds: dict[str, list[float]] = {key: [] for key in running}
+            seconds: dict[str, list[tuple[float, float]]] = {key: [] for key in running}
             for run in range(runs):
                 for key, call in running.items():
                     seconds[key].append(timed(call, given, repeats))
@@ -150,12 +150,14 @@ def measure(name: str, precisions: list[str], threads: int, runs: int) -> None:
             show(f"{name}, batch {batch}, {threads} thread{'s' * (threads > 1)}")
             for key in running:
                 ratio, peer = (
-                    statistics.median(a / b for a, b in zip(seconds[other], seconds[key], strict=True))
+                    statistics.median(a[1] / b[1] for a, b in zip(seconds[other], seconds[key], strict=True))
                     for other in ("torch float32", "OpenVINO itself, float32")
                 )
+                wall, cpu = (batch / statistics.median(both[clock] for both in seconds[key]) for clock in (0, 1))
                 near = f"  cosine {cosine(answers['torch float32'], answers[key]):.5f}" if "itself" not in key else ""
-                rate = batch / statistics.median(seconds[key])
-                show(f"  {key:<25} {rate:8.1f} /s  {ratio:5.2f}x torch  {peer:5.2f}x OpenVINO float32{near}")
+                show(
+                    f"  {key:<25} {wall:7.1f} /s  {cpu:7.1f} /CPU s  {ratio:5.2f}x torch  {peer:5.2f}x OpenVINO float32{near}"
+                )
         for note in notes:
             show(f"  {note}")
 

@@ -262,6 +262,8 @@ def test_an_operator_without_a_rule_runs_in_torch():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(slow(numbers[:1]), module(numbers[:1]))
+        assert torch.equal(slow(numbers[:, :1]), module(numbers[:, :1]))
+    assert len(slow._forms) == 1  # it was tried once
 
 
 @pytest.mark.parametrize(
@@ -295,12 +297,16 @@ def test_a_batch_size_in_the_code_is_read_row_by_row():
 def test_a_length_in_the_code_is_compiled_for_each_length_and_not_without_end():
     module = Doubled(lambda ids: ids + torch.arange(int(ids.size(1))).expand(len(ids), int(ids.size(1))))
     fast = compiled(module)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for length in (3, 4, 5, 3, 6, 7, 8, 9):
-            ids = torch.ones(2, length, dtype=torch.long)
-            assert torch.equal(fast(ids), module(ids))
-    assert fast.conversions <= MOST_TRIES
+    for length in (3, 4, 5, 3, 6, 7, 8, 9):
+        ids = torch.ones(2, length, dtype=torch.long)
+        assert torch.equal(fast(ids), module(ids))
+    assert 4 <= fast.conversions <= MOST_TRIES
+    del module  # the plain form is not released
+    with pytest.warns(
+        UserWarning, match=f"runs in torch, not compiled by OpenVINO: {MOST_TRIES} kinds of inputs were tried already"
+    ):
+        assert torch.equal(fast(ids[:, :2]), torch.tensor([[1, 2], [1, 2]]))
+    assert torch.equal(fast(ids), torch.tensor([list(range(1, 10))] * 2))
 
 
 def test_one_that_crashes_the_library_runs_in_torch(small, tmp_path, monkeypatch):

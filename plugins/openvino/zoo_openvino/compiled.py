@@ -17,7 +17,7 @@ from torch import nn
 
 from zoo.api import CompileRequest, UsageError
 from zoo_openvino import kept, trial
-from zoo_openvino.conversion import Tensors, as_tensors, convert, program, quantise, reason, settings
+from zoo_openvino.conversion import NO_RULE, OutputError, Tensors, as_tensors, convert, program, quantise, reason, settings
 from zoo_openvino.difference import NOTHING_COMMON, Difference, compare, worse
 from zoo_openvino.form import TYPES, Form, Layout, describe, layouts
 from zoo_openvino.library import openvino
@@ -61,6 +61,7 @@ class CompiledModule(nn.Module):
         self._forms: list[Form] = []  # never changed in place: other threads may read it
         self._least = 0  # of the layouts: what failed is not tried again
         self._tries = 0
+        self._never = False  # whether the module cannot be compiled for any inputs
         self._preparing = threading.RLock()
         self._warned = False
         # No submodule: what is done to this module's parameters, as moving them, must not reach what was compiled from them.
@@ -69,7 +70,7 @@ class CompiledModule(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Raises UsageError for inputs that it cannot take."""
         _refuse(inputs)
-        if not all(_finite(tensor) for tensor in inputs):
+        if self._never or not all(_finite(tensor) for tensor in inputs):
             return self._by_torch(inputs)
         form = self._trusted(inputs)
         if form is None:
@@ -110,6 +111,7 @@ class CompiledModule(nn.Module):
             self._single = not isinstance(output, tuple)
             outputs = self._compiled_answer(plain, inputs, expected)
         except Exception as error:  # noqa: BLE001 - whatever a converter of foreign code raises, the plain module answers
+            self._never = isinstance(error, (ValueReadError, OutputError)) or NO_RULE in str(error)
             self._leave_plain(inputs, reason(error))
             self.engine = "torch"
             return output
@@ -154,7 +156,7 @@ class CompiledModule(nn.Module):
                 return self._new_form(plain, layout, inputs, expected)
             except Exception as error:  # noqa: BLE001 - the next layout may do; of the last one it is told
                 failure = error
-                if "No conversion rule" in str(error):
+                if NO_RULE in str(error):
                     break
         raise failure or ValueError("it has no inputs")
 

@@ -23,15 +23,20 @@ Sizes = tuple[int | None, ...]  # None: any size
 # Torch's names of the functions that trace: their warnings are about OpenVINO's way of reading a module, and nobody here can heed them.
 _TRACE_WARNINGS = (r"`?torch\.jit\.trace(_method)?`? is deprecated", r"`?torch\.jit\.script(_method)?`? is deprecated")
 _TRACING = threading.Lock()  # a trace changes functions of torch while it lasts
+NO_RULE = "No conversion rule"  # in OpenVINO's words
 HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
+class OutputError(Exception):
+    """A module gives something else than tensors."""
+
+
 def as_tensors(output: Any) -> Tensors:
-    """A module's output as a tuple. Raises TypeError for anything but tensors."""
+    """A module's output as a tuple. Raises OutputError for anything but tensors."""
     outputs = output if isinstance(output, tuple) else (output,)
     wrong = next((type(value).__name__ for value in outputs if not isinstance(value, torch.Tensor)), None)
     if wrong is not None:
-        raise TypeError(f"it gives {wrong}, expected a tensor or a tuple of tensors")
+        raise OutputError(f"it gives {wrong}, expected a tensor or a tuple of tensors")
     return outputs
 
 
@@ -92,7 +97,7 @@ def program(graph: Any, how: Mapping[str, object]) -> Callable[[Tensors], Tensor
 def reason(error: Exception) -> str:
     """What OpenVINO could not do, in one line: the operators that it has no rule for, or the first line that says something."""
     text = str(error)
-    operators = re.search(r"No conversion rule found for operations: (.+)", text)
+    operators = re.search(NO_RULE + r" found for operations: (.+)", text)
     if operators is not None:
         return f"OpenVINO has no rule for {operators[1].strip()}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

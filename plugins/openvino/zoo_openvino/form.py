@@ -46,7 +46,7 @@ class Layout:
         """Numbers of rows with which a graph is tried out; none where its first axis is no batch."""
         if not self.batched:
             return ()
-        return (1,) if self.rows else (TRACED_ROWS, 1, 5)
+        return (1,) if self.rows else (TRACED_ROWS, 1)
 
     def example(self, inputs: Tensors) -> Tensors:
         """Inputs to trace on."""
@@ -100,8 +100,11 @@ class Form:
         )
 
     def trusts_all(self) -> bool:
-        """Whether nothing is left to check. Of inputs without a batch every size is a form of its own, and there may be more."""
-        return self.layout.batched and len(self.batches) > 1 and (self.layout.length is None or len(self.lengths) > 1)
+        """Whether nothing is left to check, or to compile: inputs without a batch, and texts of one length, may come in other sizes."""
+        reads = zip(self.types, self.sizes, strict=True)
+        one_length = any(dtype in WHOLE and len(sizes) == 2 and sizes[1] is not None for dtype, sizes in reads)
+        length_open = self.layout.length is not None and len(self.lengths) < 2
+        return self.layout.batched and len(self.batches) > 1 and not one_length and not length_open
 
     def checked(self, inputs: Tensors) -> None:
         """The answer to these inputs was right."""
