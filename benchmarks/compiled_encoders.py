@@ -156,7 +156,7 @@ def measure(name: str, precisions: list[str], threads: int, runs: int) -> None:
                 wall, cpu = (batch / statistics.median(both[clock] for both in seconds[key]) for clock in (0, 1))
                 near = f"  cosine {cosine(answers['torch float32'], answers[key]):.5f}" if "itself" not in key else ""
                 show(
-                    f"  {key:<25} {wall:7.1f} /s  {cpu:7.1f} /CPU s  {ratio:5.2f}x torch  {peer:5.2f}x OpenVINO float32{near}"
+                    f"  {key:<25} {wall:7.4g} /s  {cpu:7.4g} /CPU s  {ratio:5.2f}x torch  {peer:5.2f}x OpenVINO float32{near}"
                 )
         for note in notes:
             show(f"  {note}")
