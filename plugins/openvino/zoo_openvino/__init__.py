@@ -1,0 +1,1 @@
+"""Whole modules compiled by OpenVINO. `zoo.toml` names the cards."""
