@@ -343,14 +343,14 @@ def test_requests_that_cannot_be_kept(monkeypatch):
     with pytest.raises(UsageError, match="precision is one of float32, bf16, int8, got 'int4'"):
         openvino_kernel(precision="int4")
     with pytest.raises(
-        UsageError, match="kernel openvino/bf16 needs a processor that multiplies in bfloat16: take openvino/float32"
+        UsageError, match="kernel openvino-bf16 needs a processor that multiplies in bfloat16: take openvino"
     ):
         compile_module(Small(), request(), precision="bf16", has_bfloat16=False)
     with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
         openvino_kernel().compile(Small(), CompileRequest(key=KEY, threads=0))
     monkeypatch.setattr("zoo_openvino.kernel.require_nncf", lambda: None)
     with pytest.raises(
-        UsageError, match="kernel openvino/int8 needs inputs to take the ranges of activations from: give calibration"
+        UsageError, match="kernel openvino-int8 needs inputs to take the ranges of activations from: give calibration"
     ):
         compiled(Small(), precision="int8")
     monkeypatch.setattr(library, "find_spec", lambda name: None)
@@ -363,7 +363,7 @@ def test_requests_that_cannot_be_kept(monkeypatch):
 
 
 def test_bf16_records_its_difference(small, folder):
-    if not zoo.api.multiplies_in_bfloat16():
+    if not zoo.nn.multiplies_in_bfloat16():
         pytest.skip("this processor does not multiply in bfloat16")
     module, _, pixels = small
     fast = compiled(module, precision="bf16", cache=folder)

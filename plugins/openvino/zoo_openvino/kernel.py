@@ -6,7 +6,8 @@ from functools import partial
 
 from torch import nn
 
-from zoo.api import CompileRequest, Kernel, UsageError, multiplies_in_bfloat16
+from zoo.api import CompileRequest, Kernel, UsageError
+from zoo.nn import multiplies_in_bfloat16
 from zoo_openvino.compiled import CompiledModule
 from zoo_openvino.conversion import HINTS
 from zoo_openvino.library import openvino, require_nncf
@@ -36,11 +37,11 @@ def compile_module(
     if request.threads is not None and request.threads < 1:
         raise UsageError(f"threads must be at least 1, got {request.threads}")
     if precision == "bf16" and not (multiplies_in_bfloat16() if has_bfloat16 is None else has_bfloat16):
-        raise UsageError("kernel openvino/bf16 needs a processor that multiplies in bfloat16: take openvino/float32")
+        raise UsageError("kernel openvino-bf16 needs a processor that multiplies in bfloat16: take openvino")
     if precision == "int8":
         require_nncf()
         if not request.calibration:
             raise UsageError(
-                "kernel openvino/int8 needs inputs to take the ranges of activations from: give calibration, or take openvino/float32"
+                "kernel openvino-int8 needs inputs to take the ranges of activations from: give calibration, or take openvino"
             )
     return CompiledModule(module.eval(), request, precision)
