@@ -62,7 +62,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --no-build-isol
 	$(PIP_INSTALL)
 	touch $@
 
+# pip unpacks with one core. Everything is pinned, so two of them can bring half of the bytes each (torch and its libraries, and the rest); the last
+# one then finds all but the local distributions there.
+HEAVY := ^(nvidia|cuda|torch==|triton)
+OPTIONAL := ^(nncf|ninja|pydot|pyparsing|tabulate)==
+
 .venv/.installed-dev: .venv/.setuptools $(INSTALL_INPUTS) requirements-dev.txt
+	grep -E '$(HEAVY)' constraints.txt > .venv/heavy.txt
+	grep -Ev '^#|$(HEAVY)|$(OPTIONAL)' constraints.txt > .venv/rest.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r .venv/heavy.txt & heavy=$$!; \
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation -r .venv/rest.txt && wait $$heavy
 	$(PIP_INSTALL) -r requirements-dev.txt
 	touch .venv/.installed $@
 
