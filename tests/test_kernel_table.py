@@ -69,7 +69,9 @@ def test_a_slow_choice_is_said_when_it_is_made(caplog) -> None:
     keep_verdict(NAME, replace(table, rows=(table.rows[0], replace(table.rows[1], faster={1: 0.5}))))
     assert slower(NAME, "kernels/bf16") is None
     open_model(NAME, weights=None, kernel="int8")
-    assert "kernel kernels/int8 is 0.50 times as fast as none on this machine (zoo bench kernels lm/llama-tiny)" in caplog.text
+    assert (
+        "kernel kernels/int8 is 0.50 times as fast as none on this machine (zoo bench kernels lm/llama-tiny)" in caplog.text
+    )
 
 
 def test_the_command_prints_a_table_and_a_document(main) -> None:
