@@ -24,6 +24,7 @@ class Decoder(nn.Module):
     context: the most tokens that it can read and write together.
     one_step: one token of each row at once, int[B] and a cache -> float32[B, V], where a kernel brought such a step
         (`zoo.nn.kernels.step.DecodeStep`); None: `forward` does it.
+    step: what answers calls with a cache in place of the modules, where a kernel brought it and it takes the call (`zoo.nn.kernels.contract.Step`).
     tokenizer: text to ids and back (`zoo.api.Tokenizer`), where there is one.
     """
 
@@ -53,6 +54,7 @@ class Decoder(nn.Module):
         self.context = context
         self.tokenizer = tokenizer
         self.one_step: Callable[..., torch.Tensor] | None = None
+        self.step: Any = None
 
     @property
     def vocabulary(self) -> int:
@@ -90,6 +92,16 @@ class Decoder(nn.Module):
         inserted: what stands in place of the embedding of some tokens (rows, columns, float[N, W]): their ids mean nothing.
         Raises UsageError for ids outside the vocabulary and for more than `context` tokens.
         """
+        if self.step is not None and self.step.takes(
+            cache,
+            source_BSD=source_BSD,
+            source_mask_BS=source_mask_BS,
+            routing=routing,
+            before_layer=before_layer,
+            inserted=inserted,
+        ):
+            stepped_BTV: torch.Tensor = self.step(tokens_BT, cache, mask_BT=mask_BT, at_BN=at_BN)
+            return stepped_BTV
         cache = begin(self, len(tokens_BT), cache)
         with during(self, cache):
             reading = Reading(

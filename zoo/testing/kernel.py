@@ -187,18 +187,23 @@ def its_step_is_the_layers(subject: Subject) -> None:
         raise CheckSkipped("it has no step")
     decoder = small_decoder(WIDTH)
     apply_layers(decoder, Plan(kernel=kernel, name=subject.name))
-    step, rows = decoder.one_step, [[3, 5, 8, 13], [1, 2, 40, 9]]
+    step: Any = decoder.step
     if step is None:
         raise CheckSkipped("it knows no decoder of this shape here")
-    tokens_BT = torch.tensor(rows)
+    tokens_BT = torch.tensor([[3, 5, 8, 13, 21], [0, 0, 1, 2, 40]])
+    mask_BT = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])
     with torch.inference_mode():
-        whole = decoder(tokens_BT)
+        whole = decoder(tokens_BT, mask_BT=mask_BT)
         cache = decoder.new_cache(2, 8)
-        decoder(tokens_BT[:, :2], cache=cache)
-        for at in (2, 3):
-            found = step(tokens_BT[:, at], cache)
-            scale = whole[:, at].abs().max() * torch.ones_like(whole[:, at])
-            _expect_near(found, whole[:, at], scale, ROUNDED_INPUTS, f"the step at token {at}")
+        if step.takes(None) or step.takes(cache, before_layer=print) or not step.takes(cache):
+            raise CheckFailed("it takes a call without a cache, or with what it cannot know, or none with a cache")
+        for at in (slice(0, 3), slice(3, 4), slice(4, 5)):
+            found = step(tokens_BT[:, at], cache, mask_BT=mask_BT[:, at])
+            real = mask_BT[:, at]
+            scale = whole[:, at][real].abs().max() * torch.ones_like(whole[:, at][real])
+            _expect_near(
+                found[real], whole[:, at][real], scale, ROUNDED_INPUTS, f"the step at tokens {at.start} to {at.stop}"
+            )
 
 
 def _kernel(subject: Subject) -> Kernel:

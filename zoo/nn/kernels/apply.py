@@ -19,6 +19,7 @@ from torch import nn
 
 from zoo.errors import UsageError
 from zoo.nn.block import Block
+from zoo.nn.cache import Cache
 from zoo.nn.decoder import Decoder
 from zoo.nn.extension import extensions_in
 from zoo.nn.feed_forward import Gated
@@ -77,7 +78,8 @@ def apply_layers(module: nn.Module, plan: Plan) -> nn.Module:
         del part
     _fill_in(module, plan)
     for _, decoder in decoders:
-        decoder.one_step = _step_of(decoder, plan)
+        decoder.step = None if plan.kernel.step is None else plan.kernel.step(decoder)
+        decoder.one_step = _one_step(decoder)
     if size >= LARGE:
         _give_back_memory()
     return module.eval()
@@ -121,9 +123,19 @@ def _dotted(name: str) -> str:
     return f"{name}." if name else ""
 
 
-def _step_of(decoder: Decoder, plan: Plan) -> Any:
-    step = None if plan.kernel.step is None else plan.kernel.step(decoder)
-    return decode_step(decoder) if step is None else step
+def _one_step(decoder: Decoder) -> Any:
+    """One token of each row: by the kernel's step where it takes the call, else as straight code where the shape is plain."""
+    step, straight = decoder.step, decode_step(decoder)
+    if step is None:
+        return straight
+
+    def one_step(tokens_B: torch.Tensor, cache: Cache, *, before_layer: Any = None) -> torch.Tensor:
+        if straight is None or step.takes(cache, before_layer=before_layer):
+            logits_BV: torch.Tensor = decoder(tokens_B[:, None], cache=cache, before_layer=before_layer)[:, 0]
+            return logits_BV
+        return straight(tokens_B, cache, before_layer=before_layer)
+
+    return one_step
 
 
 def _converted(layer: Any, name: str, formats: Sequence[LayerFormat], plan: Plan, *, parameter: str = "") -> nn.Module:

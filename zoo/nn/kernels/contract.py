@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from zoo.nn.cache import Cache
 
 Tensors = Mapping[str, torch.Tensor]  # all that is kept of one weight, by name
 
@@ -65,6 +68,29 @@ class CompileRequest:
     calibration: Sequence[tuple[torch.Tensor, ...]] = ()
 
 
+class Step(Protocol):
+    """What reads and writes tokens of a decoder in place of its modules, over the decoder's own cache (`zoo.nn.cache.Cache`)."""
+
+    def takes(self, cache: Cache | None, /, **others: object) -> bool:
+        """Whether a call of `Decoder.forward` can be answered. others: its other arguments by name, None where they are not given.
+
+        It says no where adapters or hooks stand on the decoder, gradients are wanted, or an argument is given that it does not know.
+        """
+        ...
+
+    def __call__(
+        self,
+        tokens_BT: torch.Tensor,
+        cache: Cache,
+        /,
+        *,
+        mask_BT: torch.Tensor | None = None,
+        at_BN: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `Decoder.forward`: int[B, T] -> float32[B, T, V], of the tokens at `at_BN` alone where given; they are added to the cache."""
+        ...
+
+
 Compile = Callable[[nn.Module, CompileRequest], nn.Module]
 
 
@@ -75,8 +101,8 @@ class Kernel:
     linear: of linear layers. head: of a decoder's last layer, None as `linear`. embedding: of its table, None leaves it as it is.
     otherwise: of layers that `linear` does not fit; None: float32.
     compile: (module that takes and gives tensors alone, request) -> a module that gives the same, compiled whole.
-    step: decoder to which the layers were applied -> what reads and writes tokens in its place (`zoo.nn.decoder.Decoder.one_step`), or
-        None where it does not know the decoder's shape.
+    step: decoder to which the layers were applied -> what reads and writes tokens in its place, or None where it does not know the
+        decoder's shape.
     """
 
     linear: LayerFormat | None = None
@@ -84,4 +110,4 @@ class Kernel:
     embedding: LayerFormat | None = None
     otherwise: LayerFormat | None = None
     compile: Compile | None = None
-    step: Callable[[nn.Module], Callable[..., Any] | None] | None = None
+    step: Callable[[nn.Module], Step | None] | None = None

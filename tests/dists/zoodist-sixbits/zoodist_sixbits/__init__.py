@@ -44,14 +44,23 @@ class SixBits(nn.Module):
         return {"packed": self.packed, "steps": self.steps}
 
 
-def step(decoder):
-    def one_step(tokens_B, cache, *, before_layer=None):
-        extra = {} if before_layer is None else {"before_layer": before_layer}
-        return decoder(tokens_B[:, None], cache=cache, **extra)[:, 0]
+class Step:
+    """What the modules do, called with a cache and nothing else."""
 
-    return one_step
+    def __init__(self, decoder):
+        self.decoder = decoder
+
+    def takes(self, cache, **others):
+        return cache is not None and all(value is None for value in others.values()) and self.decoder.step is self
+
+    def __call__(self, tokens_BT, cache, *, mask_BT=None, at_BN=None):
+        self.decoder.step = None
+        try:
+            return self.decoder(tokens_BT, cache=cache, mask_BT=mask_BT, at_BN=at_BN)
+        finally:
+            self.decoder.step = self
 
 
 def int6():
     layers = LayerFormat(quantise=quantise, layer=SixBits, dequantise=dequantise, fits=lambda rows, columns: columns % GROUP == 0)
-    return Kernel(linear=layers, compile=lambda module, request: module, step=step)
+    return Kernel(linear=layers, compile=lambda module, request: module, step=Step)
