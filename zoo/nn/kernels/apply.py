@@ -226,7 +226,9 @@ def _replace_head(decoder: Decoder, prefix: str, plan: Plan) -> None:
     if kernel is not None and (head is None or type(head) is nn.Linear):
         formats = (*((kernel.head,) if kernel.head is not None else ()), *_formats(kernel))
         parameter = f"{prefix}embedding.weight" if head is None else ""
-        decoder.head = _converted(table if head is None else head, prefix + HEAD, formats, plan, parameter=parameter)
+        source = table if head is None else head
+        new = _converted(source, prefix + HEAD, formats, plan, parameter=parameter)
+        decoder.head = head if new is source else new
     if of_table is not None and of_table.embedding is not None and type(table) is nn.Embedding:
         decoder.embedding = _converted(table, f"{prefix}embedding", (of_table.embedding,), plan)
 
