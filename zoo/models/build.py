@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from zoo.errors import PluginError, ResolutionError, UsageError, WeightsMissingError
-from zoo.media.file import expanded
 from zoo.models.construct import arguments_of, construct, side_files
 from zoo.models.drawn import (
     Snapshot,
@@ -30,7 +29,7 @@ from zoo.models.kernel_verdicts import fastest, slower
 from zoo.models.kernels import AS_USUAL, AUTO, Asked, Chosen, kernel_identity, kernel_named, run_by
 from zoo.models.loading import NoRandomParameters, load
 from zoo.models.precision import cast
-from zoo.models.quantised import FILE, QuantisedRecord, parts_of, record_of, require_kernel
+from zoo.models.quantised import QuantisedRecord, parts_of, quantised_file, require_kernel
 from zoo.nn.extension import content_key, extension_of
 from zoo.nn.kernels.contract import Published
 from zoo.registry.activation import warn
@@ -52,7 +51,7 @@ class ModelSpec:
     name: a model's (`zoo list`), or the folder of a composition; None for the installed default of the task.
     weights: "card" for the card's own, a path to a file of the same architecture, or None for a random initialisation.
     kernel: what it computes by (`zoo list --kind kernel`); "float32" lays weights out for running and rounds nothing. None: as it was built; language models
-        and transcribers by "float32".
+        and transcribers by "float32". skip: patterns of names of layers that it leaves as they are. per_layer: pattern -> another kernel.
     """
 
     name: str | Path | None = None
@@ -61,6 +60,8 @@ class ModelSpec:
     device: str = "cpu"
     dtype: torch.dtype | None = None
     kernel: str | None = None
+    skip: Sequence[str] = ()
+    per_layer: Mapping[str, str] = field(default_factory=dict)
 
 
 def spec_of(model: str | Path | ModelSpec | None) -> ModelSpec:
@@ -71,7 +72,7 @@ def spec_of(model: str | Path | ModelSpec | None) -> ModelSpec:
             f"with zoo.open_model instead of zoo.build, or register its builder (zoo.register)"
         )
     spec = model if isinstance(model, ModelSpec) else ModelSpec(name=model)
-    quantised = None if spec.name is None else _quantised(str(spec.name), spec.weights)
+    quantised = None if spec.name is None else quantised_file(str(spec.name), spec.weights)
     if quantised is None:
         return spec
     path, record, beside = quantised
@@ -169,14 +170,13 @@ def open_model(
 
     name: also a `ModelSpec` with a name, which says weights, device, dtype and kernel by itself.
     """
+    asked = AS_USUAL
     if isinstance(name, ModelSpec):
-        if (weights, str(device), dtype, kernel) != ("card", "cpu", None, None):
-            raise UsageError(
-                "a ModelSpec says how the model is opened: leave out weights, device, dtype and kernel beside it"
-            )
+        _refuse_beside(weights, device, dtype, kernel)
+        asked = Asked(skip=name.skip, per_layer=name.per_layer)
         weights, device, dtype, kernel, name = name.weights, name.device, name.dtype, name.kernel, _named(name)
     registry = registry or default_registry()
-    quantised = _quantised(name, weights)
+    quantised = quantised_file(name, weights)
     if quantised is not None:
         return _open_quantised(*quantised, kernel, registry, other={"device": device, "dtype": dtype, **overrides})
     chosen = None if kernel is None else _chosen(kernel, name, registry)
@@ -214,7 +214,7 @@ def open_model(
         parts=parts,
         opened=own,
     )
-    return built if chosen is None else _by_kernel(built, chosen, registry, Asked(published=published))
+    return built if chosen is None else _by_kernel(built, chosen, registry, replace(asked, published=published))
 
 
 def _files(
@@ -238,22 +238,15 @@ def _loaded(
     return load(module, located["model"].path, found, registry, **how) if "model" in located else {}
 
 
+def _refuse_beside(weights: object, device: object, dtype: object, kernel: object) -> None:
+    if (weights, str(device), dtype, kernel) != ("card", "cpu", None, None):
+        raise UsageError("a ModelSpec says how the model is opened: leave out weights, device, dtype and kernel beside it")
+
+
 def _named(spec: ModelSpec) -> str:
     if spec.name is None:
         raise UsageError("zoo.open_model opens the model that is named: a default is that of a task")
     return str(spec.name)
-
-
-def _quantised(name: str, weights: str | Path | None) -> tuple[Path, QuantisedRecord, str | None] | None:
-    """The file that `zoo quantize` wrote, its record and the name beside it: a folder in place of a model, or the weights of one."""
-    if weights == "card":
-        path, beside = Path(name), None
-    elif weights is not None:
-        path, beside = expanded(Path(weights)), name
-    else:
-        return None
-    record = record_of(path) if path.exists() else None
-    return None if record is None else (path / FILE if path.is_dir() else path, record, beside)
 
 
 def _open_quantised(

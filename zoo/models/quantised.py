@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from zoo.errors import UsageError, WeightsError, ZooError
+from zoo.media.file import expanded
 from zoo.models.drawn import tensors_sha256
 from zoo.nn.kernels.apply import BIAS
 from zoo.nn.kernels.contract import Tensors
@@ -79,6 +80,18 @@ def record_of(path: Path) -> QuantisedRecord | None:
     ):
         raise WeightsError(f"{path} has a header of another format than {FORMAT}: write the file again (zoo quantize)")
     return record
+
+
+def quantised_file(name: str, weights: str | Path | None) -> tuple[Path, QuantisedRecord, str | None] | None:
+    """The file that `zoo quantize` wrote, its record and the name beside it: a folder in place of a model, or the weights of one."""
+    if weights == "card":
+        path, beside = Path(name), None
+    elif weights is not None:
+        path, beside = expanded(Path(weights)), name
+    else:
+        return None
+    record = record_of(path) if path.exists() else None
+    return None if record is None else (path / FILE if path.is_dir() else path, record, beside)
 
 
 def write_quantised(module: nn.Module, record: QuantisedRecord, folder: Path) -> Path:

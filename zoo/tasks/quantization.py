@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoo.errors import UsageError
@@ -50,12 +50,17 @@ def quantize(
         raise UsageError(
             f"kernel {kernel} compiles whole modules when they are first called, and keeps those itself: give it as kernel when you open"
         )
-    if isinstance(model, ModelSpec) and model.kernel is not None:
-        raise UsageError(f"the model runs by kernel {model.kernel} already: leave it out, zoo.quantize has its own")
-    plain = model if isinstance(model, Built) else open_model(spec_of(model))
-    if plain.kernel not in (None, FLOAT32):
-        raise UsageError(f"{plain.name} runs by kernel {plain.kernel} already: open it without one")
-    built = with_kernel(plain, kernel, asked=Asked(skip=tuple(skip), per_layer=per_layer))
+    if not isinstance(model, Built):
+        spec = spec_of(model)
+        if spec.kernel is not None:
+            raise UsageError(f"{model} runs by kernel {spec.kernel} already: leave it out, zoo.quantize has its own")
+        built = open_model(
+            replace(spec, kernel=kernel, skip=tuple(skip), per_layer=per_layer)
+        )  # blocks of its file go there as they are
+    elif model.kernel not in (None, FLOAT32):
+        raise UsageError(f"{model.name} runs by kernel {model.kernel} already: open it without one")
+    else:
+        built = with_kernel(model, kernel, asked=Asked(skip=tuple(skip), per_layer=per_layer))
     layers = {
         name: str(part.number_format)
         for name, part in built.module.named_modules()
