@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -420,7 +421,8 @@ def test_real_weights(monkeypatch):
 @pytest.mark.skipif("ZOO_SLOW_TESTS" not in os.environ, reason="NNCF takes ten seconds: ZOO_SLOW_TESTS=1 runs it")
 def test_int8_from_photos(tmp_path, capfd):
     """Ranges from photos keep most classes; other photos are another graph; and nothing stands among the answers."""
-    pytest.importorskip("nncf")
+    if find_spec("nncf") is None:  # not importorskip: imported by anybody but the kernel, it reports
+        pytest.skip("NNCF is not installed")
     module = zoo.build("timm/efficientnet_lite0.in1k").eval()
     photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))]
     pixels = module.preprocess(photos)
@@ -434,3 +436,4 @@ def test_int8_from_photos(tmp_path, capfd):
             assert agreement > 0.7
             assert 1e-3 < fast.difference.largest_relative < 0.3
     assert capfd.readouterr() == ("", "")
+    assert "openvino_telemetry" not in sys.modules

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
@@ -86,7 +87,8 @@ def program(graph: Any, how: Mapping[str, object]) -> Callable[[Tensors], Tensor
     request, alone = compiled.create_infer_request(), threading.Lock()
 
     def run(inputs: Tensors) -> Tensors:
-        arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        # By NumPy: after a copy by torch, its threads go on spinning for a while, on the cores that OpenVINO's are about to use.
+        arrays = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in inputs]
         with alone:
             outputs = request.infer(arrays, share_inputs=True, share_outputs=False).to_tuple()
         return tuple(torch.from_numpy(output) for output in outputs)
