@@ -25,7 +25,7 @@ def last_block_row(
     for block in transformer.resblocks[:-1]:
         tokens_BTD = block(tokens_BTD, attn_mask=mask)
     block = transformer.resblocks[-1]
-    batch = torch.arange(len(tokens_BTD), device=tokens_BTD.device)
+    batch = torch.arange(tokens_BTD.shape[0], device=tokens_BTD.device)
     plain = type(block) is ResidualAttentionBlock and block.attn._qkv_same_embed_dim  # noqa: SLF001 - torch names it so
     if not plain or "forward" in vars(block.attn):  # an adapter stands on it, and asks to be called
         whole_BTD: torch.Tensor = block(tokens_BTD, attn_mask=mask)
@@ -45,7 +45,7 @@ def first_query(pooler: Any, tokens_BTD: torch.Tensor) -> torch.Tensor:
     """
     keys_BTD = pooler.ln_k(tokens_BTD)
     query_1E = pooler.ln_q(pooler.query[:1])
-    query_B1E = query_1E.expand(len(tokens_BTD), 1, -1)
+    query_B1E = query_1E.expand(tokens_BTD.shape[0], 1, -1)
     answer_B1E: torch.Tensor = pooler.attn(query_B1E, keys_BTD, keys_BTD, need_weights=False)[0]
     return answer_B1E[:, 0]
 
@@ -67,5 +67,5 @@ def _mask_rows(mask: torch.Tensor | None, rows_B: torch.Tensor, heads: int) -> t
         return None
     if mask.ndim == 2:
         return mask[rows_B][:, None, None]
-    by_head = mask.view(len(rows_B), heads, *mask.shape[1:])
-    return by_head[torch.arange(len(rows_B), device=mask.device), :, rows_B][:, :, None]
+    by_head = mask.view(rows_B.shape[0], heads, *mask.shape[1:])
+    return by_head[torch.arange(rows_B.shape[0], device=mask.device), :, rows_B][:, :, None]

@@ -68,7 +68,7 @@ def _vit_input(tower: Any, pixels: torch.Tensor) -> torch.Tensor:
 def _vit_embedding(tower: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     tokens_BTD = _vit_input(tower, pixels)
     if tower.attn_pool is None and tower.pool_type == "tok":
-        rows_B = torch.zeros(len(tokens_BTD), dtype=torch.long, device=tokens_BTD.device)
+        rows_B = torch.zeros(tokens_BTD.shape[0], dtype=torch.long, device=tokens_BTD.device)
         pooled_BD = tower.ln_post(last_block_row(tower.transformer, tokens_BTD, rows_B))
     else:
         pooled_BD = _vit_pool(tower, tower.transformer(tokens_BTD))

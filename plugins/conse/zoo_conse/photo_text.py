@@ -132,7 +132,7 @@ class PhotoTextEncoder(nn.Module):
         top_BN, index_BN = probabilities_BK.topk(self.classes_averaged, dim=-1)
         centred_KD = normalize(self.names_KD - self.mean_name_D, dim=-1)
         conse_BD = normalize((top_BN[..., None] * centred_KD[index_BN]).sum(1), dim=-1)
-        ones_B1 = features_BF.new_ones(len(features_BF), 1)
+        ones_B1 = features_BF.new_ones(features_BF.shape[0], 1)
         features_BF1 = normalize(torch.cat([features_BF, ones_B1], dim=-1), dim=-1)
         rest = (1 - self.feature_weight**2) ** 0.5
         return torch.cat([self.feature_weight * features_BF1, rest * conse_BD], dim=-1)

@@ -89,11 +89,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, input_MK: torch.Tensor, layer: "Nf4Linear") -> torch.Tensor:
+        """float[M, K] -> float32[M, N]."""
         context.layer, context.dtype = layer, input_MK.dtype
         return input_MK.float() @ layer.weight().T
 
     @staticmethod
     def backward(context: Any, *pulls: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """float[M, N] of the output -> float[M, K] of the input."""
         return (pulls[0].float() @ context.layer.weight()).to(context.dtype), None
 
 

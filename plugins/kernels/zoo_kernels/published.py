@@ -38,11 +38,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, input_MK: torch.Tensor, layer: "PublishedLinear") -> torch.Tensor:
+        """float[M, K] -> float32[M, N]."""
         context.layer, context.dtype = layer, input_MK.dtype
         return input_MK.float() @ dequantise(layer.tensors()).T
 
     @staticmethod
     def backward(context: Any, *pulls: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """float[M, N] of the output -> float[M, K] of the input."""
         return (pulls[0].float() @ dequantise(context.layer.tensors())).to(context.dtype), None
 
 

@@ -69,7 +69,7 @@ class CompiledModule(nn.Module):
         self._plain: Callable[[], nn.Module | None] = lambda: module
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        """Raises UsageError for inputs that it cannot take."""
+        """What the plain module takes -> what it gives, float[B, ...] each. Raises UsageError for inputs that it cannot take."""
         _refuse(inputs)
         if self._never or not all(_finite(tensor) for tensor in inputs):
             return self._by_torch(inputs)
@@ -188,6 +188,9 @@ class CompiledModule(nn.Module):
     def _with_graph(self, converted: Callable[[], Any], answered: Callable[[Path], Tensors], signature: str) -> Tensors:
         """What a graph answers: one that was kept, or a new one. One whose answer is wrong is not kept."""
         folder = None if self._request.cache is None else self._request.cache / self._entry(signature)
+        words = None if folder is None else kept.refused(folder)
+        if words is not None:
+            raise DifferenceError(words)
         path = None if folder is None else kept.find(folder)
         if path is None:
             graph = converted()
@@ -202,8 +205,10 @@ class CompiledModule(nn.Module):
             return answered(path)
         except CrashError:
             raise
-        except Exception:
+        except Exception as error:
             kept.remove(path.parent)
+            if folder is not None and isinstance(error, DifferenceError):
+                kept.refuse(folder, str(error))
             raise
 
     def _entry(self, signature: str) -> str:

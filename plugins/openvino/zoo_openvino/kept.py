@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from zoo_openvino.library import openvino
 
 GRAPH, WEIGHTS, RECORD = "graph.xml", "graph.bin", "sha256.json"
-_PART = ".part-"
+_PART, _REFUSED = ".part-", "-refused"
 _ABANDONED_S = 24 * 60 * 60  # no graph is written for longer
 
 
@@ -62,6 +63,19 @@ def keep(graph: Any, folder: Path) -> Path | None:
         remove(part)
         raise
     return folder / GRAPH
+
+
+def refuse(folder: Path, words: str) -> None:
+    """Note that what a folder would hold answers wrongly, so that no later process converts it again."""
+    with suppress(OSError):
+        folder.with_name(folder.name + _REFUSED).write_text(words, encoding="utf-8")
+
+
+def refused(folder: Path) -> str | None:
+    """Why what a folder would hold is of no use; None where that is not known."""
+    with suppress(OSError, UnicodeError):
+        return folder.with_name(folder.name + _REFUSED).read_text(encoding="utf-8")
+    return None
 
 
 def _remove_abandoned(folder: Path) -> None:
