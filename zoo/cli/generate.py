@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 256
 MOST_PENALTY = 10
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "lookup")
 
 
 def add_commands(commands: Any) -> None:
@@ -55,6 +55,12 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--stop", action="append", metavar="TEXT", default=[], help="end the answer here; may be repeated")
     command.add_argument(
         "--temperature", type=finite_number, metavar="T", help="0 is greedy, the default; 1 draws as the model says"
+    )
+    command.add_argument(
+        "--lookup",
+        type=int,
+        metavar="N",
+        help="guess N tokens at once from what was read: the same text sooner, where it repeats itself",
     )
     command.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     command.add_argument("--top-p", type=finite_number, metavar="P", help="draw from the likeliest that together reach P")
@@ -220,7 +226,7 @@ def check_together(arguments: argparse.Namespace) -> None:
     drawing = [name for name in SAMPLING if getattr(arguments, name) is not None]
     if arguments.stream and (arguments.json or chosen or arguments.beams is not None or arguments.samples != 1):
         raise UsageError("--stream shows one answer while it comes: leave out --json, --choices, --beams and --samples")
-    idle = [name for name in drawing if name not in ("temperature", "repetition_penalty")]
+    idle = [name for name in drawing if name not in ("temperature", "repetition_penalty", "lookup")]
     if idle and not chosen and arguments.beams is None and not arguments.temperature:
         raise UsageError(
             f"--{idle[0].replace('_', '-')} is about drawing tokens, and greedy answers draw none: add --temperature 1, say"

@@ -9,6 +9,7 @@ import torch
 
 from zoo.adapters.adapted import choice_for, room_for
 from zoo.adapters.routing import Choice
+from zoo.decoding.lookup import greedy_tokens
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
 from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import ends_of, step
@@ -16,6 +17,7 @@ from zoo.decoding.sampling import Sampling, choose, generator_for
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
 from zoo.models.contracts import Decoder, Tokenizer
+from zoo.nn.cache import Cache
 
 MOST_SAMPLES = 1_000  # of one prompt: they are drawn together
 
@@ -113,6 +115,10 @@ def stream(
     checked = checked_prompts(decoder, prompts, max_tokens=max_tokens)
     if not 1 <= samples <= MOST_SAMPLES:
         raise UsageError(f"samples must be at least 1 and at most {MOST_SAMPLES:,}, got {samples}")
+    if sampling.lookup and len(checked) * samples != 1:
+        raise UsageError(
+            f"lookup guesses ahead for one answer at a time, got {len(checked) * samples}: ask one by one, or leave it out"
+        )
     choice = choice_for(decoder, adapters, len(checked))  # here, since the steps run later
     rows = [
         _Row(
@@ -148,6 +154,10 @@ def _steps(
     )
     if samples > 1:
         logits_BV, cache = logits_BV.repeat_interleave(samples, 0), cache.copy(capacity=cache.capacity, rows=samples)
+    if sampling.lookup:
+        (row,) = rows
+        yield from _looked_up(decoder, row, logits_BV, cache, max_tokens, sampling.lookup)
+        return
     while rows:
         held = [[*row.prompt.words, *row.ids] for row in rows] if sampling.repetition_penalty != 1.0 else None
         generators = None if sampling.greedy else [row.generator for row in rows]
@@ -166,6 +176,18 @@ def _steps(
             tokens_B = tokens_B[kept]
             cache.select(kept)
         logits_BV = step(decoder, tokens_B, cache)
+
+
+def _looked_up(
+    decoder: Decoder, row: _Row, logits_1V: torch.Tensor, cache: Cache, max_tokens: int, most: int
+) -> Iterator[Piece]:
+    """The pieces of one greedy answer, guessed ahead."""
+    ends = frozenset(ends_of(decoder))
+    for token in greedy_tokens(decoder, row.prompt.words, logits_1V, cache, room=row.room, most=most):
+        piece = _advance(row, token, ends, decoder.tokenizer, max_tokens)
+        yield piece
+        if piece.finish is not None:
+            return
 
 
 def _advance(row: _Row, token: int, ends: frozenset[int], tokenizer: Tokenizer | None, max_tokens: int) -> Piece:

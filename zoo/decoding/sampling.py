@@ -10,6 +10,8 @@ import torch
 
 from zoo.errors import UsageError
 
+MOST_LOOKUP = 64  # tokens guessed at once; reading more takes longer than what is right of them saves
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -20,6 +22,8 @@ class Sampling:
     top_p the likeliest that together reach p, and at least one (Holtzman et al. 2019, arXiv:1904.09751); min_p those at least p
     times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082). One of those that remain is drawn.
 
+    lookup: for a greedy answer alone, tokens that are guessed at once from what was read (`zoo.decoding.lookup`): the same text in fewer passes,
+    where it repeats itself.
     seed: with the prompt and the number of the sample, what is drawn; neither the batch nor the order of prompts matters.
     Raises UsageError for a number out of range.
     """
@@ -30,6 +34,7 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int = 0
+    lookup: int = 0
 
     def __post_init__(self) -> None:
         for name, value, fits, wanted in (
@@ -43,9 +48,19 @@ class Sampling:
             ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < float("inf"), "above 0"),
+            (
+                "lookup",
+                self.lookup,
+                isinstance(self.lookup, int) and 0 <= self.lookup <= MOST_LOOKUP,
+                f"from 0 to {MOST_LOOKUP}",
+            ),
         ):
             if not fits:
                 raise UsageError(f"{name} must be {wanted}, got {value!r}")
+        if self.lookup and (not self.greedy or self.repetition_penalty != 1.0):
+            raise UsageError(
+                "lookup guesses what a greedy answer says: leave out temperature and repetition_penalty, or lookup"
+            )
         if not isinstance(self.seed, int):
             raise UsageError(f"seed must be a whole number, got {self.seed!r}")
 
