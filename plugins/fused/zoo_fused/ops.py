@@ -6,7 +6,7 @@ Where the shared object could not be built they compute by plain PyTorch (`zoo_f
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -108,11 +108,30 @@ def _look_up(indices: torch.Tensor, tiles: torch.Tensor, type: str, rows: int, c
     return output
 
 
-def _step(
-    tokens: torch.Tensor, store: torch.Tensor, arena: torch.Tensor, plan: torch.Tensor, numbers: torch.Tensor,
-    positions: torch.Tensor, valid: torch.Tensor | None, at: torch.Tensor | None, cosine: torch.Tensor | None,
-    sine: torch.Tensor | None, table: torch.Tensor | None, start: int, vocabulary: int, threads: int = 0, isa: str = "",
-) -> torch.Tensor:  # fmt: skip
+class _Pass(NamedTuple):
+    """The arguments of the operation `step`, in the order of its schema."""
+
+    tokens: torch.Tensor
+    store: torch.Tensor
+    arena: torch.Tensor
+    plan: torch.Tensor
+    numbers: torch.Tensor
+    positions: torch.Tensor
+    valid: torch.Tensor | None
+    at: torch.Tensor | None
+    cosine: torch.Tensor | None
+    sine: torch.Tensor | None
+    table: torch.Tensor | None
+    start: int
+    vocabulary: int
+    threads: int = 0
+    isa: str = ""
+
+
+def _step(*given: Any, **named: Any) -> torch.Tensor:
+    tokens, store, arena, plan, numbers, positions, valid, at, cosine, sine, table, start, vocabulary, threads, isa = _Pass(
+        *given, **named
+    )
     name = chosen_isa(isa)
     if name == PYTORCH:
         raise UsageError("a fused step needs the shared object: python -m zoo_fused.compile builds it")
