@@ -180,7 +180,7 @@ def zoo(path: Path, threads: int, rows: int, *, kernel: str) -> Peer:  # noqa: A
 
 
 PEERS: dict[str, Callable[[Path, int, int], Peer]] = {"llama.cpp": llama_cpp, "ctranslate2": ctranslate2}
-PEERS |= {f"zoo-{kernel}": partial(zoo, kernel=kernel) for kernel in ("float32", "bf16", "int8", "int4")}
+PEERS |= {f"zoo-{kernel}": partial(zoo, kernel=kernel) for kernel in ("float32", "bf16", "int8", "int4", "fused")}
 PEERS |= dict.fromkeys(("transformers-fp32", "transformers-bf16"), transformers)
 
 

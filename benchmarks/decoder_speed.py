@@ -29,7 +29,7 @@ TASKS = {
     "prefill512": "512 tokens read, tokens/s",
     "first-token": "from a cold process to the first token, s",
 }
-OURS = ("zoo-float32", "zoo-bf16", "zoo-int8", "zoo-int4")
+OURS = ("zoo-float32", "zoo-bf16", "zoo-int8", "zoo-int4", "zoo-fused")
 TRANSFORMERS = ("transformers-fp32", "transformers-bf16")
 OTHERS = ("llama.cpp", "ctranslate2")
 PARAMETERS, HEAD = 134_515_008, 49152 * 576

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
@@ -14,6 +15,7 @@ from zoo.api import UsageError, WeightsError
 from zoo.api import dequantise as dequantise_blocks
 
 TILE_ROWS, GROUP = 16, 32
+EXPONENT = 0x7C  # the bits of a float16's exponent in its upper byte
 
 
 class Field(NamedTuple):
@@ -81,12 +83,11 @@ def check_tiles(tiles: torch.Tensor, name: str, rows: int, columns: int) -> None
 def refuse_damaged(blocks: torch.Tensor, name: str) -> None:
     """Raise WeightsError for a block whose scale or minimum is no finite number."""
     kind = block_type(name)
-    each_NB = blocks.reshape(len(blocks), -1, kind.bytes)
+    each_NBX = blocks.contiguous().numpy().reshape(len(blocks), -1, kind.bytes)
     for offset in kind.halves:
-        halves_NB = each_NB[..., offset : offset + 2].contiguous().view(torch.float16)[..., 0]
-        wrong = (~halves_NB.isfinite()).nonzero()
-        if len(wrong):
-            row, block = wrong[0].tolist()
+        wrong_NB = each_NBX[..., offset + 1] & EXPONENT == EXPONENT  # of the upper byte: all ones in infinity and NaN alone
+        if wrong_NB.any():
+            row, block = np.argwhere(wrong_NB)[0].tolist()
             raise WeightsError(f"block {block} of row {row} has a scale that is no finite number: the weights are damaged")
 
 
