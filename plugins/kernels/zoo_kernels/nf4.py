@@ -39,6 +39,13 @@ def eight_bit_values() -> torch.Tensor:
     return torch.cat(values).sort().values
 
 
+@cache
+def _both_levels() -> torch.Tensor:
+    """The two levels of each byte, float32[256, 2]."""
+    values = torch.tensor(LEVELS)
+    return torch.stack((values.repeat_interleave(16), values.repeat(16)), -1)
+
+
 def quantise(weight_NK: torch.Tensor) -> dict[str, torch.Tensor]:
     """float32[N, K] -> levels, two in a byte (the first in the high half); the greatest values as uint8 with scale and mean; [N, K]."""
     flat = weight_NK.detach().reshape(-1)
@@ -79,9 +86,8 @@ def _dequantised(tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int)
     pairs, kept_B = tensors[PAIRS], tensors[GREATEST]
     scaled_B = eight_bit_values().to(pairs.device)[kept_B.int()]
     greatest_B = scaled_B * tensors[SCALE].repeat_interleave(SCALES)[: len(kept_B)] + tensors[MEAN]
-    values = torch.tensor(LEVELS, device=pairs.device)
-    levels_BX = torch.stack((values[(pairs >> 4).int()], values[(pairs & 15).int()]), -1).view(-1, BLOCK)
-    return (levels_BX * greatest_B[:, None]).flatten()[: outputs * inputs].view(outputs, inputs)
+    levels_BX = _both_levels().to(pairs.device).index_select(0, pairs.int()).view(-1, BLOCK)
+    return levels_BX.mul_(greatest_B[:, None]).flatten()[: outputs * inputs].view(outputs, inputs)
 
 
 class _Product(torch.autograd.Function):
