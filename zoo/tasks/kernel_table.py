@@ -16,7 +16,7 @@ from zoo.errors import UsageError, ZooError
 from zoo.media.audio import Sound
 from zoo.models.build import Built, ModelSpec, open_model, spec_of
 from zoo.models.encoded import Encoded
-from zoo.models.kernel_verdicts import PLAIN, KernelRow, KernelTable, keep_verdict, machine
+from zoo.models.kernel_verdicts import PLAIN, KernelRow, KernelTable, keep_verdict, machine, measuring
 from zoo.models.kernels import FLOAT32, kernel_card, kernel_identity, kernel_named
 from zoo.nn.kernels.seam import is_kernel_embedding, is_kernel_linear
 from zoo.registry.lookup import Registry, default_registry
@@ -76,7 +76,7 @@ def measure_kernels(
             report(f"opening {card.name}, {name}")
         try:
             wanted = ModelSpec(spec.name, weights=spec.weights, kernel=None if name == PLAIN else name)
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), measuring():
                 torch.manual_seed(0)  # random weights are the same for all
                 subjects[name] = _Subject(open_model(wanted))
             subjects[name].once(batches)
