@@ -39,7 +39,7 @@ def test_what_nobody_provides_is_no(zoo) -> None:
         in run.stdout
     )
     assert (
-        "kernel text/minilm-tiny  no      declared  text/minilm-tiny is of kind encoder; a kernel is one of float32, bf16, "
+        "kernel text/minilm-tiny  no      declared  text/minilm-tiny is of kind encoder; a kernel is one of float32, absmax, "
         in run.stdout
     )
 

@@ -60,14 +60,14 @@ def test_any_size_and_scale_comes_back_near(rows: int, columns: int, scale: floa
     # Half the widest step between levels, of the greatest value of the block, which itself is off by up to 0.7 % of the largest's distance from the mean.
     greatest = float(weight.abs().max())
     assert float((found - weight).abs().max()) <= (0.1520 + 0.0075) * greatest * 1.01
-    layer = nf4.Nf4Linear(tensors)
+    layer = nf4.LAYER(tensors)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in layer.tensors().items())
 
 
 def test_gradients_are_those_of_a_layer_with_the_same_weight() -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(30, 64), torch.randn(30)
-    layer, plain = nf4.Nf4Linear(nf4.quantise(weight), bias), nn.Linear(64, 30)
+    layer, plain = nf4.LAYER(nf4.quantise(weight), bias), nn.Linear(64, 30)
     with torch.no_grad():
         plain.weight.copy_(nf4.dequantise(nf4.quantise(weight)))
         plain.bias.copy_(bias)
@@ -87,7 +87,7 @@ def test_gradients_are_those_of_a_layer_with_the_same_weight() -> None:
 def test_a_lora_learns_on_it_and_the_four_bits_stay() -> None:
     torch.manual_seed(0)
     built = zoo.open_model("smollm/tiny", weights=None, kernel="nf4")
-    layers = [part for part in built.module.modules() if isinstance(part, nf4.Nf4Linear)]
+    layers = [part for part in built.module.modules() if getattr(part, "number_format", "") == "nf4"]
     before = [{name: tensor.clone() for name, tensor in layer.tensors().items()} for layer in layers]
     trained = zoo.train_adapter(
         [("a", "b"), ("c", "d")] * 4, model=built, training=zoo.TrainingOptions(steps=6, held_out=0, learning_rate=0.02)

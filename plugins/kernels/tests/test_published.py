@@ -27,7 +27,7 @@ def test_what_is_in_no_blocks_becomes_those_of_the_library() -> None:
 def test_gradients_are_those_of_a_layer_with_the_same_weight() -> None:
     torch.manual_seed(0)
     tensors = published.quantise(torch.randn(30, 64))
-    layer, plain = published.PublishedLinear(tensors), nn.Linear(64, 30, bias=False)
+    layer, plain = published.layer(tensors, None), nn.Linear(64, 30, bias=False)
     with torch.no_grad():
         plain.weight.copy_(published.dequantise(tensors))
     pulls, found = torch.randn(5, 30), []

@@ -1,12 +1,13 @@
 """Weights in 8 bits with a scale for each output, and inputs in 16: as good as exact inputs, at the speed of 8-bit products."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
 
 from zoo.api import Kernel, LayerFormat
+from zoo_kernels.plain import PlainLinear
 
 LEVELS = 127  # of a weight, to either side
 LEVELS_NK, SCALES_N = "levels", "scales"
@@ -36,8 +37,10 @@ class Int8Linear(nn.Module):
     zeros_N: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], bias_N: torch.Tensor | None = None) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], bias_N: torch.Tensor | None = None, *, digits: int = 2) -> None:
+        """digits: of the inputs, 2 or 1."""
         super().__init__()
+        self.digits = digits
         levels_NK, scales_N = tensors[LEVELS_NK], tensors[SCALES_N]
         self.out_features, self.in_features = levels_NK.shape
         self.whole = sums_are_whole()
@@ -61,9 +64,12 @@ class Int8Linear(nn.Module):
         steps_M1 = rows_MK.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / self.digit
         scaled_MK = rows_MK / steps_M1
         first_MK = scaled_MK.round()
-        second_MK = (scaled_MK - first_MK).mul_(2 * self.digit).round_()
-        high_MN, low_MN = self._products(torch.cat((first_MK, second_MK)))
-        product_MN = high_MN.add_(low_MN, alpha=1 / (2 * self.digit)).mul_(steps_M1)
+        if self.digits == 1:
+            product_MN = self._products(first_MK).mul_(steps_M1)
+        else:
+            second_MK = (scaled_MK - first_MK).mul_(2 * self.digit).round_()
+            high_MN, low_MN = self._products(torch.cat((first_MK, second_MK))).chunk(2)
+            product_MN = high_MN.add_(low_MN, alpha=1 / (2 * self.digit)).mul_(steps_M1)
         if self.bias is not None:
             product_MN = product_MN.add_(self.bias)
         return product_MN.view(*input_BTK.shape[:-1], self.out_features)
@@ -74,20 +80,18 @@ class Int8Linear(nn.Module):
             return {LEVELS_NK: self.packed.to_dense().t().contiguous(), SCALES_N: self.scales_N}
         return {LEVELS_NK: torch.ops.quantized.linear_unpack(self.packed)[0].int_repr(), SCALES_N: self.scales_N}
 
-    def _products(self, digits_2MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whole numbers from -digit to digit, float32[2 M, K] -> their exact products with the weights, float32[M, N] twice."""
+    def _products(self, digits_MK: torch.Tensor) -> torch.Tensor:
+        """Whole numbers from -digit to digit, float32[M, K] -> their exact products with the weights, float32[M, N]."""
         if self.whole:
-            product = torch.ops.onednn.qlinear_pointwise(
-                digits_2MK.add_(self.zero).to(torch.uint8), 1.0, self.zero, self.packed, self.scales_N, self.zeros_N,
+            product_MN: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+                digits_MK.add_(self.zero).to(torch.uint8), 1.0, self.zero, self.packed, self.scales_N, self.zeros_N,
                 None, 1.0, 0, torch.float32, "none", [], "",
             )  # fmt: skip
-            high_MN, low_MN = product.chunk(2)
-            return high_MN, low_MN
+            return product_MN
         # The library chooses a scale from the least and the greatest number; two more rows of those make it 1.
-        extremes_2K = digits_2MK.new_tensor([[-self.zero], [self.digit]]).expand(2, digits_2MK.shape[1])
-        product = torch.ops.quantized.linear_dynamic(torch.cat((digits_2MK, extremes_2K)), self.packed, True)
-        high_MN, low_MN = product[:-2].chunk(2)
-        return high_MN, low_MN
+        extremes_2K = digits_MK.new_tensor([[-self.zero], [self.digit]]).expand(2, digits_MK.shape[1])
+        product_MN = torch.ops.quantized.linear_dynamic(torch.cat((digits_MK, extremes_2K)), self.packed, True)
+        return product_MN[:-2]
 
 
 class Int8Embedding(nn.Module):
@@ -131,3 +135,15 @@ TABLE = LayerFormat(quantise=quantise, layer=Int8Embedding, dequantise=dequantis
 def int8() -> Kernel:
     """The kernel of the card `kernels/int8`."""
     return Kernel(linear=FORMAT, embedding=TABLE)
+
+
+def int8_dynamic() -> Kernel:
+    """The kernel of the card `kernels/int8-dynamic`: one digit of inputs, half the work of `int8` and an error that is seen."""
+    one_digit = LayerFormat(quantise=quantise, layer=partial(Int8Linear, digits=1), dequantise=dequantise)
+    return Kernel(linear=one_digit, head=FORMAT, embedding=TABLE)
+
+
+def int8_weights() -> Kernel:
+    """The kernel of the card `kernels/int8-weights`: inputs stay as they are, and gradients reach them."""
+    exact = partial(PlainLinear, dequantise=dequantise, number_format="int8-weights")
+    return Kernel(linear=LayerFormat(quantise=quantise, layer=exact, dequantise=dequantise))

@@ -6,14 +6,13 @@ shares. The greatest values themselves, less their mean, are kept in 8 bits, 256
 """
 
 from collections.abc import Mapping
-from functools import cache
-from typing import Any
+from functools import cache, partial
 
 import torch
-from torch import nn
 from torch.nn.functional import pad
 
 from zoo.api import Kernel, LayerFormat
+from zoo_kernels.plain import PlainLinear
 
 HALF_STEPS = 32_767.5
 BLOCK, SCALES = 64, 256  # weights with one greatest value; greatest values with one scale
@@ -79,10 +78,6 @@ def _nearest(numbers: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 def dequantise(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The weight that the tensors stand for, float32[N, K]."""
     outputs, inputs = (int(size) for size in tensors[SHAPE])
-    return _dequantised(tensors, outputs, inputs)
-
-
-def _dequantised(tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> torch.Tensor:
     pairs, kept_B = tensors[PAIRS], tensors[GREATEST]
     scaled_B = eight_bit_values().to(pairs.device)[kept_B.int()]
     greatest_B = scaled_B * tensors[SCALE].repeat_interleave(SCALES)[: len(kept_B)] + tensors[MEAN]
@@ -90,68 +85,12 @@ def _dequantised(tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int)
     return levels_BX.mul_(greatest_B[:, None]).flatten()[: outputs * inputs].view(outputs, inputs)
 
 
-class _Product(torch.autograd.Function):
-    """input @ weight.T, which keeps the four bits for the way back and no weight of float32."""
-
-    @staticmethod
-    def forward(context: Any, input_MK: torch.Tensor, layer: "Nf4Linear") -> torch.Tensor:
-        """float[M, K] -> float32[M, N]."""
-        context.layer, context.dtype = layer, input_MK.dtype
-        return input_MK.float() @ layer.weight().T
-
-    @staticmethod
-    def backward(context: Any, *pulls: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """float[M, N] of the output -> float[M, K] of the input."""
-        return (pulls[0].float() @ context.layer.weight()).to(context.dtype), None
-
-
-class Nf4Linear(nn.Module):
-    """Products in float32 with the weights that the levels stand for, which are made for the call. Gradients reach the inputs."""
-
-    number_format = "nf4"
-    passes_gradients = True
-    levels: torch.Tensor
-    greatest: torch.Tensor
-    greatest_scale: torch.Tensor
-    greatest_mean: torch.Tensor
-    bias: torch.Tensor | None
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], bias_N: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = (int(size) for size in tensors[SHAPE])
-        for name in (PAIRS, GREATEST, SCALE, MEAN):
-            self.register_buffer(name, tensors[name], persistent=False)
-        self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
-
-    def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
-        """float32[..., K] -> float32[..., N]."""
-        with torch.autocast(input_BTK.device.type, enabled=False):
-            output_MN: torch.Tensor = _Product.apply(input_BTK.reshape(-1, self.in_features), self)  # type: ignore[no-untyped-call]
-        if self.bias is not None:
-            output_MN = output_MN + self.bias
-        return output_MN.view(*input_BTK.shape[:-1], self.out_features)
-
-    def weight(self) -> torch.Tensor:
-        """The weight that the levels stand for, float32[N, K], made anew."""
-        return _dequantised(dict(self.named_buffers()), self.out_features, self.in_features)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What the layer was made of."""
-        shape = torch.tensor([self.out_features, self.in_features], device=self.levels.device)
-        return {
-            PAIRS: self.levels,
-            GREATEST: self.greatest,
-            SCALE: self.greatest_scale,
-            MEAN: self.greatest_mean,
-            SHAPE: shape,
-        }
-
-
 def _kept(_: Mapping[str, torch.Tensor], __: torch.Tensor | None) -> None:
     """The layer that would be replaced stays, gradients and all."""
 
 
-FORMAT = LayerFormat(quantise=quantise, layer=Nf4Linear, dequantise=dequantise)
+LAYER = partial(PlainLinear, dequantise=dequantise, number_format="nf4")
+FORMAT = LayerFormat(quantise=quantise, layer=LAYER, dequantise=dequantise)
 KEPT = LayerFormat(
     quantise=lambda weight_NK: {"weight": weight_NK}, layer=_kept, dequantise=lambda tensors: tensors["weight"]
 )

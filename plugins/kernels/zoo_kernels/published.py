@@ -4,7 +4,6 @@ What is in no blocks becomes Q8_0: 32 weights share a step, in float16, and are 
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from zoo.api import Kernel, LayerFormat
 from zoo.api import dequantise as dequantise_blocks
 from zoo_kernels import nf4
+from zoo_kernels.plain import PlainLinear
 
 GROUP, Q8_0, HEAD_BYTES = 32, "Q8_0", 2
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -33,47 +33,10 @@ def dequantise(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return dequantise_blocks(rows_NX, kind)
 
 
-class _Product(torch.autograd.Function):
-    """input @ weight.T, which keeps the blocks for the way back and no weight of float32."""
-
-    @staticmethod
-    def forward(context: Any, input_MK: torch.Tensor, layer: "PublishedLinear") -> torch.Tensor:
-        """float[M, K] -> float32[M, N]."""
-        context.layer, context.dtype = layer, input_MK.dtype
-        return input_MK.float() @ dequantise(layer.tensors()).T
-
-    @staticmethod
-    def backward(context: Any, *pulls: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """float[M, N] of the output -> float[M, K] of the input."""
-        return (pulls[0].float() @ dequantise(context.layer.tensors())).to(context.dtype), None
-
-
-class PublishedLinear(nn.Module):
-    """Products in float32 with the weight that the blocks stand for, which is made for the call. Gradients reach the inputs."""
-
-    passes_gradients = True
-    rows_NX: torch.Tensor
-    bias: torch.Tensor | None
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], bias_N: torch.Tensor | None = None) -> None:
-        super().__init__()
-        ((self.kind, rows_NX),) = tensors.items()
-        self.number_format = self.kind.lower()
-        self.out_features, self.in_features = len(rows_NX), dequantise_blocks(rows_NX[:1], self.kind).shape[1]
-        self.register_buffer("rows_NX", rows_NX, persistent=False)
-        self.register_buffer("bias", None if bias_N is None else bias_N.detach().float(), persistent=False)
-
-    def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
-        """float32[..., K] -> float32[..., N]."""
-        with torch.autocast(input_BTK.device.type, enabled=False):
-            output_MN: torch.Tensor = _Product.apply(input_BTK.reshape(-1, self.in_features), self)  # type: ignore[no-untyped-call]
-        if self.bias is not None:
-            output_MN = output_MN + self.bias
-        return output_MN.view(*input_BTK.shape[:-1], self.out_features)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What the layer was made of."""
-        return {self.kind: self.rows_NX}
+def layer(tensors: Mapping[str, torch.Tensor], bias_N: torch.Tensor | None) -> nn.Module:
+    """A linear layer that multiplies by the blocks."""
+    (kind,) = tensors
+    return PlainLinear(tensors, bias_N, dequantise=dequantise, number_format=kind.lower())
 
 
 class PublishedEmbedding(nn.Module):
@@ -103,7 +66,7 @@ def fits(outputs: int, inputs: int) -> bool:
     return outputs > 0 and inputs > 0 and inputs % GROUP == 0
 
 
-FORMAT = LayerFormat(quantise=quantise, layer=PublishedLinear, dequantise=dequantise, fits=fits, blocks=TYPES)
+FORMAT = LayerFormat(quantise=quantise, layer=layer, dequantise=dequantise, fits=fits, blocks=TYPES)
 TABLE = LayerFormat(quantise=quantise, layer=PublishedEmbedding, dequantise=dequantise, fits=fits, blocks=TYPES)
 
 
