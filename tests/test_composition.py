@@ -509,7 +509,7 @@ def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
     model = composed(kernel="bf16").module
     asked = written(model, model.tokenizer, [item("image", picture()), "x"]).prompt
     with pytest.raises(
-        UsageError, match="^no gradient flows through a decoder that runs by a kernel: train the composition as it is"
+        UsageError, match="^no gradient flows through this decoder, which runs by a kernel: train the composition as it is"
     ):
         model(torch.tensor([asked.ids]), media=[asked.media])
     model = composed().module

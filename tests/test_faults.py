@@ -89,13 +89,13 @@ def test_a_composition_that_cannot_be_written_leaves_the_older_one(compositions,
 @pytest.mark.covers("A28")
 def test_a_file_that_is_swapped_between_its_check_and_its_loading_is_not_loaded(tmp_path, monkeypatch):
     """By another file, by writing into it, and by another that is taken away again before anybody looks."""
-    from zoo.models import build
+    from zoo.models import loading
 
     good, evil = tmp_path / "good.safetensors", tmp_path / "evil.safetensors"
     torch.manual_seed(0)
     state = {name: tensor.clone() for name, tensor in library.build("smollm/tiny", weights=None).state_dict().items()}
     save_file(state, evil)
-    load = build.read_weights
+    load = loading.read_weights
 
     def replaced(path, registry):
         evil.replace(path)
@@ -117,10 +117,10 @@ def test_a_file_that_is_swapped_between_its_check_and_its_loading_is_not_loaded(
 
     for swap in (there_and_back, written_to, replaced):
         save_file(state, good)
-        monkeypatch.setattr(build, "read_weights", swap)
+        monkeypatch.setattr(loading, "read_weights", swap)
         with pytest.raises(HashMismatchError, match=r"good.safetensors was replaced or written to between its check"):
             library.open_model("smollm/tiny", weights=good)
-        monkeypatch.setattr(build, "read_weights", load)
+        monkeypatch.setattr(loading, "read_weights", load)
     save_file(state, good)
     assert library.open_model("smollm/tiny", weights=good).files["model"] == verified.sha256_of(good)
 

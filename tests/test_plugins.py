@@ -26,6 +26,7 @@ EXPECTED = {
     "zoodist-offers": ("ok", "", ""),
     "zoodist-onefile": ("ok", "", ""),
     "zoodist-store": ("ok", "", ""),
+    "zoodist-sixbits": ("ok", "", ""),
     "zoodist-vera": ("ok", "", ""),
     "zoodist-onefileerror": ("broken", "ImportError: the native library is missing", "zoo uninstall zoodist-onefileerror"),
     "zoodist-syntaxerror": ("broken", "SyntaxError", "zoo uninstall zoodist-syntaxerror"),
@@ -55,6 +56,9 @@ EXPECTED = {
     "modalzoo-perceiver": ("ok", "", ""),
     "modalzoo-whisper": ("ok", "", ""),
     "modalzoo-audio": ("ok", "", ""),
+    "modalzoo-fused": ("ok", "", ""),
+    "modalzoo-kernels": ("ok", "", ""),
+    "modalzoo-openvino": ("ok", "", ""),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Modules compiled by OpenVINO answer as the plain ones, or are the plain ones, with a reason."""
 
 import copy
+import logging
 import os
 import pickle
 import subprocess
@@ -265,6 +266,7 @@ def test_an_operator_without_a_rule_runs_in_torch():
         assert torch.equal(slow(numbers[:1]), module(numbers[:1]))
         assert torch.equal(slow(numbers[:, :1]), module(numbers[:, :1]))
     assert len(slow._forms) == 1  # it was tried once
+    assert logging.getLogger("zoo").isEnabledFor(logging.WARNING), "the library leaves the root logger at ERROR"
 
 
 @pytest.mark.parametrize(

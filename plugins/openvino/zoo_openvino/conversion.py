@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
 
-from zoo_openvino.library import nncf, openvino, without_logs, without_nncf
+from zoo_openvino.library import nncf, openvino, root_level_kept, without_logs, without_nncf
 
 Tensors = tuple[torch.Tensor, ...]
 Sizes = tuple[int | None, ...]  # None: any size
@@ -49,7 +49,8 @@ def convert(module: nn.Module, example: Tensors, sizes: Sequence[Sizes]) -> Any:
         warnings.simplefilter("ignore", TracerWarning)
         for message in _TRACE_WARNINGS:
             warnings.filterwarnings("ignore", message, DeprecationWarning)
-        graph = library.convert_model(module, example_input=example, input=shapes)
+        with root_level_kept():
+            graph = library.convert_model(module, example_input=example, input=shapes)
     if len(graph.inputs) != len(example):
         raise ValueError(f"the graph has {len(graph.inputs)} inputs, and the module {len(example)}")
     return graph

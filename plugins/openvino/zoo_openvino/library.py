@@ -69,6 +69,16 @@ def without_logs() -> Iterator[None]:
 
 
 @contextmanager
+def root_level_kept() -> Iterator[None]:
+    """A conversion that fails leaves the root logger at ERROR: afterwards it is as it was, and everybody's warnings are heard."""
+    before = logging.root.level
+    try:
+        yield
+    finally:
+        logging.root.setLevel(before)
+
+
+@contextmanager
 def _without_reports() -> Iterator[None]:
     """Inside, the package that reports cannot be imported."""
     present = _REPORTS in sys.modules
