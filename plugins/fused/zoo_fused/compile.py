@@ -1,4 +1,4 @@
-"""The shared object of native/: built when the distribution is installed, or later into the zoo's cache.
+"""The shared object of native/: built at first use into the zoo's cache, where it is found by what it was built from.
 
 By hand: python -m zoo_fused.compile
 
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 NATIVE = Path(__file__).with_name("native")
@@ -29,12 +30,10 @@ COMMON = (
     "-pthread",
 )
 QUIET = ("-w",)
-X86 = {
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512vnni": (
-        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c", "-mprefer-vector-width=512",
-    ),
-}  # fmt: skip
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni")), "-mprefer-vector-width=512")
+AMX = "amx"
+X86 = {"avx2": AVX2, "avx512vnni": AVX512, AMX: (*AVX512, "-mamx-tile", "-mamx-int8")}
 
 
 class BuildError(RuntimeError):
@@ -49,9 +48,14 @@ def units() -> dict[str, tuple[str, ...]]:
     return found
 
 
+def more_flags() -> list[str]:
+    """Those of ZOO_FUSED_FLAGS, for example a sanitiser's."""
+    return shlex.split(os.environ.get("ZOO_FUSED_FLAGS", ""))
+
+
 def sources_key() -> str:
     """sha256 over the sources and the flags: what a shared object was built from, which it tells by `zoo_fused_key`."""
-    digest = hashlib.sha256(repr((COMMON, units())).encode())
+    digest = hashlib.sha256(repr((COMMON, units(), more_flags())).encode())
     for path in sorted(NATIVE.iterdir()):
         if path.suffix in (".h", ".cpp"):
             digest.update(path.name.encode() + path.read_bytes())
@@ -87,26 +91,39 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("modalzoo") / "fused"
 
 
-def build(to: Path, *, extra: tuple[str, ...] = ()) -> Path:
-    """Compile and link native/ as the file `to`, which is whole or not there. extra: more flags (a sanitiser's).
+def build(to: Path) -> Path:
+    """Compile and link native/ as the file `to`, which is whole or not there.
 
     Raises BuildError: no compiler, one that fails, or a folder that cannot be written to.
     """
     command = compiler()
-    key = f'-DZOO_FUSED_KEY="{sources_key()}"'
+    flags = [*command, *COMMON, *QUIET, f'-DZOO_FUSED_KEY="{sources_key()}"']
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=to.parent, prefix=".build-") as folder:
-            objects = []
-            for name, flags in units().items():
-                objects.append(f"{folder}/{name}.o")
-                _run([*command, *COMMON, *QUIET, *flags, *extra, key, "-c", str(NATIVE / f"{name}.cpp"), "-o", objects[-1]])
+        with (
+            tempfile.TemporaryDirectory(dir=to.parent, prefix=".build-") as folder,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            names = [name for name, own in units().items() if name != AMX or _compiles([*command, *own])]
+            define = f"-DZOO_FUSED_AMX={int(AMX in names)}"
+
+            def compiled(name: str) -> str:
+                made = f"{folder}/{name}.o"
+                _run([*flags, define, *units()[name], *more_flags(), "-c", str(NATIVE / f"{name}.cpp"), "-o", made])
+                return made
+
             linked = Path(folder, "linked.so")
-            _run([*command, "-shared", "-pthread", *extra, *objects, "-o", str(linked)])
+            _run([*command, "-shared", "-pthread", *more_flags(), *pool.map(compiled, names), "-o", str(linked)])
             linked.replace(to)
     except OSError as error:
         raise BuildError(f"{to} cannot be written ({error}): set ZOO_CACHE to a folder that you may write to") from error
     return to
+
+
+def _compiles(command: list[str]) -> bool:
+    """Whether the compiler knows these flags: those before GCC 11 and clang 11 know no AMX."""
+    empty = subprocess.run([*command, "-fsyntax-only", "-x", "c++", os.devnull], capture_output=True, check=False)  # noqa: S603 - the user's own compiler
+    return empty.returncode == 0
 
 
 def built_in_cache() -> Path:
@@ -116,11 +133,6 @@ def built_in_cache() -> Path:
         print("building the fused kernels, once ...", file=sys.stderr, flush=True)
         build(path)
     return path
-
-
-def installed() -> list[Path]:
-    """What the installation built, if it did."""
-    return sorted(NATIVE.parent.glob("_native*.so"))
 
 
 def _run(command: list[str]) -> str:

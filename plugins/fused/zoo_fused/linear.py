@@ -53,6 +53,8 @@ class BlockLinear(_Blocks):
     def __init__(self, tensors: Mapping[str, torch.Tensor], bias_N: torch.Tensor | None = None) -> None:
         super().__init__(tensors)
         self.out_features, self.in_features = self.rows, self.columns
+        if bias_N is not None and bias_N.shape != (self.rows,):
+            raise UsageError(f"the bias must be float[{self.rows}], got {bias_N.dtype}{list(bias_N.shape)}")
         bias = None if bias_N is None else bias_N.detach().float().contiguous().clone()
         self.register_buffer("bias", bias, persistent=False)
 

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from zoo.api import UsageError
-from zoo_fused.compile import BuildError, built_in_cache, installed, sources_key
+from zoo_fused.compile import BuildError, built_in_cache, sources_key
 
 ISAS = ("portable", "avx2", "avx512vnni", "amx")  # in the order of native/library.cpp
 PYTORCH = "pytorch"
@@ -48,16 +48,12 @@ SIGNATURES = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The shared object: the installed one if it was built from these sources, else that of the cache, built now if need be.
+    """The shared object of the cache, built now if need be.
 
     None where there is none to be had, or ZOO_FUSED_ISA says pytorch; the reason stands on stderr, once.
     """
     if os.environ.get(VARIABLE) == PYTORCH:
         return None
-    for path in installed():
-        found = _opened(path)
-        if found is not None:
-            return found
     try:
         found = _opened(built_in_cache())
     except BuildError as error:

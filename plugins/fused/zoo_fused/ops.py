@@ -18,6 +18,7 @@ LIBRARY: Any = torch.library.Library("zoo_fused", "DEF")  # type: ignore[no-unty
 SCHEMAS = (
     "repack(Tensor blocks, str type) -> Tensor",
     "unpack(Tensor tiles, str type, int rows, int columns) -> Tensor",
+    "dequantise(Tensor tiles, str type, int rows, int columns) -> Tensor",
     "linear(Tensor input, Tensor tiles, Tensor? bias, str type, int rows, int threads=0, str isa='') -> Tensor",
     "look_up(Tensor indices, Tensor tiles, str type, int rows, int columns) -> Tensor",
     (
@@ -47,6 +48,10 @@ def _unpack(tiles: torch.Tensor, type: str, rows: int, columns: int) -> torch.Te
     blocks = torch.empty(rows, columns // kind.weights * kind.bytes, dtype=torch.uint8)
     call("zoo_fused_unpack", kind.number, tiles.data_ptr(), len(tiles), rows, columns, blocks.data_ptr())
     return blocks
+
+
+def _dequantise(tiles: torch.Tensor, type: str, rows: int, columns: int) -> torch.Tensor:  # noqa: A002 - as above
+    return plain.dequantise(_unpack(tiles, type, rows, columns), type)
 
 
 def _linear(
@@ -145,13 +150,11 @@ def _step(*given: Any, **named: Any) -> torch.Tensor:
         at = at.contiguous()
         _expect("indices", at, torch.int64, (batch, at.shape[-1] if at.ndim == 2 else 0))
     cosine, sine, table = (None if one is None else one.contiguous() for one in (cosine, sine, table))
-    positions_known = _check_tables(cosine, sine, table, store.shape[-1])
-    chosen = count if at is None else at.shape[1]
-    logits = torch.empty(batch, chosen, vocabulary)
-    if not (batch and chosen):
-        return logits
     if len(plan) < 7 or int(plan[6]) != vocabulary:
         raise UsageError(f"the plan is not of a model with {vocabulary} tokens")
+    positions_known = _check_tables(cosine, sine, table, store.shape[-1], int(plan[1]))
+    chosen = count if at is None else at.shape[1]
+    logits = torch.empty(batch, chosen, vocabulary)
     strides = store.stride()
     arguments = StepArguments(
         *(_pointer(one) for one in (arena, plan, numbers, cosine, sine, table, tokens, positions, at, valid, store, logits)),
@@ -184,7 +187,7 @@ def _check_step(
 
 
 def _check_tables(
-    cosine: torch.Tensor | None, sine: torch.Tensor | None, table: torch.Tensor | None, head_width: int
+    cosine: torch.Tensor | None, sine: torch.Tensor | None, table: torch.Tensor | None, head_width: int, width: int
 ) -> int:
     """How many positions the tables have; 0 without any."""
     if (cosine is None) != (sine is None):
@@ -194,7 +197,7 @@ def _check_tables(
         if one is not None:
             _expect(name, one, torch.float32, (known[0], head_width))
     if table is not None:
-        _expect("table of positions", table, torch.float32, (len(table), table.shape[-1]))
+        _expect("table of positions", table, torch.float32, (len(table), width))
     return min(known, default=0)
 
 
@@ -216,6 +219,10 @@ def _fake_repack(blocks: torch.Tensor, type: str) -> torch.Tensor:  # noqa: A002
 def _fake_unpack(tiles: torch.Tensor, type: str, rows: int, columns: int) -> torch.Tensor:  # noqa: A002 - as above
     kind = plain.block_type(type)
     return tiles.new_empty(rows, columns // kind.weights * kind.bytes)
+
+
+def _fake_dequantise(tiles: torch.Tensor, type: str, rows: int, columns: int) -> torch.Tensor:  # noqa: A002, ARG001 - as above
+    return tiles.new_empty(rows, columns, dtype=torch.float32)
 
 
 def _fake_linear(
@@ -245,8 +252,7 @@ def _linear_backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | N
     """Of the input, through the weights as they stand for float32; the bias is no parameter and has none."""
     (tiles,) = ctx.saved_tensors
     name, rows, columns = ctx.shape
-    weight_NK = plain.dequantise(_unpack(tiles, name, rows, columns), name)
-    return gradient @ weight_NK, None, None, None, None, None, None
+    return gradient @ dequantise(tiles, name, rows, columns), None, None, None, None, None, None
 
 
 for _schema in SCHEMAS:
@@ -254,6 +260,7 @@ for _schema in SCHEMAS:
 for _name, _real, _fake in (
     ("repack", _repack, _fake_repack),
     ("unpack", _unpack, _fake_unpack),
+    ("dequantise", _dequantise, _fake_dequantise),
     ("linear", _linear, _fake_linear),
     ("look_up", _look_up, _fake_look_up),
     ("step", _step, _fake_step),
@@ -263,5 +270,6 @@ for _name, _real, _fake in (
 torch.library.register_autograd("zoo_fused::linear", _linear_backward, setup_context=_setup_linear, lib=LIBRARY)
 
 repack, unpack = torch.ops.zoo_fused.repack.default, torch.ops.zoo_fused.unpack.default
+dequantise = torch.ops.zoo_fused.dequantise.default
 linear, look_up = torch.ops.zoo_fused.linear.default, torch.ops.zoo_fused.look_up.default
 step = torch.ops.zoo_fused.step.default

@@ -35,15 +35,29 @@ inline void transposed(const float* keys, int64_t slots, int64_t width, float* t
         for (int64_t i = 0; i < LANES; ++i) to[k * LANES + i] = i < slots ? keys[i * width + k] : 0.0f;
 }
 
-// Scores of Q queries for LANES slots.
-template <int Q>
-inline void scores_of(const float* const* queries, const float* keys, int64_t width, float* const* to) {
-    Vec sums[Q] = {};
+// Scores of Q queries for V vectors of slots. Queries [width][QUERIES] and keys [V][width][LANES] lie as they are read here: with
+// a pointer for each query the compiler runs out of registers.
+template <int Q, int V>
+inline void scores_of(const float* queries, const float* keys, int64_t width, float* to, int64_t stride) {
+    Vec sums[Q][V] = {};
     for (int64_t k = 0; k < width; ++k) {
-        const Vec key = load(keys + k * LANES);
-        for (int q = 0; q < Q; ++q) sums[q] += key * queries[q][k];
+        Vec key[V];
+        for (int v = 0; v < V; ++v) key[v] = load(keys + (v * width + k) * LANES);
+        for (int q = 0; q < Q; ++q)
+            for (int v = 0; v < V; ++v) sums[q][v] += key[v] * queries[k * QUERIES + q];
     }
-    for (int q = 0; q < Q; ++q) store(to[q], sums[q]);
+    for (int q = 0; q < Q; ++q)
+        for (int v = 0; v < V; ++v) store(to + q * stride + v * LANES, sums[q][v]);
+}
+
+template <int V>
+inline void scores_of_some(int count, const float* queries, const float* keys, int64_t width, float* to, int64_t stride) {
+    switch (count) {
+        case 1: return scores_of<1, V>(queries, keys, width, to, stride);
+        case 2: return scores_of<2, V>(queries, keys, width, to, stride);
+        case 3: return scores_of<3, V>(queries, keys, width, to, stride);
+        default: return scores_of<4, V>(queries, keys, width, to, stride);
+    }
 }
 
 // Features `k` on of the means: WIDE vectors of them, or one that is `left` features short of a whole one.
@@ -108,7 +122,7 @@ struct Attending {
     const Reading* reading;
     int64_t layer, first_row, rows, first, count;  // rows of the batch, tokens of each row
     float *joined, *mixed;                         // [rows * count, query + key + value], [rows * count, query]
-    float *keys, *scores;                          // memory of this worker
+    float *keys, *queries, *scores;                // memory of this worker: [2][width][LANES], [fours][width][QUERIES], [query][slot]
 
     int64_t joined_width() const { return (model->heads + 2 * model->kv_heads) * model->head_width; }
     int64_t most_queries() const { return model->heads / model->kv_heads; }
@@ -153,40 +167,44 @@ struct Attending {
 
     // One block of tokens of one key/value head in one row.
     void mix(int64_t row, int64_t head, int64_t block) const {
-        const int64_t width = model->head_width, queries = most_queries();
+        const int64_t width = model->head_width, heads_to_key = most_queries();
         const int64_t t0 = block * together(), t1 = t0 + together() < count ? t0 + together() : count;
         const int64_t slots = reading->start + first + t1, padded = (slots + LANES - 1) / LANES * LANES;
-        const float *query[MOST_QUERIES + QUERIES], *weights[MOST_QUERIES + QUERIES];
-        float *score[MOST_QUERIES + QUERIES], *out[MOST_QUERIES + QUERIES];
-        const int64_t in_turn = queries < MOST_QUERIES ? queries : int64_t(MOST_QUERIES);
-        for (int64_t base = 0; base < queries; base += in_turn) {  // more than one turn only for very many queries to a key
-            const int64_t here = queries - base < in_turn ? queries - base : in_turn;
+        const float* weights[MOST_QUERIES + QUERIES];
+        float* out[MOST_QUERIES + QUERIES];
+        const int64_t in_turn = heads_to_key < MOST_QUERIES ? heads_to_key : int64_t(MOST_QUERIES);
+        for (int64_t base = 0; base < heads_to_key; base += in_turn) {  // more than one turn only for very many queries to a key
+            const int64_t here = heads_to_key - base < in_turn ? heads_to_key - base : in_turn;
             int64_t total = 0;
             for (int64_t t = t0; t < t1; ++t)
                 for (int64_t q = 0; q < here; ++q, ++total) {
-                    const int64_t at = row * count + t, index = head * queries + base + q;
-                    query[total] = joined + at * joined_width() + index * width;
+                    const int64_t at = row * count + t, index = head * heads_to_key + base + q;
+                    const float* from = joined + at * joined_width() + index * width;
+                    float* to = queries + total / QUERIES * QUERIES * width + total % QUERIES;
+                    for (int64_t k = 0; k < width; ++k) to[k * QUERIES] = from[k];
                     out[total] = mixed + at * model->heads * width + index * width;
-                    weights[total] = score[total] = scores + total * padded;
+                    weights[total] = scores + total * padded;
                 }
             const float *keys_of = slots_of(0, row, head), *values = slots_of(1, row, head);
-            for (int64_t slot = 0; slot < slots; slot += LANES) {
-                transposed(keys_of + slot * width, slots - slot < LANES ? slots - slot : LANES, width, keys);
+            for (int64_t slot = 0; slot < slots;) {
+                const int vectors = slots - slot > LANES ? 2 : 1;
+                for (int v = 0; v < vectors; ++v) {
+                    const int64_t from = slot + v * LANES, some = slots - from < LANES ? slots - from : int64_t(LANES);
+                    transposed(keys_of + from * width, some, width, keys + v * width * LANES);
+                }
                 in_fours(total, [&](int64_t q, int some) {
-                    float* to[QUERIES];
-                    for (int i = 0; i < some; ++i) to[i] = score[q + i] + slot;
-                    switch (some) {
-                        case 1: return scores_of<1>(query + q, keys, width, to);
-                        case 2: return scores_of<2>(query + q, keys, width, to);
-                        case 3: return scores_of<3>(query + q, keys, width, to);
-                        default: return scores_of<4>(query + q, keys, width, to);
-                    }
+                    float* to = scores + q * padded + slot;
+                    if (vectors == 2)
+                        scores_of_some<2>(some, queries + q * width, keys, width, to, padded);
+                    else
+                        scores_of_some<1>(some, queries + q * width, keys, width, to, padded);
                 });
+                slot += vectors * LANES;
             }
             const uint8_t* valid =
                 reading->valid == nullptr ? nullptr : reading->valid + (first_row + row) * reading->valid_stride;
             for (int64_t i = 0; i < total; ++i)
-                softmax(score[i], slots, reading->start + first + t0 + i / here, valid);
+                softmax(scores + i * padded, slots, reading->start + first + t0 + i / here, valid);
             in_fours(total, [&](int64_t q, int some) {
                 switch (some) {
                     case 1: return means_of<1>(weights + q, values, slots, width, out + q);

@@ -21,7 +21,7 @@ inline __m256 halves(const uint8_t* from) {
 
 // See avx512vnni.cpp.
 inline void fetch(const uint8_t* from, int bytes) {
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
+    for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
 }
 
 inline __m256i eight(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -100,10 +100,100 @@ inline void bytes(const uint8_t* tile, const Panel& panel, int64_t ahead, float*
         for (int side = 0; side < 2; ++side) _mm256_storeu_ps(out + m * TILE_ROWS + side * 8, sums[side][m]);
 }
 
+inline __m256 small_numbers(__m128i bytes, bool is_signed) {
+    return _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes));
+}
+
+// See avx512vnni.cpp; of one half of the tile's rows.
+inline void scales_of_q4_k(const uint8_t* head, int side, __m256* scales, __m256* least) {
+    const __m256 scale = halves(head + side * 16), minimum = halves(head + 32 + side * 16);
+    const __m128i six = _mm_set1_epi8(63), four = _mm_set1_epi8(15), two = _mm_set1_epi8(48);
+    const auto row = [&](int i) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(head + 64 + i * 16 + side * 8)); };
+    const auto top = [&](int i) { return _mm_and_si128(_mm_srli_epi16(row(i), 2), two); };
+    for (int i = 0; i < 8; ++i) {
+        const __m128i s = i < 4 ? _mm_and_si128(row(i), six) : _mm_or_si128(_mm_and_si128(row(i + 4), four), top(i - 4));
+        const __m128i m = i < 4 ? _mm_and_si128(row(i + 4), six)
+                                : _mm_or_si128(_mm_and_si128(_mm_srli_epi16(row(i + 4), 4), four), top(i));
+        scales[i] = _mm256_mul_ps(scale, small_numbers(s, false));
+        least[i] = _mm256_mul_ps(minimum, small_numbers(m, false));
+    }
+}
+
+// Q4_K and Q6_K, as in avx512vnni.cpp. Eight pairs of products of at most 15 * 127 fit into 16 bits, and two of 63 * 127.
+template <int TYPE, int M>
+inline void k_blocks(const uint8_t* tile, const Panel& panel, int64_t ahead, float* out) {
+    enum { HEAD = TYPE == TYPE_Q4_K ? 256 : 288, QUANTS = TYPE == TYPE_Q4_K ? 2048 : 3072 };
+    const uint8_t* quants = tile + panel.groups / 8 * HEAD;
+    const __m256i four = _mm256_set1_epi8(15), two = _mm256_set1_epi8(48), ones = _mm256_set1_epi16(1);
+    __m256 sums[2][M];
+    for (int m = 0; m < M; ++m) sums[0][m] = sums[1][m] = _mm256_setzero_ps();
+    for (int64_t block = 0; block < panel.groups / 8; ++block, quants += QUANTS) {
+        if (ahead) fetch(tile + block * (HEAD + QUANTS) + ahead, HEAD + QUANTS);
+        const uint8_t* head = tile + block * HEAD;
+        for (int side = 0; side < 2; ++side) {
+            __m256 scales[TYPE == TYPE_Q4_K ? 8 : 16], least[8];
+            if (TYPE == TYPE_Q4_K)
+                scales_of_q4_k(head, side, scales, least);
+            else
+                for (int i = 0; i < 16; ++i) {
+                    const uint8_t* from = head + 32 + i * 16 + side * 8;
+                    const __m128i steps = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+                    scales[i] = _mm256_mul_ps(halves(head + side * 16), small_numbers(steps, true));
+                }
+            for (int part = 0; part < 8; ++part) {
+                __m256i weights[8];
+                for (int i = 0; i < 8; ++i) {
+                    if (TYPE == TYPE_Q4_K) {
+                        const __m256i bytes = eight(quants + (part / 2 * 8 + i) * 64 + side * 32);
+                        weights[i] = _mm256_and_si256(part % 2 ? _mm256_srli_epi16(bytes, 4) : bytes, four);
+                    } else {
+                        const __m256i low = eight(quants + (part / 4 * 16 + part % 2 * 8 + i) * 64 + side * 32);
+                        const __m256i high = eight(quants + (32 + part / 4 * 8 + i) * 64 + side * 32);
+                        const __m256i bits = _mm256_and_si256(part % 4 / 2 ? _mm256_srli_epi16(low, 4) : low, four);
+                        const __m256i moved = part % 4 == 0   ? _mm256_slli_epi16(high, 4)
+                                              : part % 4 == 1 ? _mm256_slli_epi16(high, 2)
+                                              : part % 4 == 2 ? high
+                                                              : _mm256_srli_epi16(high, 2);
+                        weights[i] = _mm256_or_si256(bits, _mm256_and_si256(moved, two));
+                    }
+                }
+                const int64_t group = block * 8 + part;
+                for (int m = 0; m < M; ++m) {
+                    const int64_t at = group * panel.stride + m;
+                    const int8_t* row = panel.quants + at * GROUP;
+                    __m256i total[4];  // of two vectors each: eight weights of a row
+                    for (int i = 0; i < 4; ++i)
+                        total[i] = _mm256_add_epi16(_mm256_maddubs_epi16(weights[2 * i], four_bytes(row + 8 * i)),
+                                                    _mm256_maddubs_epi16(weights[2 * i + 1], four_bytes(row + 8 * i + 4)));
+                    const __m256 step = _mm256_set1_ps(panel.scales[at]);
+                    if (TYPE == TYPE_Q4_K) {
+                        const __m256i all_of = _mm256_add_epi16(_mm256_add_epi16(total[0], total[1]), _mm256_add_epi16(total[2], total[3]));
+                        const __m256 product = _mm256_cvtepi32_ps(_mm256_madd_epi16(all_of, ones));
+                        sums[side][m] = _mm256_fmadd_ps(product, _mm256_mul_ps(scales[part], step), sums[side][m]);
+                        sums[side][m] = _mm256_fnmadd_ps(least[part], _mm256_set1_ps(panel.sums[at]), sums[side][m]);
+                        continue;
+                    }
+                    const int32_t second = panel.whole[2 * at + 1], first = panel.whole[2 * at] - second;
+                    for (int half = 0; half < 2; ++half) {  // weights are 32 too large
+                        const __m256i pair = _mm256_add_epi32(_mm256_madd_epi16(total[2 * half], ones), _mm256_madd_epi16(total[2 * half + 1], ones));
+                        const __m256i whole = _mm256_sub_epi32(pair, _mm256_set1_epi32(32 * (half ? second : first)));
+                        const __m256 factor = _mm256_mul_ps(scales[2 * part + half], step);
+                        sums[side][m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), factor, sums[side][m]);
+                    }
+                }
+            }
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int side = 0; side < 2; ++side) _mm256_storeu_ps(out + m * TILE_ROWS + side * 8, sums[side][m]);
+}
+
 template <int TYPE, int M>
 inline void some_rows(const uint8_t* tile, const Panel& panel, int64_t ahead, float* out) {
     if (TYPE == TYPE_Q8_0)
         bytes<M>(tile, panel, ahead, out);
+    else if (TYPE == TYPE_Q4_K || TYPE == TYPE_Q6_K)
+        k_blocks<TYPE, M>(tile, panel, ahead, out);
     else
         nibbles<TYPE, M>(tile, panel, ahead, out);
 }
@@ -127,10 +217,11 @@ void product(const BlockType*, const uint8_t* tile, const Panel& panel, int rows
 
 inline TileProduct product_for(int type) {
     switch (type) {
-        case TYPE_Q4_0: return product<TYPE_Q4_0>;
-        case TYPE_Q4_1: return product<TYPE_Q4_1>;
-        case TYPE_Q8_0: return product<TYPE_Q8_0>;
-        default: return plain_product;
+        case TYPE_Q4_0: return each_panel<product<TYPE_Q4_0>>;
+        case TYPE_Q4_1: return each_panel<product<TYPE_Q4_1>>;
+        case TYPE_Q8_0: return each_panel<product<TYPE_Q8_0>>;
+        case TYPE_Q4_K: return each_panel<product<TYPE_Q4_K>>;
+        default: return each_panel<product<TYPE_Q6_K>>;
     }
 }
 

@@ -8,6 +8,9 @@
 
 #include "instruction_sets.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -16,6 +19,9 @@
 
 #ifndef ZOO_FUSED_KEY
 #define ZOO_FUSED_KEY "unknown"
+#endif
+#ifndef ZOO_FUSED_AMX  // whether amx.cpp is part of this: not every compiler can compile it
+#define ZOO_FUSED_AMX 0
 #endif
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
@@ -47,6 +53,24 @@ struct Memory {
 
 enum { SET_PORTABLE, SET_AVX2, SET_AVX512VNNI, SET_AMX, SETS };
 
+#if defined(__x86_64__)
+// AMX's tiles are 8 KB of state for each thread: a process has them when the processor has int8 products of tiles and the
+// system, asked once, grants them.
+bool tiles_granted() {
+#if defined(__linux__)
+    static const bool granted = [] {
+        enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25 };
+        unsigned a, b, c, d;
+        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (AMX_TILE | AMX_INT8)) != (AMX_TILE | AMX_INT8)) return false;
+        return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    }();
+    return granted;
+#else
+    return false;
+#endif
+}
+#endif
+
 bool supported(int set) {
     switch (set) {
         case SET_PORTABLE: return true;
@@ -57,6 +81,7 @@ bool supported(int set) {
             return supported(SET_AVX2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("avx512vnni");
+        case SET_AMX: return ZOO_FUSED_AMX && supported(SET_AVX512VNNI) && tiles_granted();
 #endif
         default: return false;
     }
@@ -68,6 +93,9 @@ const InstructionSet* instruction_set(int64_t set) {
 #if defined(__x86_64__)
         case SET_AVX2: return &avx2_set;
         case SET_AVX512VNNI: return &avx512vnni_set;
+#if ZOO_FUSED_AMX
+        case SET_AMX: return &amx_set;
+#endif
 #endif
         default: return &portable_set;
     }
@@ -363,14 +391,15 @@ int read_plan(const StepArguments& given, Model* model, std::vector<Layer>* laye
 
 int check_reading(const StepArguments& given, const Model& model, char* error) {
     const int64_t total = given.batch * given.count, most = INT64_C(1) << 31;
-    if (given.batch < 1 || given.count < 1 || given.chosen < 1 || given.start < 0 || given.threads < 1 || total > most)
-        return refuse(error, "a step needs tokens, rows to give and threads, and no negative start");
+    if (given.batch < 1 || given.count < 1 || given.chosen < 0 || given.start < 0 || given.threads < 1 || total > most)
+        return refuse(error, "a step needs tokens and threads, and no negative start or number of rows to give");
     if (given.store_layers != model.layers || given.store_batch != given.batch || given.store_heads != model.kv_heads ||
         given.store_width != model.head_width || given.store_capacity < given.start + given.count)
         return refuse(error, "the cache is of %lld layers, %lld rows, %lld heads of %lld and %lld slots: too few, or of another model",
                       (long long)given.store_layers, (long long)given.store_batch, (long long)given.store_heads,
                       (long long)given.store_width, (long long)given.store_capacity);
-    if (given.at == nullptr && given.chosen != given.count) return refuse(error, "every token is chosen, or `at` says which");
+    if (given.at == nullptr && given.chosen && given.chosen != given.count)
+        return refuse(error, "every token is chosen, or `at` says which");
     for (int64_t i = 0; i < total; ++i) {
         if (given.tokens[i] < 0 || given.tokens[i] >= model.vocabulary)
             return refuse(error, "token ids must be from 0 to %lld, got %lld", (long long)model.vocabulary - 1, (long long)given.tokens[i]);

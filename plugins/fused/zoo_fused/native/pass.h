@@ -4,7 +4,8 @@
 
 namespace {
 
-enum { CHUNK = 256, FEW = 4, AHEAD = 16384 };  // tokens worked on at once; up to which each worker rounds for itself; bytes
+// Tokens worked on at once; up to which each worker rounds for itself; panels that a product takes together; bytes.
+enum { CHUNK = 256, FEW = 4, SPAN = 4, AHEAD = 12288 };
 
 inline int64_t share(int64_t total, int index, int count) { return total * index / count; }
 
@@ -26,24 +27,37 @@ inline void normalise(const Norm& norm, int kind, const float* from, int64_t wid
     float square = sum_of(squares);
     for (; i < width; ++i) square += (from[i] - mean) * (from[i] - mean);
     const float inverse = 1.0f / sqrtf(square / float(width) + norm.epsilon);
-    for (i = 0; i < width; ++i) {
+    for (i = 0; i + LANES <= width; i += LANES) {
+        const Vec scaled = (load(from + i) - mean) * inverse * load(norm.weight + i);
+        store(to + i, norm.bias == nullptr ? scaled : scaled + load(norm.bias + i));
+    }
+    for (; i < width; ++i) {
         const float scaled = (from[i] - mean) * inverse * norm.weight[i];
         to[i] = norm.bias == nullptr ? scaled : scaled + norm.bias[i];
     }
 }
 
-// Tiles `first` to `last` of a matrix times all panels; each(tile, first row of the panel, rows, product[rows][16]).
+// Spans of panels that one product takes together: each(first panel, panels, rows of them).
+template <typename Each>
+inline void in_spans(const Rounded& input, const Each& each) {
+    const int64_t panels = (input.rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    for (int64_t panel = 0; panel < panels; panel += SPAN) {
+        const int64_t count = panels - panel < SPAN ? panels - panel : int64_t(SPAN), left = input.rows - panel * PANEL_ROWS;
+        each(panel, count, int(left < count * PANEL_ROWS ? left : count * PANEL_ROWS));
+    }
+}
+
+// Tiles `first` to `last` of a matrix times all rows; each(tile, first row, rows, product[rows][16]).
 template <typename Each>
 inline void multiply(const Matrix& matrix, const Rounded& input, int64_t first, int64_t last, const Each& each) {
     const TileProduct product = product_for(matrix.type->number);
-    const int64_t size = tile_bytes(matrix.type, matrix.columns), panels = (input.rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    alignas(64) float out[PANEL_ROWS * TILE_ROWS];
+    const int64_t size = tile_bytes(matrix.type, matrix.columns);
+    alignas(64) float out[SPAN * PANEL_ROWS * TILE_ROWS];
     for (int64_t tile = first; tile < last; ++tile)
-        for (int64_t panel = 0; panel < panels; ++panel) {
-            const Panel rows = panel_of(input, panel);
-            product(matrix.type, matrix.tiles + tile * size, rows, int(rows.stride), panel == 0 ? AHEAD : 0, out);
-            each(tile, panel * PANEL_ROWS, int(rows.stride), out);
-        }
+        in_spans(input, [&](int64_t panel, int64_t panels, int rows) {
+            product(matrix.type, matrix.tiles + tile * size, input, panel, panels, panel == 0 ? AHEAD : 0, out);
+            each(tile, panel * PANEL_ROWS, rows, out);
+        });
 }
 
 // The 16 sums of a tile with their bias; `width` of them are outputs.
@@ -65,6 +79,11 @@ inline void linear(const Matrix& matrix, const Rounded& input, const Worker& wor
                  for (int row = 0; row < rows; ++row) {
                      float* at = to + (first + row) * stride + tile * TILE_ROWS;
                      const float* from = out + row * TILE_ROWS;
+                     if (lanes == TILE_ROWS) {
+                         for (int i = 0; i < TILE_ROWS; i += LANES)
+                             store(at + i, ADD ? load(at + i) + load(from + i) : load(from + i));
+                         continue;
+                     }
                      for (int64_t lane = 0; lane < lanes; ++lane) at[lane] = ADD ? at[lane] + from[lane] : from[lane];
                  }
              });
@@ -73,32 +92,30 @@ inline void linear(const Matrix& matrix, const Rounded& input, const Worker& wor
 // The widening half of a feed-forward. What 32 outputs give is bent and rounded at once, as the narrowing half reads it.
 inline void widen(const Model& model, const Layer& layer, const Rounded& input, const Worker& worker, const Rounded& to) {
     const bool gated = layer.gate.rows > 0;
-    const int64_t groups = model.hidden / GROUP, panels = (input.rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    alignas(64) float bent[GROUP / TILE_ROWS][PANEL_ROWS * TILE_ROWS], factor[PANEL_ROWS * TILE_ROWS], group_of[GROUP];
-    const auto one = [&](const Matrix& matrix, int64_t tile, const Panel& rows, int64_t ahead, float* out) {
+    const int64_t groups = model.hidden / GROUP;
+    alignas(64) float bent[GROUP / TILE_ROWS][SPAN * PANEL_ROWS * TILE_ROWS], factor[SPAN * PANEL_ROWS * TILE_ROWS], group_of[GROUP];
+    const auto one = [&](const Matrix& matrix, int64_t tile, int64_t panel, int64_t panels, int rows, float* out) {
         const uint8_t* at = matrix.tiles + tile * tile_bytes(matrix.type, matrix.columns);
-        product_for(matrix.type->number)(matrix.type, at, rows, int(rows.stride), ahead, out);
-        add_bias(matrix, tile, int(rows.stride), out);
+        product_for(matrix.type->number)(matrix.type, at, input, panel, panels, panel == 0 ? AHEAD : 0, out);
+        add_bias(matrix, tile, rows, out);
     };
     for (int64_t group = share(groups, worker.index, worker.count); group < share(groups, worker.index + 1, worker.count); ++group)
-        for (int64_t panel = 0; panel < panels; ++panel) {
-            const Panel rows = panel_of(input, panel);
-            const int64_t count = rows.stride, ahead = panel == 0 ? AHEAD : 0;
+        in_spans(input, [&](int64_t panel, int64_t panels, int rows) {
             for (int half = 0; half < 2; ++half) {
                 float* out = bent[half];
-                if (gated) one(layer.gate, group * 2 + half, rows, ahead, out);
-                one(layer.up, group * 2 + half, rows, ahead, gated ? factor : out);
-                for (int64_t i = 0; i < count * TILE_ROWS; i += LANES) {
+                if (gated) one(layer.gate, group * 2 + half, panel, panels, rows, out);
+                one(layer.up, group * 2 + half, panel, panels, rows, gated ? factor : out);
+                for (int64_t i = 0; i < rows * TILE_ROWS; i += LANES) {
                     const Vec value = activate(model.activation, load(out + i));
                     store(out + i, gated ? value * load(factor + i) : value);
                 }
             }
-            for (int64_t row = 0; row < count; ++row) {
+            for (int64_t row = 0; row < rows; ++row) {
                 memcpy(group_of, bent[0] + row * TILE_ROWS, TILE_ROWS * sizeof(float));
                 memcpy(group_of + TILE_ROWS, bent[1] + row * TILE_ROWS, TILE_ROWS * sizeof(float));
                 round_groups(group_of, panel * PANEL_ROWS + row, to, group, group + 1);
             }
-        }
+        });
 }
 
 inline uint8_t* take(uint8_t** from, size_t bytes) {
@@ -109,6 +126,7 @@ inline uint8_t* take(uint8_t** from, size_t bytes) {
 
 struct Sizes {
     int64_t rows, tokens, most;  // rows of the batch and tokens of a row in one chunk, and both multiplied
+    int64_t queries;             // that one unit of attention has at most
     size_t shared, own;
 
     Sizes(const Model& model, const Reading& reading) {
@@ -119,11 +137,12 @@ struct Sizes {
         const int64_t mixed = model.heads * model.head_width, joined = mixed + 2 * model.kv_heads * model.head_width;
         const int64_t widest = mixed > model.width ? mixed : model.width;
         const int64_t chosen = reading.batch * reading.chosen, slots = reading.start + reading.count + LANES;
-        int64_t queries = model.heads / model.kv_heads;
+        queries = model.heads / model.kv_heads;
         if (queries < MOST_QUERIES) queries = MOST_QUERIES;
         shared = size_t(most * (model.width + joined + mixed) * 4 + chosen * model.width * 4) + Rounded::bytes(most, widest) +
                  Rounded::bytes(most, model.hidden) + 1024;
-        own = size_t(widest * 4 + model.head_width * LANES * 4 + queries * slots * 4) + Rounded::bytes(FEW, widest) + 1024;
+        own = size_t(widest * 4 + model.head_width * (2 * LANES + queries + QUERIES) * 4 + queries * slots * 4) +
+              Rounded::bytes(FEW, widest) + 1024;
     }
 };
 
@@ -147,7 +166,8 @@ struct Pass {
         narrow_memory = take(&shared, Rounded::bytes(sizes.most, widest));
         wide_memory = shared;
         row = reinterpret_cast<float*>(take(&own, size_t(widest * 4)));
-        attending.keys = reinterpret_cast<float*>(take(&own, size_t(m.head_width * LANES * 4)));
+        attending.keys = reinterpret_cast<float*>(take(&own, size_t(m.head_width * 2 * LANES * 4)));
+        attending.queries = reinterpret_cast<float*>(take(&own, size_t(m.head_width * (sizes.queries + QUERIES) * 4)));
         own_memory = take(&own, Rounded::bytes(FEW, widest));
         attending.scores = reinterpret_cast<float*>(own);
         attending.model = &model;

@@ -6,7 +6,7 @@
 #include "products.h"
 
 namespace {
-inline TileProduct product_for(int) { return plain_product; }
+inline TileProduct product_for(int) { return each_panel<plain_product>; }
 }  // namespace
 
 #include "attention.h"

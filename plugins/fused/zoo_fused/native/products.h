@@ -2,6 +2,10 @@
 // instruction sets put faster ones in place of those for the types that they know.
 #pragma once
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 // Rows rounded to 8 bits, in panels of at most sixteen. A panel holds, group of 32 after group, the quants of all its rows
@@ -52,36 +56,46 @@ inline Panel panel_of(const Rounded& r, int64_t panel) {
                  r.whole + first * groups * 2,     panel_rows(r.rows, panel), groups};
 }
 
+// The sum of sixteen signed bytes.
+inline int32_t sum_of_bytes(const int8_t* bytes) {
+#if defined(__SSE2__)
+    const __m128i moved = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)), _mm_set1_epi8(char(128)));
+    const __m128i halves = _mm_sad_epu8(moved, _mm_setzero_si128());
+    return _mm_cvtsi128_si32(_mm_add_epi32(halves, _mm_srli_si128(halves, 8))) - 16 * 128;
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) sum += bytes[i];
+    return sum;
+#endif
+}
+
 // One group of one row. A group with a NaN or an infinite number has the scale NaN, and so has all that comes of it.
 inline void round_group(const float* from, int8_t* quants, float* scale, float* sum, int32_t* whole) {
-    Vec most{}, poison{};
+    IntVec sizes{};  // as bits: those of a size grow with it, and those of infinity and NaN are greater than all
     for (int i = 0; i < GROUP; i += LANES) {
         const Vec v = load(from + i);
-        most = greater(v, most);
-        most = greater(-v, most);
-        poison = poison + v * 0.0f;
+        IntVec bits;
+        memcpy(&bits, &v, sizeof bits);
+        bits &= 0x7fffffff;
+        sizes = bits > sizes ? bits : sizes;
     }
-    const float step = greatest_of(most) / 127.0f;
-    const float inverse = step >= FLT_MIN ? 1.0f / step : 0.0f;
+    const int32_t most_bits = across(sizes, [](IntVec a, IntVec b) { return a > b ? a : b; })[0];
+    float most;
+    memcpy(&most, &most_bits, sizeof most);
+    const float step = most / 127.0f;
+    const float inverse = step >= FLT_MIN && step <= FLT_MAX ? 1.0f / step : 0.0f;
     const Vec magic = all(12582912.0f);
-    IntVec total[2] = {IntVec{}, IntVec{}};
     for (int i = 0; i < GROUP; i += LANES) {
         const Vec moved = rounded_product(load(from + i), inverse) + magic;
         IntVec bits, zero;
         memcpy(&bits, &moved, sizeof bits);
         memcpy(&zero, &magic, sizeof zero);
-        bits = bits - zero;
-        total[i >= GROUP / 2] += bits;
-        const ByteVec bytes = __builtin_convertvector(bits, ByteVec);
+        const ByteVec bytes = __builtin_convertvector(bits - zero, ByteVec);
         memcpy(quants + i, &bytes, sizeof bytes);
     }
-    int32_t parts[2][LANES], sums[2] = {0, 0};
-    memcpy(parts, total, sizeof total);
-    for (int half = 0; half < 2; ++half)
-        for (int32_t part : parts[half]) sums[half] += part;
-    *scale = (inverse == 0.0f ? 0.0f : step) + sum_of(poison);
-    whole[0] = sums[0] + sums[1];
-    whole[1] = sums[1];
+    *scale = step > FLT_MAX || step != step ? NAN : inverse == 0.0f ? 0.0f : step;
+    whole[1] = sum_of_bytes(quants + GROUP / 2);
+    whole[0] = sum_of_bytes(quants) + whole[1];
     *sum = *scale * float(whole[0]);
 }
 
@@ -161,8 +175,21 @@ inline void levels_of(const BlockType* type, const uint8_t* tile, int64_t groups
     }
 }
 
-// M rows of a panel times one tile -> out[M][16]. `ahead` is how far to fetch into the cache before it is needed.
-typedef void (*TileProduct)(const BlockType* type, const uint8_t* tile, const Panel& panel, int rows, int64_t ahead, float* out);
+// Rows of a panel times one tile -> out[rows][16]. `ahead` is how far to fetch into the cache before it is needed.
+typedef void (*PanelProduct)(const BlockType* type, const uint8_t* tile, const Panel& panel, int rows, int64_t ahead, float* out);
+
+// `panels` panels from `first` on times one tile -> out[rows of all of them][16].
+typedef void (*TileProduct)(const BlockType* type, const uint8_t* tile, const Rounded& input, int64_t first, int64_t panels,
+                            int64_t ahead, float* out);
+
+template <PanelProduct PRODUCT>
+void each_panel(const BlockType* type, const uint8_t* tile, const Rounded& input, int64_t first, int64_t panels, int64_t ahead,
+                float* out) {
+    for (int64_t i = 0; i < panels; ++i) {
+        const Panel panel = panel_of(input, first + i);
+        PRODUCT(type, tile, panel, int(panel.stride), i == 0 ? ahead : 0, out + i * PANEL_ROWS * TILE_ROWS);
+    }
+}
 
 inline void plain_product(const BlockType* type, const uint8_t* tile, const Panel& panel, int rows, int64_t, float* out) {
     Levels levels;

@@ -22,12 +22,20 @@ inline void store(float* to, Vec v) { memcpy(to, &v, sizeof v); }
 
 inline Vec all(float x) { return x - Vec{}; }
 
+// Of a vector and itself turned by half, a quarter, ... of its width: each lane ends with the whole.
+template <typename V, typename Join>
+inline V across(V v, const Join& join) {
+#pragma GCC unroll 4
+    for (int width = LANES / 2; width > 0; width /= 2) {
+        IntVec turned;
+        for (int i = 0; i < LANES; ++i) turned[i] = (i + width) % LANES;
+        v = join(v, __builtin_shuffle(v, turned));
+    }
+    return v;
+}
+
 inline float sum_of(Vec v) {
-    float parts[LANES];
-    memcpy(parts, &v, sizeof v);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
-    return parts[0];
+    return across(v, [](Vec a, Vec b) { return a + b; })[0];
 }
 
 // A product that is rounded before anything is added to it, where the compiler would make one step of both.
@@ -43,13 +51,7 @@ inline Vec rounded_product(Vec a, float b) {
 
 inline Vec greater(Vec a, Vec b) { return a > b ? a : b; }
 
-inline float greatest_of(Vec v) {
-    float parts[LANES], found;
-    memcpy(parts, &v, sizeof v);
-    found = parts[0];
-    for (int i = 1; i < LANES; ++i) found = parts[i] > found ? parts[i] : found;
-    return found;
-}
+inline float greatest_of(Vec v) { return across(v, greater)[0]; }
 
 // e^x: 2^n times a polynomial for what is left over, within 2 units of the last place; below -87 it is 0, or nearly so.
 inline Vec exponential(Vec x) {
