@@ -222,3 +222,16 @@ def test_operations_keep_what_torch_asks_of_them() -> None:
     torch.library.opcheck(ops.look_up, (torch.tensor([[1, 2]]), TILES, "Q4_1", 16, 64))
     torch.library.opcheck(ops.linear, (torch.randn(3, 64), TILES, torch.randn(16), "Q4_1", 16))
     torch.library.opcheck(ops.linear, (torch.randn(3, 64, requires_grad=True), TILES, None, "Q4_1", 16))
+
+
+def test_layers_of_the_same_blocks_share_their_tiles() -> None:
+    blocks = random_blocks("Q8_0", 20, 64)
+    first, second, other = (BlockLinear({"Q8_0": one}) for one in (blocks, blocks, blocks.clone()))
+    assert first.tiles.data_ptr() == second.tiles.data_ptr() != other.tiles.data_ptr()
+    blocks[0, 2] += 1
+    assert not torch.equal(BlockLinear({"Q8_0": blocks}).tiles, first.tiles), (
+        "blocks that were changed since are laid out anew"
+    )
+    with torch.inference_mode():
+        made = blocks + 0
+        assert torch.equal(BlockLinear({"Q8_0": made}).tensors()["Q8_0"], blocks)

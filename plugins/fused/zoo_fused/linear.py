@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from zoo.api import UsageError
 from zoo_fused import ops
@@ -16,6 +19,21 @@ from zoo_fused.quantise import quantise_q4_0, quantise_q4_1, quantise_q8_0
 
 BLOCKS = tuple(TYPES)  # the types of GGUF that these layers take as published
 QUANTISERS = {"Q4_0": quantise_q4_0, "Q4_1": quantise_q4_1, "Q8_0": quantise_q8_0}
+
+
+_TILES: Any = WeakIdKeyDictionary()  # blocks, such as those of a tied table -> their tiles, while a layer has them
+
+
+def tiles_of(blocks: torch.Tensor, name: str) -> torch.Tensor:
+    """Blocks uint8[N, bytes] -> tiles uint8[M]; the same ones for the same tensor. Raises UsageError, and WeightsError for damaged blocks."""
+    counted = not blocks.is_inference()  # torch counts the changes of no others
+    version = blocks._version if counted else 0  # noqa: SLF001 - how it counts
+    known, kept = _TILES.get(blocks, (None, lambda: None))
+    tiles: torch.Tensor | None = kept() if counted and known == version else None
+    if tiles is None:
+        tiles = ops.repack(blocks, name)
+        _TILES[blocks] = (version, ref(tiles))
+    return tiles
 
 
 class _Blocks(nn.Module):
@@ -29,7 +47,7 @@ class _Blocks(nn.Module):
         self.rows, self.columns = len(blocks), columns_of(blocks, self.block_name)
         self.number_format = self.block_name.lower()
         self.plain_NK: torch.Tensor | None = None
-        self.register_buffer("tiles", ops.repack(blocks, self.block_name), persistent=False)
+        self.register_buffer("tiles", tiles_of(blocks, self.block_name), persistent=False)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What the layer was made from, bit for bit."""

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from zoo.nn import Attention, Decoder, Dense, Gated, LearnedPositions, RMSNorm, activation_function
+from zoo.nn import Attention, Decoder, Dense, Gated, LearnedPositions, RMSNorm, activation_function, give_back_memory
 from zoo_fused.blocks import GROUP, block_type
 from zoo_fused.linear import BlockEmbedding, BlockLinear
 from zoo_fused.native import library
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "squared_relu")  # in the order of native/layout.h
 ALIGNMENT, LARGE_PAGE = 64, 1 << 21
+GIVE_BACK_BYTES = 1 << 23
 
 
 class Shape(NamedTuple):
@@ -43,7 +44,7 @@ class Arena:
         native = library()
         if native is not None:
             native.zoo_fused_large_pages(self.memory.data_ptr(), size)
-        self.used = 0
+        self.used, self.copied_bytes = 0, 0
         self.plan, self.numbers = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
         self.floats: list[tuple[torch.Tensor, torch.Tensor, int]] = []
 
@@ -69,6 +70,10 @@ class Arena:
         at, place = self.take(len(layer.tiles))
         place.copy_(layer.tiles)
         layer.tiles = place
+        self.copied_bytes += len(place)
+        if self.copied_bytes >= GIVE_BACK_BYTES:  # or all weights stand in memory twice at the end
+            give_back_memory()
+            self.copied_bytes = 0
         return at
 
     def refresh(self) -> None:

@@ -6,10 +6,8 @@ on it are.
 
 from __future__ import annotations
 
-import ctypes
 import fnmatch
 import gc
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +25,7 @@ from zoo.nn.kernels.contract import Kernel, LayerFormat, Published, Tensors
 from zoo.nn.kernels.exact import EXACT_LINEAR
 from zoo.nn.kernels.seam import runs_by_kernel
 from zoo.nn.kernels.step import decode_step
+from zoo.nn.memory import give_back_memory
 from zoo.nn.mixture import Mixture
 
 LARGE = 10_000_000  # parameters: looking through the memory of the process for less is not worth its time
@@ -81,7 +80,8 @@ def apply_layers(module: nn.Module, plan: Plan) -> nn.Module:
         decoder.step = None if plan.kernel.step is None else plan.kernel.step(decoder)
         decoder.one_step = _one_step(decoder)
     if size >= LARGE:
-        _give_back_memory()
+        gc.collect()
+        give_back_memory()
     return module.eval()
 
 
@@ -148,6 +148,8 @@ def _converted(layer: Any, name: str, formats: Sequence[LayerFormat], plan: Plan
     if form is not None and plan.kept is None:
         published = plan.published.get(parameter or f"{name}.weight")
         new = form.layer(_tensors(layer.weight, published, form), getattr(layer, "bias", None))
+        if published is not None:
+            published.release()
     elif form is not None and plan.kept is not None and name in plan.kept:
         tensors = dict(plan.kept[name])
         bias_N = tensors.pop(BIAS, None)
@@ -166,14 +168,6 @@ def _tensors(weight_NK: torch.Tensor, published: Published | None, form: LayerFo
             "a weight holds NaN or infinity, which no format of few bits can keep: the model is broken, train or fetch it anew"
         )
     return form.quantise(numbers_NK)
-
-
-def _give_back_memory() -> None:
-    """What the float32 weights took goes back to the system, where the C library would keep it for later."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _join(part: Any, names: tuple[str, ...], joined: str, prefix: str, plan: Plan) -> None:
@@ -210,6 +204,9 @@ def _join(part: Any, names: tuple[str, ...], joined: str, prefix: str, plan: Pla
         if bias is not None:
             plain.bias = nn.Parameter(bias, requires_grad=False)
         together = _converted(plain, prefix + joined, _formats(kernel), plan)
+    for one in published:
+        if one is not None:
+            one.release()
     setattr(part, joined, together)
     for name in names:
         setattr(part, name, nn.Identity())
@@ -239,3 +236,4 @@ def _fill_in(module: nn.Module, plan: Plan) -> None:
         for name, parameter in module.named_parameters():
             if name in plan.published:
                 parameter.copy_(plan.published[name].dequantise())
+                plan.published[name].release()

@@ -29,6 +29,10 @@ class Published(Protocol):
         """The weight that the blocks stand for, float32[N, K]."""
         ...
 
+    def release(self) -> None:
+        """Its memory is not needed for now: a file's bytes are read from the file again."""
+        ...
+
 
 def _any_size(outputs: int, inputs: int) -> bool:
     return outputs > 0 and inputs > 0

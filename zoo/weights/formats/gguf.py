@@ -26,6 +26,7 @@ import torch
 
 from zoo.errors import WeightsError
 from zoo.weights.formats.gguf_blocks import PLAIN, TYPES, shown
+from zoo.weights.formats.mapped import map_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -83,8 +84,7 @@ def read_gguf(path: Path) -> Gguf:
         with path.open("rb") as file:
             if not file.read(1):
                 raise WeightsError(f"{path} is not a GGUF file: it is empty")
-            # Copy-on-write and not read-only: torch has no read-only tensors, and a write must not crash or reach the file.
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            buffer = map_file(file)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read as a GGUF file: {error}") from error
     header = _Header(path, buffer)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from zoo.errors import UsageError, WeightsError
+from zoo.weights.formats.mapped import forget_pages
 
 SHOWN_CHARACTERS = 80
 # Dequantised at a time: what one step writes is still in the processor's cache for the next, and it is too little for torch
@@ -74,6 +75,10 @@ class Blocks:
     def dequantise(self) -> torch.Tensor:
         """The weight, float32[N, K]."""
         return dequantise(self.rows, self.kind)
+
+    def release(self) -> None:
+        """Give back the memory of the bytes, where a file holds them."""
+        forget_pages(self.rows)
 
 
 def published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | Blocks]:
