@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,11 @@ from zoo.errors import UsageError
 from zoo.registry.modality import IMAGE
 
 if TYPE_CHECKING:
-    from zoo.models.build import Built
+    from zoo.models.build import Built, ModelSpec
 
 MAX_TOKENS = 256
 MOST_PENALTY = 10
+DRAFT = ("draft", "draft_kernel")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "lookup")
 
 
@@ -62,6 +64,10 @@ def add_commands(commands: Any) -> None:
         metavar="N",
         help="guess N tokens at once from what was read: the same text sooner, where it repeats itself",
     )
+    command.add_argument(
+        "--draft", metavar="NAME", help="a faster decoder with the same tokens guesses ahead: the same text sooner"
+    )
+    command.add_argument("--draft-kernel", metavar="KERNEL", help="by which kernel the draft runs")
     command.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     command.add_argument("--top-p", type=finite_number, metavar="P", help="draw from the likeliest that together reach P")
     command.add_argument(
@@ -107,6 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     sampling = Sampling(**numbers, seed=arguments.seed) if numbers or arguments.samples != 1 else None
     language = open_language_model(model_spec(arguments), plain=bool(arguments.explain))
     load_adapter(language, arguments)
+    if arguments.draft is not None:
+        language = replace(language, draft=open_language_model(draft_spec(arguments)).decoder)
     if choices is not None and not arguments.allow_random:
         refuse_random(language.built)
     if arguments.explain:
@@ -147,6 +155,13 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _say_answers(outcome, arguments)
     return 0
+
+
+def draft_spec(arguments: argparse.Namespace) -> ModelSpec:
+    """What --draft names, on the model's device."""
+    from zoo.models.build import ModelSpec
+
+    return ModelSpec(name=arguments.draft, device=arguments.device, kernel=arguments.draft_kernel)
 
 
 def _say_answers(outcome: Any, arguments: argparse.Namespace) -> None:
@@ -231,6 +246,10 @@ def check_together(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"--{idle[0].replace('_', '-')} is about drawing tokens, and greedy answers draw none: add --temperature 1, say"
         )
+    if arguments.draft is not None and (chosen or arguments.beams is not None or arguments.samples != 1):
+        raise UsageError("--draft guesses one answer ahead: leave out --choices, --beams and --samples, or it")
+    if arguments.draft_kernel is not None and arguments.draft is None:
+        raise UsageError("--draft-kernel is about the draft: add --draft NAME, the model itself for example")
     if drawing and (chosen or arguments.beams is not None):
         raise UsageError(
             f"--{drawing[0].replace('_', '-')} is about drawing tokens: leave it out with --choices and --beams"
@@ -287,6 +306,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "samples",
         "normalise",
         *SAMPLING,
+        *DRAFT,
         "seed",
         "device",
         "dtype",

@@ -9,11 +9,13 @@ import torch
 
 from zoo.adapters.adapted import choice_for, room_for
 from zoo.adapters.routing import Choice
-from zoo.decoding.lookup import greedy_tokens
+from zoo.decoding.draft import DRAFTED, WORTH, Draft, check_draft
+from zoo.decoding.lookup import Lookup
 from zoo.decoding.prefix_cache import PrefixCache, read_prompts
 from zoo.decoding.prompt import Prompt, checked_prompts
 from zoo.decoding.reading import ends_of, step
 from zoo.decoding.sampling import Sampling, choose, generator_for
+from zoo.decoding.speculation import Guesser, Worth, guessed_tokens
 from zoo.decoding.text_stream import TextStream
 from zoo.errors import UsageError
 from zoo.models.contracts import Decoder, Tokenizer
@@ -65,6 +67,7 @@ def generate(
     samples: int = 1,
     prefixes: PrefixCache | None = None,
     adapters: Sequence[str | None] | None = None,
+    draft: Decoder | None = None,
 ) -> list[Generated]:
     """Answers to prompts of token ids, `samples` for each, prompt by prompt; the arguments are those of `stream`."""
     texts: dict[int, list[str]] = {}
@@ -79,6 +82,7 @@ def generate(
         samples=samples,
         prefixes=prefixes,
         adapters=adapters,
+        draft=draft,
     ):
         texts.setdefault(piece.row, []).append(piece.text)
         if piece.token is not None:
@@ -99,6 +103,7 @@ def stream(
     samples: int = 1,
     prefixes: PrefixCache | None = None,
     adapters: Sequence[str | None] | None = None,
+    draft: Decoder | None = None,
 ) -> Iterator[Piece]:
     """The pieces of all answers as they come; those of answer `row` joined are its text.
 
@@ -109,16 +114,21 @@ def stream(
     prefixes: keeps what prompts begin with for later calls.
     adapters: for each prompt the name of one of the model's adapters, or None for the model alone; not given: what is chosen where this
         is called (`zoo.adapters_of`).
+    draft: a decoder with the same tokens that guesses some of them ahead, for one answer alone: the same text in fewer passes. It guesses
+        `sampling.lookup` tokens at once, or 4.
     Raises UsageError for a prompt that leaves no room, an empty one where there is no start token, and numbers out of range.
     """
     sampling = sampling or Sampling()
     checked = checked_prompts(decoder, prompts, max_tokens=max_tokens)
     if not 1 <= samples <= MOST_SAMPLES:
         raise UsageError(f"samples must be at least 1 and at most {MOST_SAMPLES:,}, got {samples}")
-    if sampling.lookup and len(checked) * samples != 1:
+    if (sampling.lookup or draft is not None) and len(checked) * samples != 1:
+        what = "lookup" if draft is None else "a draft"
         raise UsageError(
-            f"lookup guesses ahead for one answer at a time, got {len(checked) * samples}: ask one by one, or leave it out"
+            f"{what} guesses ahead for one answer at a time, got {len(checked) * samples}: ask one by one, or leave it out"
         )
+    if draft is not None:
+        check_draft(decoder, draft)
     choice = choice_for(decoder, adapters, len(checked))  # here, since the steps run later
     rows = [
         _Row(
@@ -133,7 +143,7 @@ def stream(
     ]
     if max_tokens == 0:
         return iter([Piece(row.number, None, "", "length") for row in rows])
-    return _steps(decoder, checked, rows, max_tokens, sampling, samples, prefixes, choice)
+    return _steps(decoder, checked, rows, max_tokens, sampling, samples, prefixes, choice, draft)
 
 
 @torch.inference_mode()
@@ -146,6 +156,7 @@ def _steps(
     samples: int,
     prefixes: PrefixCache | None,
     choice: Choice | None,
+    draft: Decoder | None,
 ) -> Iterator[Piece]:
     tokenizer = decoder.tokenizer
     ends = frozenset(ends_of(decoder))
@@ -154,9 +165,9 @@ def _steps(
     )
     if samples > 1:
         logits_BV, cache = logits_BV.repeat_interleave(samples, 0), cache.copy(capacity=cache.capacity, rows=samples)
-    if sampling.lookup:
+    if sampling.lookup or draft is not None:
         (row,) = rows
-        yield from _looked_up(decoder, row, logits_BV, cache, max_tokens, sampling.lookup)
+        yield from _guessed(decoder, row, logits_BV, cache, max_tokens, sampling, draft)
         return
     while rows:
         held = [[*row.prompt.words, *row.ids] for row in rows] if sampling.repetition_penalty != 1.0 else None
@@ -178,12 +189,25 @@ def _steps(
         logits_BV = step(decoder, tokens_B, cache)
 
 
-def _looked_up(
-    decoder: Decoder, row: _Row, logits_1V: torch.Tensor, cache: Cache, max_tokens: int, most: int
-) -> Iterator[Piece]:
-    """The pieces of one greedy answer, guessed ahead."""
-    ends = frozenset(ends_of(decoder))
-    for token in greedy_tokens(decoder, row.prompt.words, logits_1V, cache, room=row.room, most=most):
+def _guessed(
+    decoder: Decoder, row: _Row, logits_1V: torch.Tensor, cache: Cache, max_tokens: int, sampling: Sampling, draft: Decoder | None
+) -> Iterator[Piece]:  # fmt: skip
+    """The pieces of one answer, guessed ahead."""
+    words, ends = row.prompt.words, frozenset(ends_of(decoder))
+    guesser: Guesser
+    if draft is None:
+        guesser, worth = Lookup(words, sampling.lookup), Worth()
+    else:
+        most = sampling.lookup or DRAFTED
+        guesser = Draft(draft, words, room=row.room, most=most, sampling=sampling, generator=row.generator)
+        worth = Worth(WORTH)
+
+    def choose_next(logits_1V: torch.Tensor) -> int:
+        held = [[*words, *row.ids]] if sampling.repetition_penalty != 1.0 else None
+        return int(choose(logits_1V, sampling, held=held, generators=None if sampling.greedy else [row.generator])[0])
+
+    tokens = guessed_tokens(decoder, logits_1V, cache, room=row.room, guesser=guesser, choose=choose_next, worth=worth)
+    for token in tokens:
         piece = _advance(row, token, ends, decoder.tokenizer, max_tokens)
         yield piece
         if piece.finish is not None:

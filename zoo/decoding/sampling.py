@@ -22,8 +22,8 @@ class Sampling:
     top_p the likeliest that together reach p, and at least one (Holtzman et al. 2019, arXiv:1904.09751); min_p those at least p
     times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082). One of those that remain is drawn.
 
-    lookup: for a greedy answer alone, tokens that are guessed at once from what was read (`zoo.decoding.lookup`): the same text in fewer passes,
-    where it repeats itself.
+    lookup: for one answer at a time, tokens that are guessed at once from what was read (`zoo.decoding.lookup`): the same text in fewer passes, where it
+    repeats itself.
     seed: with the prompt and the number of the sample, what is drawn; neither the batch nor the order of prompts matters.
     Raises UsageError for a number out of range.
     """
@@ -57,10 +57,6 @@ class Sampling:
         ):
             if not fits:
                 raise UsageError(f"{name} must be {wanted}, got {value!r}")
-        if self.lookup and (not self.greedy or self.repetition_penalty != 1.0):
-            raise UsageError(
-                "lookup guesses what a greedy answer says: leave out temperature and repetition_penalty, or lookup"
-            )
         if not isinstance(self.seed, int):
             raise UsageError(f"seed must be a whole number, got {self.seed!r}")
 

@@ -140,7 +140,13 @@ def stream_text(
     row = language.write(prompt, chat=chat, system=system).prompt
     with plugin_errors(language.built):
         yield from stream(
-            language.decoder, [row], max_tokens=max_tokens, sampling=sampling, stop=stop, prefixes=language.prefixes
+            language.decoder,
+            [row],
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            prefixes=language.prefixes,
+            draft=language.draft,
         )
 
 
@@ -210,6 +216,7 @@ def _answers(
         stop=stop,
         samples=samples,
         prefixes=language.prefixes,
+        draft=language.draft,
     )
 
 

@@ -30,13 +30,17 @@ TASK = "generate"
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A built decoder with its tokenizer, ready to be asked many times; prompts that begin alike are read once."""
+    """A built decoder with its tokenizer, ready to be asked many times; prompts that begin alike are read once.
+
+    draft: a decoder with the same tokens that guesses some of them ahead (`dataclasses.replace(language, draft=other.decoder)`).
+    """
 
     built: Built = field(repr=False)
     decoder: Decoder = field(repr=False)
     tokenizer: Tokenizer = field(repr=False)
     kernel: str
     prefixes: PrefixCache = field(default_factory=PrefixCache, repr=False)
+    draft: Decoder | None = field(default=None, repr=False)
 
     def write(self, prompt: str | Sequence[Part | tuple[str, str]], *, chat: bool, system: str | None = None) -> Written:
         """A prompt as it is read: a user's turn of a conversation, or the text and the media themselves. Raises UsageError."""
