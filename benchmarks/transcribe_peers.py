@@ -12,6 +12,7 @@ differs from that:
   but 0, and no timestamps, as is its default. "-beam5" searches with 5 beams, which is its default.
 - whisper.cpp (pywhispercpp) is told to suppress signs that nobody speaks, which the others do; it measures repetition by entropy.
 - pocketsphinx is no Whisper: it has a small acoustic model and a language model of its own.
+- zoo-bf16-q8 is `--kernel openvino-bf16 --per-layer "decoder.*=fused"`: the encoder in bfloat16, the decoder in blocks of 8 bits.
 - zoo with --batch cuts by the same detector and decodes the windows together, with timestamps and every temperature.
 
 seconds: from the path to the text. cpu_seconds: of all cores. others: cores that the rest of the machine took meanwhile. loaded_mib:
@@ -142,14 +143,14 @@ def pocketsphinx(_: Job) -> Transcriber:
     return transcribe
 
 
-def ours(job: Job, *, kernel: str) -> Transcriber:
+def ours(job: Job, *, kernel: str, decoder: str = "") -> Transcriber:
     import torch
 
     import zoo
     from zoo.tasks.transcription import open_transcriber
 
     torch.set_num_threads(job.threads)
-    model = open_transcriber(zoo.ModelSpec(name=MODEL, kernel=kernel))
+    model = open_transcriber(zoo.ModelSpec(name=MODEL, kernel=kernel, per_layer={"decoder.*": decoder} if decoder else {}))
 
     def transcribe(path: Path) -> str:
         result = zoo.transcribe(path, model=model, language="en", batch_size=job.batch).results[0]
@@ -163,6 +164,7 @@ def ours(job: Job, *, kernel: str) -> Transcriber:
 PEERS: dict[str, Callable[[Job], Transcriber]] = {
     "zoo-float32": partial(ours, kernel="float32"),
     "zoo-int8": partial(ours, kernel="int8"),
+    "zoo-bf16-q8": partial(ours, kernel="openvino-bf16", decoder="fused"),
     "openai-whisper": openai_whisper,
     "transformers": transformers,
     "faster-whisper-float32": partial(faster_whisper, kind="float32", beams=1),

@@ -50,7 +50,7 @@ from transcribe_wer import wrong
 ATTEMPTS = 2
 QUIET = 0.1  # cores that others may take
 PATIENCE = 60  # seconds in which they may come to rest before a turn
-OURS = ("zoo-float32", "zoo-int8")
+OURS = ("zoo-float32", "zoo-int8", "zoo-bf16-q8")
 FASTER = ("faster-whisper-float32", "faster-whisper-int8")
 ALL = (*OURS, "openai-whisper", "transformers", *FASTER, "faster-whisper-int8-beam5", "whisper.cpp-f16", "whisper.cpp-q8_0")
 

@@ -1,5 +1,7 @@
 """Models in few bits: what is exact is exact, what is rounded is near, and each row keeps to itself."""
 
+import copy
+
 import pytest
 import torch
 from tiny_decoder import tiny_decoder
@@ -176,3 +178,40 @@ def test_a_decoder_of_float16_numbers_answers_as_without_a_kernel() -> None:
     halved = apply_kernel(decoder, "float32")
     assert any(isinstance(part, HalfLinear) for part in halved.modules())
     assert [answer.ids for answer in generate(halved, [[1, 2, 3]], max_tokens=8)] == [answer.ids for answer in plain]
+
+
+def test_a_copied_decoder_writes_by_its_own_numbers() -> None:
+    decoder = apply_kernel(tiny_decoder(width=64, heads=4, kv_heads=2), "fused")
+    other = copy.deepcopy(decoder)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            if "norm" in name:
+                parameter.mul_(torch.rand_like(parameter) * 3)
+    with torch.inference_mode():
+        caches = [other.new_cache(1, 4) for _ in range(2)]
+        for cache in caches:
+            other(torch.tensor([[3, 5, 8]]), cache=cache)
+        one = other.one_step(torch.tensor([7]), caches[0])
+        torch.testing.assert_close(one, other(torch.tensor([[7]]), cache=caches[1])[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_of_two_types_are_not_joined() -> None:
+    from zoo_fused.quantise import quantise_q4_0, quantise_q8_0
+
+    from zoo.nn.kernels.apply import Plan, apply_layers
+    from zoo.weights.formats.gguf_blocks import Blocks
+
+    decoder = tiny_decoder(width=64, heads=4, kv_heads=2, layers=1)
+    attention = decoder.stack.blocks[0].attention
+    kinds = {"query": ("Q4_0", quantise_q4_0), "key": ("Q4_0", quantise_q4_0), "value": ("Q8_0", quantise_q8_0)}
+    published = {
+        f"stack.blocks.0.attention.{name}.weight": Blocks(quantise(getattr(attention, name).weight), kind)
+        for name, (kind, quantise) in kinds.items()
+    }
+    apply_layers(decoder, Plan(kernel=kernel_named("published").kernel, name="published", published=published))
+    assert attention.query_key_value is None
+    for name, (kind, _) in kinds.items():
+        held = getattr(attention, name).tensors()
+        assert torch.equal(held[kind], published[f"stack.blocks.0.attention.{name}.weight"].rows)
+    with torch.inference_mode():
+        decoder(torch.tensor([[1, 2, 3]]))

@@ -164,9 +164,12 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path) -> None:
     for record, message in (
         ('{"model": 1}', "has a header that zoo quantize did not write"),
         (json.dumps({**json.loads(metadata["zoo_kernel"]), "format": 7}), "has a header of another format than 1"),
-        (
-            json.dumps({**json.loads(metadata["zoo_kernel"]), "skip": "all"}),
-            "has a header of another format than 1|did not write",
+        *(
+            (
+                json.dumps({**json.loads(metadata["zoo_kernel"]), **wrong}),
+                "has a header of another format than 1|did not write",
+            )
+            for wrong in ({"skip": "all"}, {"skip": 3}, {"layers": 5}, {"layers": None}, {"files": []})
         ),
     ):
         save_file(state, file, {"zoo_kernel": record})

@@ -39,10 +39,32 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
     command.add_argument("--kernel", metavar="NAME", help="what the model computes by (zoo list --kind kernel)")
+    add_layer_arguments(command)
     command.add_argument("--threads", type=int, help="threads for computing")
     command.add_argument(
         "--seed", type=int, default=0, help="seed of what is drawn: answers with --temperature, weights none (0)"
     )
+
+
+def add_layer_arguments(command: argparse.ArgumentParser) -> None:
+    """--skip and --per-layer, beside a --kernel."""
+    command.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="layers that keep float32")
+    command.add_argument(
+        "--per-layer", action="append", default=[], metavar="PATTERN=KERNEL", help="layers that take another kernel"
+    )
+
+
+def kernels_per_layer(arguments: argparse.Namespace) -> dict[str, str]:
+    """Pattern -> kernel, as --per-layer has them. Raises UsageError for anything else, and where there is no --kernel."""
+    found = {}
+    for given in arguments.per_layer:
+        pattern, equals, kernel = given.partition("=")
+        if not (pattern and equals and kernel):
+            raise UsageError(f"--per-layer is PATTERN=KERNEL, as decoder.head=int8, got {given!r}")
+        found[pattern] = kernel
+    if arguments.kernel is None and (found or arguments.skip):
+        raise UsageError("--skip and --per-layer are about a kernel: add --kernel NAME")
+    return found
 
 
 def finite_number(text: str) -> float:
@@ -126,6 +148,8 @@ def model_spec(arguments: argparse.Namespace) -> ModelSpec:
         device=arguments.device,
         dtype=None if arguments.dtype == "float32" else getattr(torch, arguments.dtype),
         kernel=arguments.kernel,
+        skip=tuple(arguments.skip),
+        per_layer=kernels_per_layer(arguments),
     )
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from zoo.cli.options import add_layer_arguments, kernels_per_layer, seed_torch
 from zoo.cli.output import human_bytes, print_json, say
-from zoo.errors import UsageError
 
 
 def add_commands(commands: Any) -> None:
@@ -23,22 +23,13 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none"
     )
-    command.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="layers that keep float32")
-    command.add_argument(
-        "--per-layer", action="append", default=[], metavar="PATTERN=KERNEL", help="layers that take another kernel"
-    )
+    add_layer_arguments(command)
     command.add_argument("--seed", type=int, default=0, help="of what is drawn: weights none (0)")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    per_layer = {}
-    for given in arguments.per_layer:
-        pattern, equals, kernel = given.partition("=")
-        if not (pattern and equals and kernel):
-            raise UsageError(f"--per-layer is PATTERN=KERNEL, as decoder.head=int8, got {given!r}")
-        per_layer[pattern] = kernel
-    from zoo.cli.options import seed_torch
+    per_layer = kernels_per_layer(arguments)
     from zoo.models.build import ModelSpec
     from zoo.models.provenance import provenance_of
     from zoo.tasks.quantization import quantize

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from zoo.errors import UsageError
 from zoo.models.encoded import Encoded
 from zoo.nn.extension import extensions_in
 from zoo.nn.kernels.contract import Compile, CompileRequest
-from zoo.nn.stamp import writes_of
+from zoo.nn.stamp import Unchanged
 from zoo.weights.cache import compiled_dir
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # Kind of card -> methods that take prepared inputs, and how many arguments come before those.
 METHODS = {"encoder": {"forward": 0, "logits": 0}, "dual_encoder": {"encode": 1, "features": 1}}
-COMPILED = "zoo_compiled"  # of a module: method -> what was compiled for it
+COMPILED = "zoo_compiled"  # of a module: method -> its CompiledMethod
 Calibration = Mapping[str, Sequence[tuple[torch.Tensor, ...]]]
 _tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("zoo_tracing", default=False)
 
@@ -54,39 +55,59 @@ def compile_method(
     """Let one method of a module compute by a kernel, in place; each form is compiled when it is first called.
 
     build: `Kernel.compile`. key: sha256 of what shapes the module's numbers. before: arguments that choose what is computed (a modality); tensors follow, or a
-    tuple of them. The plain method answers where gradients are asked, adapters stand on the module, or its parameters were written to.
+    tuple of them. The plain method answers where gradients are asked, adapters stand on the module, it is no longer as it was, an argument is named, and
+    in copies of the module.
     Raises UsageError for a module that runs by a kernel already.
     """
-    forms: dict[tuple[Any, ...], nn.Module] = {}
-    if method in owner.__dict__.setdefault(COMPILED, {}):
+    compiled = owner.__dict__.setdefault(COMPILED, {})
+    if method in compiled:
         raise UsageError("the model runs by a kernel already: build it anew for another")
-    owner.__dict__[COMPILED][method] = forms
-    parameters = list(owner.parameters())
-    written = [writes_of(parameter) for parameter in parameters]
+    call = CompiledMethod(owner, method, _Builder(build, key, before, calibration))
+    compiled[method] = owner.__dict__[method] = call
 
-    def call(*arguments: Any) -> Any:
-        tensors = _tensors(arguments[before:])
-        as_it_was = all(writes_of(one) == count for one, count in zip(parameters, written, strict=True))
-        if tensors is None or _tracing.get() or torch.is_grad_enabled() or not as_it_was or extensions_in(owner):
-            return getattr(type(owner), method)(owner, *arguments)
-        choice, joined = arguments[:before], isinstance(arguments[before], tuple)
+
+class _Builder(NamedTuple):
+    build: Compile
+    key: str
+    before: int
+    calibration: Calibration
+
+
+class CompiledMethod:
+    """A method of a module, compiled for each form of call when it first comes. forms: what was compiled so far."""
+
+    def __init__(self, owner: nn.Module, method: str, builder: _Builder | None) -> None:
+        """builder: None in a copy, whose numbers have no key: it computes plainly."""
+        self.owner, self.method, self.builder = owner, method, builder
+        self.forms: dict[tuple[Any, ...], nn.Module] = {}
+        self.unchanged = None if builder is None else Unchanged(owner, writes=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledMethod:
+        return CompiledMethod(copy.deepcopy(self.owner, memo), self.method, None)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """As the plain method."""
+        owner, builder = self.owner, self.builder
+        tensors = None if builder is None or named else _tensors(arguments[builder.before :])
+        plainly = _tracing.get() or torch.is_grad_enabled() or not self.unchanged or extensions_in(owner)
+        if builder is None or tensors is None or plainly:
+            return getattr(type(owner), self.method)(owner, *arguments, **named)
+        choice, joined = arguments[: builder.before], isinstance(arguments[builder.before], tuple)
         form = (*choice, joined, len(tensors))
-        if form not in forms:
-            name = "-".join((method, *map(str, form)))
-            inputs = calibration.get("-".join((method, *map(str, choice))), ())
-            request = CompileRequest(key=f"{key}-{name}", cache=compiled_dir(), calibration=inputs)
-            forms[form] = build(_Plain(owner, method, choice, joined=joined), request)
-        given = forms[form](*tensors)
+        if form not in self.forms:
+            name = "-".join((self.method, *map(str, form)))
+            inputs = builder.calibration.get("-".join((self.method, *map(str, choice))), ())
+            request = CompileRequest(key=f"{builder.key}-{name}", cache=compiled_dir(), calibration=inputs)
+            self.forms[form] = builder.build(_Plain(owner, self.method, choice, joined=joined), request)
+        given = self.forms[form](*tensors)
         return Encoded(*given) if isinstance(given, tuple) and len(given) == 3 else given
-
-    owner.__dict__[method] = call
 
 
 def compiled_parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What was compiled of a model so far: the form of a call -> the compiled module."""
     for part in module.modules():
-        for method, forms in part.__dict__.get(COMPILED, {}).items():
-            yield from (("-".join(map(str, (method, *form))), compiled) for form, compiled in forms.items())
+        for method, call in part.__dict__.get(COMPILED, {}).items():
+            yield from (("-".join(map(str, (method, *form))), compiled) for form, compiled in call.forms.items())
 
 
 class _Plain(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ def run_by(module: Any, chosen: Chosen, model: Card, asked: Asked, registry: Reg
     if planned is None:
         return
     if chosen.kernel.linear is None:
-        _compile(module, chosen, model, asked)
+        _compile(module, chosen, model, asked, registry)
         return
     kept = [pattern for name in model.keep_float32 for pattern in _layers_in(module, name)]
     others = _others((*asked.skip, *kept), {**asked.per_layer, **planned}, registry)
@@ -148,22 +149,25 @@ def run_by(module: Any, chosen: Chosen, model: Card, asked: Asked, registry: Reg
         raise UsageError(f"{model.name} has no linear layer that kernel {chosen.name} could run: leave it out")
 
 
-def _compile(module: Any, chosen: Chosen, model: Card, asked: Asked) -> None:
+def _compile(module: Any, chosen: Chosen, model: Card, asked: Asked, registry: Registry | None) -> None:
     """Let what can be compiled of a model be so; the layers of its other parts are laid out where some are left."""
     if chosen.kernel.compile is None:
         raise UsageError(f"kernel {chosen.name} takes decoders step by step, and {model.name} has none: leave it out")
-    if asked.skip or asked.per_layer:
-        raise UsageError(f"kernel {chosen.name} compiles whole modules: leave out skip and per_layer")
     parts: Mapping[str, Sequence[str]] = getattr(module, "compiled", {})
     if not parts:
+        if asked.skip or asked.per_layer:
+            raise UsageError(f"kernel {chosen.name} compiles whole modules: leave out skip and per_layer")
         compile_model(module, model, chosen.kernel.compile, key=asked.key, calibration=asked.calibration)
         return
+    taken = [pattern for part in parts for pattern in _layers_in(module, part)]
+    others = _others(asked.skip, asked.per_layer, registry)
+    for pattern in others:
+        if any(fnmatch.fnmatchcase(name, pattern) for part in parts for name in _names_in(module, part)):
+            raise UsageError(f"kernel {chosen.name} compiles {' and '.join(parts)} whole: {pattern!r} names layers of it")
     for part, methods in parts.items():
         for method in methods:
             compile_method(module.get_submodule(part), method, chosen.kernel.compile, key=f"{asked.key}-{part}")
-    apply_layers(
-        module, Plan(kernel=EXACT, others={pattern: None for part in parts for pattern in _layers_in(module, part)})
-    )
+    apply_layers(module, Plan(kernel=EXACT, others={**dict.fromkeys(taken), **others}))
 
 
 def _others(skip: Sequence[str], per_layer: Mapping[str, str], registry: Registry | None) -> dict[str, Kernel | None]:
@@ -187,8 +191,12 @@ def kernel_identity(chosen: Chosen, registry: Registry) -> str:
 
 def _layers_in(module: nn.Module, name: str) -> list[str]:
     """The names of the linear layers and tables at or below a submodule."""
+    return [glob.escape(one) for one in _names_in(module, name)]
+
+
+def _names_in(module: nn.Module, name: str) -> list[str]:
     named = (one for one, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Embedding)))
-    return [glob.escape(one) for one in named if f"{one}.".startswith(f"{name}.")]
+    return [one for one in named if f"{one}.".startswith(f"{name}.")]
 
 
 def _require_device(module: nn.Module, chosen: Chosen) -> None:

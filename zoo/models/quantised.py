@@ -70,11 +70,12 @@ def record_of(path: Path) -> QuantisedRecord | None:
         record = QuantisedRecord(**fields)
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{path} has a header that zoo quantize did not write ({error}): write the file again") from None
-    texts = (record.model, record.kernel, record.distribution, record.version, record.sha256, *record.layers, *record.skip)
-    tables = (record.files, record.per_layer)
+    lists, tables = (record.layers, record.skip), (record.files, record.per_layer)
+    texts: list[Any] = [record.model, record.kernel, record.distribution, record.version, record.sha256]
+    texts += [one for listed in lists if isinstance(listed, list) for one in listed]
     if (
         record.format != FORMAT
-        or not all(isinstance(one, list) for one in (record.layers, record.skip))
+        or not all(isinstance(listed, list) for listed in lists)
         or not all(isinstance(text, str) for text in texts)
         or not all(isinstance(table, dict) and all(isinstance(value, str) for value in table.values()) for table in tables)
     ):

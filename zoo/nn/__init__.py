@@ -32,6 +32,7 @@ from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Alibi, LearnedPositions, RelativeBias, Rotary, alibi_slopes, rotary_frequencies, sinusoids
 from zoo.nn.processor import multiplies_in_bfloat16
 from zoo.nn.stack import Reading, Stack
+from zoo.nn.stamp import Unchanged
 from zoo.nn.tokenizer import BYTES, END, START, ByteTokenizer, check_expressions, check_text, check_token
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "Rotary",
     "Routing",
     "Stack",
+    "Unchanged",
     "Visible",
     "activation_function",
     "alibi_slopes",

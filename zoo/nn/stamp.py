@@ -25,6 +25,36 @@ def stamp_of(*modules: nn.Module) -> int:
     return hash((tuple((id(type(part)), part.training) for part in parts), tuple(map(_version, tensors)), *extensions))
 
 
+class Unchanged:
+    """Whether the parameters, buffers and submodules of a module are those that it had when this was made; quicker to ask than `stamp_of`.
+
+    What goes round torch's own count of writes is not seen, as there.
+    """
+
+    def __init__(self, module: nn.Module, *, writes: bool) -> None:
+        """writes: whether it counts, too, that one was written to, or that a part changed between training and evaluation."""
+        self.tables: list[tuple[dict[str, Any], int]] = []
+        self.values: list[tuple[dict[str, Any], str, Any]] = []
+        self.written: list[tuple[torch.Tensor, int]] = []
+        self.modes: list[tuple[dict[str, Any], bool]] = []
+        for part in module.modules():
+            for table in (part._parameters, part._buffers, part._modules):  # noqa: SLF001 - looking up names takes ten times as long
+                self.tables.append((table, len(table)))
+                self.values += [(table, name, value) for name, value in table.items()]
+            if writes:
+                tensors = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+                self.written += [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]  # noqa: SLF001 - as in `writes_of`
+                self.modes.append((part.__dict__, part.training))
+
+    def __bool__(self) -> bool:
+        return (
+            all(len(table) == count for table, count in self.tables)
+            and all(table.get(name) is value for table, name, value in self.values)
+            and all(tensor._version == count for tensor, count in self.written)  # noqa: SLF001 - as in `writes_of`
+            and all(fields["training"] == mode for fields, mode in self.modes)
+        )
+
+
 def writes_of(tensor: torch.Tensor) -> int:
     """How often a tensor was written to; 0 for one made in inference mode, where nobody counts."""
     return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - the counter that autograd relies on

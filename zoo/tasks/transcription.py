@@ -23,7 +23,7 @@ from zoo.media.file import expanded
 from zoo.media.readers import open_reader
 from zoo.models.build import Built, ModelSpec, spec_of, with_kernel
 from zoo.models.contracts import Transcriber
-from zoo.models.kernels import FLOAT32, check_kernel
+from zoo.models.kernels import FLOAT32, Asked, check_kernel
 from zoo.models.provenance import Provenance, provenance_of
 from zoo.models.transcript import MAX_DURATION_S, Segment, Span, TranscriptionOptions, Window, Word, inside
 from zoo.nn.extension import extensions_in
@@ -166,7 +166,8 @@ def open_transcriber(model: str | ModelSpec | Built | None = None, *, engine: st
     kernel = None if isinstance(asked, Built) else asked.kernel
     if kernel is not None:
         check_kernel(kernel)
-    plain = asked if isinstance(asked, Built) else replace(asked, kernel=None)
+    plain = asked if isinstance(asked, Built) else replace(asked, kernel=None, skip=(), per_layer={})
+    layers = Asked() if isinstance(asked, Built) else Asked(skip=asked.skip, per_layer=asked.per_layer)
     built = open_for(TASK, plain, kinds=("transcriber",), modalities=(AUDIO,))
     module: Any = built.module
     if not isinstance(module, Transcriber):
@@ -176,8 +177,8 @@ def open_transcriber(model: str | ModelSpec | Built | None = None, *, engine: st
     if engine is not None:
         _choose_engine(built, engine, is_open=isinstance(asked, Built))
     if isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu":
-        return built if kernel in (None, FLOAT32) else with_kernel(built, str(kernel))
-    return with_kernel(built, kernel or FLOAT32)
+        return built if kernel in (None, FLOAT32) else with_kernel(built, str(kernel), asked=layers)
+    return with_kernel(built, kernel or FLOAT32, asked=layers)
 
 
 def _choose_engine(built: Built, engine: str, *, is_open: bool) -> None:

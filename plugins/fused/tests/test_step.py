@@ -427,6 +427,48 @@ def test_no_plan_reaches_outside_its_arena(llama: FusedStep) -> None:
     assert told > 5 * len(good["plan"])
 
 
+def test_sizes_that_overflow_are_refused(llama: FusedStep) -> None:
+    good = arguments_of(llama)
+    for start in (2**63 - 1, 2**63 - 3, 2**62):
+        with pytest.raises(UsageError, match="too few, or of another model"):
+            ops.step(**{**good, "start": start})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_results_are_float32_whatever_torch_makes_by_default(llama: FusedStep, dtype: torch.dtype) -> None:
+    expected = llama(tokens_of(2, 5), new_cache(llama.decoder, 2))
+    looked_up = llama.decoder.embedding(tokens_of(2, 5))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(llama(tokens_of(2, 5), new_cache(llama.decoder, 2)), expected)
+        assert torch.equal(llama.decoder.embedding(tokens_of(2, 5)), looked_up)
+        assert llama.decoder.head(torch.ones(1, 64, dtype=torch.float32)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_parts_that_were_exchanged_are_left_to_the_modules() -> None:
+    for change in (
+        lambda decoder: setattr(decoder.stack.blocks[0].attention, "output", nn.Linear(64, 64)),
+        lambda decoder: decoder.stack.blocks.__delitem__(1),
+        lambda decoder: setattr(decoder.stack.norm, "weight", nn.Parameter(torch.ones(64), requires_grad=False)),
+        lambda decoder: decoder.load_state_dict(decoder.state_dict(), assign=True),
+    ):
+        decoder = small_decoder()
+        step = fused_step(decoder)
+        assert step is not None
+        assert step.takes(new_cache(decoder, 1))
+        change(decoder)
+        assert not step.takes(new_cache(decoder, 1))
+    decoder = small_decoder()
+    decoder.step = fused_step(decoder)
+    decoder.stack.norm.weight.data.mul_(3)  # which torch does not count
+    with torch.inference_mode():
+        found = decoder(tokens_of(1, 4), cache=new_cache(decoder, 1))
+        torch.testing.assert_close(found, decoder(tokens_of(1, 4)), rtol=1e-4, atol=1e-4)
+
+
 def test_calls_from_two_threads_at_once_are_each_right(llama: FusedStep) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -77,7 +77,7 @@ def compiler() -> list[str]:
 def cached_path(command: list[str]) -> Path:
     """Where the zoo's cache keeps what this compiler builds."""
     version = _run([*command, "--version"]).splitlines()[0]
-    key = hashlib.sha256(f"{sources_key()} {version} {platform.machine()}".encode()).hexdigest()
+    key = hashlib.sha256(f"{sources_key()} {command} {version} {platform.machine()}".encode()).hexdigest()
     return cache_folder() / f"{key}.so"
 
 

@@ -34,7 +34,7 @@ def _repack(blocks: torch.Tensor, type: str) -> torch.Tensor:  # noqa: A002 - wh
         return plain.repack(blocks, type)
     plain.refuse_damaged(blocks, type)
     blocks, rows = blocks.contiguous(), len(blocks)
-    tiles = torch.empty(plain.tiles_bytes(type, rows, columns), dtype=torch.uint8)
+    tiles = torch.empty(plain.tiles_bytes(type, rows, columns), dtype=torch.uint8, device="cpu")
     number = plain.block_type(type).number
     call("zoo_fused_repack", number, blocks.data_ptr(), rows, columns, tiles.data_ptr(), len(tiles))
     return tiles
@@ -45,7 +45,7 @@ def _unpack(tiles: torch.Tensor, type: str, rows: int, columns: int) -> torch.Te
     if chosen_isa() == PYTORCH:
         return plain.unpack(tiles, type, rows, columns)
     kind = plain.block_type(type)
-    blocks = torch.empty(rows, columns // kind.weights * kind.bytes, dtype=torch.uint8)
+    blocks = torch.empty(rows, columns // kind.weights * kind.bytes, dtype=torch.uint8, device="cpu")
     call("zoo_fused_unpack", kind.number, tiles.data_ptr(), len(tiles), rows, columns, blocks.data_ptr())
     return blocks
 
@@ -69,7 +69,7 @@ def _linear(
         weight_NK = plain.dequantise(plain.unpack(tiles, type, rows, columns), type)
         return torch.nn.functional.linear(input, weight_NK, bias)
     input_MK = input.reshape(-1, columns).contiguous()
-    output = torch.empty(*input.shape[:-1], rows)
+    output = torch.empty(*input.shape[:-1], rows, dtype=torch.float32, device="cpu")
     bias = None if bias is None else bias.contiguous()
     call(
         "zoo_fused_linear", plain.block_type(type).number, tiles.data_ptr(), len(tiles), rows, columns, _pointer(bias),
@@ -102,10 +102,10 @@ def _look_up(indices: torch.Tensor, tiles: torch.Tensor, type: str, rows: int, c
         return (
             plain.dequantise(unpacked[flat], type).view(*indices.shape, columns)
             if len(flat)
-            else torch.empty(*indices.shape, columns)
+            else torch.empty(*indices.shape, columns, dtype=torch.float32, device="cpu")
         )
     chosen = indices.long().contiguous()
-    output = torch.empty(*indices.shape, columns)
+    output = torch.empty(*indices.shape, columns, dtype=torch.float32, device="cpu")
     call(
         "zoo_fused_read_rows", plain.block_type(type).number, tiles.data_ptr(), len(tiles), rows, columns,
         chosen.data_ptr(), chosen.numel(), output.data_ptr(), ISAS.index(name),
@@ -154,7 +154,7 @@ def _step(*given: Any, **named: Any) -> torch.Tensor:
         raise UsageError(f"the plan is not of a model with {vocabulary} tokens")
     positions_known = _check_tables(cosine, sine, table, store.shape[-1], int(plan[1]))
     chosen = count if at is None else at.shape[1]
-    logits = torch.empty(batch, chosen, vocabulary)
+    logits = torch.empty(batch, chosen, vocabulary, dtype=torch.float32, device="cpu")
     strides = store.stride()
     arguments = StepArguments(
         *(_pointer(one) for one in (arena, plan, numbers, cosine, sine, table, tokens, positions, at, valid, store, logits)),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zoo.api import UsageError
-from zoo.nn import Cache, Decoder
+from zoo.nn import Cache, Decoder, Unchanged
 from zoo_fused import ops
 from zoo_fused.native import PYTORCH, chosen_isa
 from zoo_fused.plan import Arena, Shape, lay_out, shape_of
@@ -29,6 +29,7 @@ class FusedStep:
         self.decoder, self.shape, self.arena = decoder, shape, arena
         self.hooks = [hooks for part in decoder.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks)]  # noqa: SLF001 - torch names them nowhere else
         self.parameters = list(decoder.parameters())
+        self.unchanged = Unchanged(decoder, writes=False)
         rotary: Any = decoder.stack.rotary
         self.cosine: torch.Tensor | None = None if rotary is None else rotary.cosine_PK
         self.sine: torch.Tensor | None = None if rotary is None else rotary.sine_PK
@@ -39,13 +40,13 @@ class FusedStep:
         """Whether a call can be answered here. others: its other arguments, of which only `mask_BT` and `at_BN` may be more than None.
 
         It cannot: without a cache, with one that grows for gradients or has a source, with hooks or an extension on the
-        decoder, with something before layers or in place of embeddings, and where gradients are wanted.
+        decoder or a part that is another than the one that was laid out, with something before layers or in place of embeddings, and where gradients are wanted.
         """
         if cache is None or cache.grown is not None or cache.source or cache.selection is not None:
             return False
         if any(value is not None for name, value in others.items() if name not in ("mask_BT", "at_BN")):
             return False
-        if any(self.hooks) or cache.store.dtype != torch.float32 or cache.store.device.type != "cpu":
+        if not self.unchanged or any(self.hooks) or cache.store.dtype != torch.float32 or cache.store.device.type != "cpu":
             return False
         extension = self.decoder.__dict__.get(EXTENSION)
         if extension is not None and extension.names:

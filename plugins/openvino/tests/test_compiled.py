@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from zoo_openvino import compiled as compiled_file
 from zoo_openvino import kept, library, trial
 from zoo_openvino.compiled import MOST_TRIES
 from zoo_openvino.difference import Difference, compare
@@ -252,6 +253,23 @@ def test_a_folder_that_cannot_be_written_costs_a_conversion_alone(small, tmp_pat
     assert not list((tmp_path / "graphs").iterdir())
 
 
+def test_what_one_precision_cannot_answer_another_can(small, tmp_path, monkeypatch):
+    module, _, pixels = small
+    folder = tmp_path / "graphs"
+    rounded = compiled(module, precision="bf16", cache=folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(compiled_file, "compare", lambda expected, outputs: compiled_file.NOTHING_COMMON)
+        with pytest.warns(UserWarning, match="other values that are not finite"):
+            assert close(rounded(pixels), module(pixels))
+    assert rounded.engine == "torch"
+    exact = compiled(module, cache=folder)
+    assert close(exact(pixels), module(pixels))
+    assert (exact.engine, exact.conversions) == ("openvino", 0), "by the graph that was kept"
+    again = compiled(module, precision="bf16", cache=folder)
+    with pytest.warns(UserWarning, match="other values that are not finite"):
+        again(pixels)
+
+
 def test_an_operator_without_a_rule_runs_in_torch():
     module, numbers = Doubled(torch.special.bessel_j0), torch.rand(3, 2)
     slow = compiled(module)
@@ -274,6 +292,11 @@ def test_an_operator_without_a_rule_runs_in_torch():
     [
         (lambda numbers: numbers * 2 if numbers.sum() > 3 else numbers, "reads a value of its inputs"),
         (lambda numbers: numbers[:, : int(numbers.argmax(1).max()) + 1], "reads a value of its inputs"),
+        (lambda numbers: numbers * 2 if max(numbers.flatten().tolist()) > 0.5 else numbers, "reads a value of its inputs"),
+        (lambda numbers: numbers * 2 if numbers.numpy().max() > 0.5 else numbers, "reads a value of its inputs"),
+        (lambda numbers: numbers * 2 if len((numbers > 0.5).nonzero()) else numbers, "reads a value of its inputs"),
+        (lambda numbers: numbers * 2 if numbers[numbers > 0.5].numel() else numbers, "reads a value of its inputs"),
+        (lambda numbers: numbers * 2 if (numbers > 0.5).unique().numel() > 1 else numbers, "reads a value of its inputs"),
         (lambda numbers: {"a": numbers}, "it gives dict, expected a tensor or a tuple of tensors"),
         (lambda numbers: numbers + torch.rand_like(numbers), "its answer differs by"),
     ],

@@ -188,7 +188,7 @@ class CompiledModule(nn.Module):
     def _with_graph(self, converted: Callable[[], Any], answered: Callable[[Path], Tensors], signature: str) -> Tensors:
         """What a graph answers: one that was kept, or a new one. One whose answer is wrong is not kept."""
         folder = None if self._request.cache is None else self._request.cache / self._entry(signature)
-        words = None if folder is None else kept.refused(folder)
+        words = None if folder is None else kept.refused(folder, self._precision)
         if words is not None:
             raise DifferenceError(words)
         path = None if folder is None else kept.find(folder)
@@ -206,9 +206,11 @@ class CompiledModule(nn.Module):
         except CrashError:
             raise
         except Exception as error:
-            kept.remove(path.parent)
-            if folder is not None and isinstance(error, DifferenceError):
-                kept.refuse(folder, str(error))
+            differs = isinstance(error, DifferenceError)
+            if not (differs and self._precision == "bf16"):  # the graph is float32's, too, and that may be right
+                kept.remove(path.parent)
+            if folder is not None and differs:
+                kept.refuse(folder, self._precision, str(error))
             raise
 
     def _entry(self, signature: str) -> str:

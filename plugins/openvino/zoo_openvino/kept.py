@@ -65,17 +65,21 @@ def keep(graph: Any, folder: Path) -> Path | None:
     return folder / GRAPH
 
 
-def refuse(folder: Path, words: str) -> None:
-    """Note that what a folder would hold answers wrongly, so that no later process converts it again."""
+def refuse(folder: Path, precision: str, words: str) -> None:
+    """Note that what a folder would hold answers wrongly in a precision, so that no later process converts it again."""
     with suppress(OSError):
-        folder.with_name(folder.name + _REFUSED).write_text(words, encoding="utf-8")
+        _note(folder, precision).write_text(words, encoding="utf-8")
 
 
-def refused(folder: Path) -> str | None:
-    """Why what a folder would hold is of no use; None where that is not known."""
+def refused(folder: Path, precision: str) -> str | None:
+    """Why what a folder would hold is of no use in a precision; None where that is not known."""
     with suppress(OSError, UnicodeError):
-        return folder.with_name(folder.name + _REFUSED).read_text(encoding="utf-8")
+        return _note(folder, precision).read_text(encoding="utf-8")
     return None
+
+
+def _note(folder: Path, precision: str) -> Path:
+    return folder.with_name(f"{folder.name}{_REFUSED}-{precision}")
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -158,13 +158,13 @@ class Whisper(nn.Module):
         """Pattern of layers' names -> the kernel that suits them; None where nothing is to run by one. Any other kernel takes the whole model.
 
         The encoder's time is arithmetic on many rows: bfloat16 for any kernel that rounds, where the processor multiplies in it. The
-        decoder's time is reading weights, half of them the head's: "int8" rounds the head alone, "int4" and "bf16" all of it.
+        decoder's time is reading weights, half of them the head's: "int8" rounds the head alone, the others all of it.
         """
         if self.engine == "openai":
             if kernel != "float32":
                 raise UsageError(f"the engine openai computes in float32: leave out kernel {kernel}")
             return None
-        if kernel not in (BF16, INT8, "kernels/int4"):
+        if kernel not in (BF16, INT8, "kernels/int4", "fused/fused", "fused/fused-q4"):
             return {}
         encoder = {"encoder.*": BF16 if multiplies_in_bfloat16() else "float32"}
         return encoder | ({"decoder.head": INT8, "decoder.*": "float32"} if kernel == INT8 else {})

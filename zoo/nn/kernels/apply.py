@@ -24,7 +24,7 @@ from zoo.nn.feed_forward import Gated
 from zoo.nn.kernels.contract import Kernel, LayerFormat, Published, Tensors
 from zoo.nn.kernels.exact import EXACT_LINEAR
 from zoo.nn.kernels.seam import runs_by_kernel
-from zoo.nn.kernels.step import decode_step
+from zoo.nn.kernels.step import DecodeStep, decode_step
 from zoo.nn.memory import give_back_memory
 from zoo.nn.mixture import Mixture
 
@@ -78,7 +78,8 @@ def apply_layers(module: nn.Module, plan: Plan) -> nn.Module:
     _fill_in(module, plan)
     for _, decoder in decoders:
         decoder.step = None if plan.kernel.step is None else plan.kernel.step(decoder)
-        decoder.one_step = _one_step(decoder)
+        straight = decode_step(decoder)
+        decoder.one_step = straight if decoder.step is None else OneStep(decoder, straight)
     if size >= LARGE:
         gc.collect()
         give_back_memory()
@@ -123,19 +124,19 @@ def _dotted(name: str) -> str:
     return f"{name}." if name else ""
 
 
-def _one_step(decoder: Decoder) -> Any:
-    """One token of each row: by the kernel's step where it takes the call, else as straight code where the shape is plain."""
-    step, straight = decoder.step, decode_step(decoder)
-    if step is None:
-        return straight
+class OneStep:
+    """One token of each row, by the kernel's step where it takes the call, else as straight code or by the modules."""
 
-    def one_step(tokens_B: torch.Tensor, cache: Cache, *, before_layer: Any = None) -> torch.Tensor:
-        if straight is None or step.takes(cache, before_layer=before_layer):
-            logits_BV: torch.Tensor = decoder(tokens_B[:, None], cache=cache, before_layer=before_layer)[:, 0]
+    def __init__(self, decoder: Decoder, straight: DecodeStep | None) -> None:
+        self.decoder, self.straight = decoder, straight
+
+    def __call__(self, tokens_B: torch.Tensor, cache: Cache, *, before_layer: Any = None) -> torch.Tensor:
+        """int[B] and a cache -> logits float32[B, V], as `DecodeStep`."""
+        step = self.decoder.step
+        if self.straight is None or (step is not None and step.takes(cache, before_layer=before_layer)):
+            logits_BV: torch.Tensor = self.decoder(tokens_B[:, None], cache=cache, before_layer=before_layer)[:, 0]
             return logits_BV
-        return straight(tokens_B, cache, before_layer=before_layer)
-
-    return one_step
+        return self.straight(tokens_B, cache, before_layer=before_layer)
 
 
 def _converted(layer: Any, name: str, formats: Sequence[LayerFormat], plan: Plan, *, parameter: str = "") -> nn.Module:
@@ -186,11 +187,16 @@ def _join(part: Any, names: tuple[str, ...], joined: str, prefix: str, plan: Pla
         bias = torch.cat(
             [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach() for layer in layers]
         )
+    if plan.kept is not None and prefix + joined not in plan.kept and any(prefix + name in plan.kept for name in names):
+        return  # they were kept apart
     rows, inputs = sum(len(layer.weight) for layer in layers), layers[0].in_features
     published = [plan.published.get(f"{prefix}{name}.weight") for name in names]
     blocks = [
         one.rows for one in published if one is not None and one.kind in first.blocks and one.kind == _kind(published[0])
     ]
+    kinds = [one.kind for one in published if one is not None and one.kind in first.blocks]
+    if len(kinds) == len(names) and len(set(kinds)) > 1:
+        return  # no layer holds blocks of two types, and none is rounded anew for being joined
     if plan.kept is not None:
         plain = nn.Linear(inputs, rows, bias=bias is not None, device="meta")
         together: Any = _converted(plain, prefix + joined, _formats(kernel), plan)

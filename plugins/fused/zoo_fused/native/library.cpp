@@ -390,14 +390,17 @@ int read_plan(const StepArguments& given, Model* model, std::vector<Layer>* laye
 }
 
 int check_reading(const StepArguments& given, const Model& model, char* error) {
-    const int64_t total = given.batch * given.count, most = INT64_C(1) << 31;
-    if (given.batch < 1 || given.count < 1 || given.chosen < 0 || given.start < 0 || given.threads < 1 || total > most)
+    const int64_t most = INT64_C(1) << 31;
+    if (given.batch < 1 || given.count < 1 || given.chosen < 0 || given.start < 0 || given.threads < 1 || given.batch > most ||
+        given.count > most / given.batch || given.chosen > most / given.batch)
         return refuse(error, "a step needs tokens and threads, and no negative start or number of rows to give");
     if (given.store_layers != model.layers || given.store_batch != given.batch || given.store_heads != model.kv_heads ||
-        given.store_width != model.head_width || given.store_capacity < given.start + given.count)
+        given.store_width != model.head_width || given.store_capacity < given.count ||
+        given.start > given.store_capacity - given.count)
         return refuse(error, "the cache is of %lld layers, %lld rows, %lld heads of %lld and %lld slots: too few, or of another model",
                       (long long)given.store_layers, (long long)given.store_batch, (long long)given.store_heads,
                       (long long)given.store_width, (long long)given.store_capacity);
+    const int64_t total = given.batch * given.count;
     if (given.at == nullptr && given.chosen && given.chosen != given.count)
         return refuse(error, "every token is chosen, or `at` says which");
     for (int64_t i = 0; i < total; ++i) {
