@@ -31,7 +31,10 @@ def test_rows_say_speed_memory_and_error_against_the_model_as_it_was_built() -> 
     assert 0 < int8.kl_nats < 0.01
     assert int8.weight_bytes < 0.5 * plain.weight_bytes
     assert all(row.right and set(row.per_second) == {1, 2} and row.prefill_per_second > 0 for row in table.rows)
-    assert verdict_of(NAME) == table, "it is kept"
+    assert verdict_of(NAME, "none") == table, "it is kept"
+    assert verdict_of(NAME) is None, "for those weights alone"
+    measure_kernels(DECODER, ["float32"], batches=(1,), rounds=1)
+    assert "kernels/int8" in {row.kernel for row in verdict_of(NAME, "none").rows}, "what was not measured again stays"
     assert table.best.keys() == {1, 2}
 
 
@@ -44,30 +47,32 @@ def test_an_encoder_is_measured_by_its_vectors_and_what_does_not_run_says_why() 
 
 def test_auto_is_the_fastest_that_was_right_here() -> None:
     registry = default_registry()
-    with pytest.raises(UsageError, match="nothing was: zoo bench kernels lm/llama-tiny"):
+    with pytest.raises(UsageError, match="nothing was: zoo bench kernels lm/llama-tiny --weights none"):
         open_model(NAME, weights=None, kernel="auto")
     table = measure_kernels(DECODER, ["int8", "bf16"], batches=(1,), rounds=1)
     rows = {row.kernel: row for row in table.rows}
     quick = replace(rows["kernels/bf16"], per_second={1: 1e9})
     wrong = replace(rows["kernels/int8"], per_second={1: 2e9}, kl_nats=1.0)
-    keep_verdict(NAME, replace(table, rows=(rows[PLAIN], quick, wrong)))
-    assert fastest(NAME, registry) == "kernels/bf16", "the faster one is wrong"
+    keep_verdict(NAME, replace(table, rows=(rows[PLAIN], quick, wrong)), "none")
+    assert fastest(NAME, registry, "none") == "kernels/bf16", "the faster one is wrong"
     assert open_model(NAME, weights=None, kernel="auto").kernel == "kernels/bf16"
     assert (
         library.generate("a", model=ModelSpec(NAME, weights=None, kernel="auto"), max_tokens=2).provenance.kernel
         == "kernels/bf16"
     )
-    keep_verdict(NAME, replace(table, rows=(rows[PLAIN], replace(quick, identity="of another version"))))
+    keep_verdict(NAME, replace(table, rows=(rows[PLAIN], replace(quick, identity="of another version"))), "none")
     with pytest.raises(UsageError, match="kernel kernels/bf16 was the fastest, and is another version now"):
         open_model(NAME, weights=None, kernel="auto")
-    keep_verdict(NAME, replace(table, rows=(KernelRow(kernel=PLAIN, works=True, per_second={1: 1.0}),)))
-    assert fastest(NAME, registry) == "float32"
+    keep_verdict(NAME, replace(table, rows=(KernelRow(kernel=PLAIN, works=True, per_second={1: 1e12}),)), "none")
+    assert fastest(NAME, registry, "none") is None
+    assert open_model(NAME, weights=None, kernel="auto").kernel is None, "as it is built, which was the fastest"
 
 
 def test_a_slow_choice_is_said_when_it_is_made(caplog) -> None:
     table = measure_kernels(DECODER, ["int8"], batches=(1,), rounds=1)
-    keep_verdict(NAME, replace(table, rows=(table.rows[0], replace(table.rows[1], faster={1: 0.5}))))
-    assert slower(NAME, "kernels/bf16") is None
+    keep_verdict(NAME, replace(table, rows=(table.rows[0], replace(table.rows[1], faster={1: 0.5}))), "none")
+    assert slower(NAME, "kernels/bf16", default_registry(), "none") is None
+    assert slower(NAME, "kernels/int8", default_registry()) is None, "of other weights"
     open_model(NAME, weights=None, kernel="int8")
     assert (
         "kernel kernels/int8 is 0.50 times as fast as none on this machine (zoo bench kernels lm/llama-tiny)" in caplog.text

@@ -11,6 +11,7 @@ from zoo.decoding.generation import generate
 from zoo.decoding.reading import batch_of
 from zoo.errors import UsageError
 from zoo.models.kernels import apply_kernel, kernel_named
+from zoo.nn import RMSNorm
 from zoo.nn.kernels.exact import HalfEmbedding, HalfLinear, halves_exactly
 from zoo.nn.kernels.seam import is_kernel_embedding
 
@@ -215,3 +216,64 @@ def test_blocks_of_two_types_are_not_joined() -> None:
         assert torch.equal(held[kind], published[f"stack.blocks.0.attention.{name}.weight"].rows)
     with torch.inference_mode():
         decoder(torch.tensor([[1, 2, 3]]))
+
+
+class Doubled(RMSNorm):
+    """A norm of somebody's own."""
+
+    def forward(self, tokens_BTW: torch.Tensor) -> torch.Tensor:
+        """float[..., W] -> float[..., W]."""
+        return 2 * super().forward(tokens_BTW)
+
+
+def give_a_norm_of_ones_own(decoder) -> None:
+    decoder.stack.blocks[1].attention_norm.__class__ = Doubled
+
+
+def give_another_scale(decoder) -> None:
+    decoder.stack.blocks[1].attention.scale = 0.9
+
+
+def watch_a_block(decoder) -> None:
+    decoder.stack.blocks[0].register_forward_hook(lambda module, inputs, output: output * 1.5)
+
+
+def watch_before_a_norm(decoder) -> None:
+    decoder.stack.norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].abs(),))
+
+
+def watch_before_a_layer(decoder) -> None:
+    decoder.stack.blocks[0].feed_forward.down.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+
+
+def put_a_norm_in_place(decoder) -> None:
+    decoder.stack.norm = RMSNorm(64, epsilon=0.5)
+
+
+@pytest.mark.parametrize("kernel", ["float32", "int8", "fused"])
+@pytest.mark.parametrize(
+    ("change", "after"),
+    [
+        (give_a_norm_of_ones_own, False),
+        (give_another_scale, False),
+        (watch_a_block, True),
+        (watch_before_a_norm, True),
+        (watch_before_a_layer, True),
+        (put_a_norm_in_place, True),
+    ],
+)
+def test_one_token_is_read_as_many_are(change, after, kernel) -> None:
+    """after: whether the decoder is changed when it runs by the kernel already."""
+    decoder = tiny_decoder(width=64, heads=4, kv_heads=2, sharpness=2.0)
+    if not after:
+        change(decoder)
+    apply_kernel(decoder, kernel)
+    if after:
+        change(decoder)
+    tokens = torch.tensor([[3, 5, 8, 13]])
+    with torch.inference_mode():
+        whole = decoder(tokens)[:, -1]
+        cache = decoder.new_cache(1, 8)
+        decoder(tokens[:, :3], cache=cache)
+        one = decoder.one_step(tokens[:, 3], cache) if decoder.one_step else decoder(tokens[:, 3:], cache=cache)[:, 0]
+    torch.testing.assert_close(one, whole, rtol=0, atol=2e-2 * float(whole.abs().max()))

@@ -25,7 +25,7 @@ from zoo.models.drawn import (
 )
 from zoo.models.file_settings import files_of, numbers_of, settings_of_file, without_files
 from zoo.models.identity import decoder_of, identity_of, random_state
-from zoo.models.kernel_verdicts import fastest, slower
+from zoo.models.kernel_verdicts import CARD, asked_weights, fastest, slower
 from zoo.models.kernels import AS_USUAL, AUTO, Asked, Chosen, kernel_identity, kernel_named, run_by
 from zoo.models.loading import NoRandomParameters, load
 from zoo.models.precision import cast
@@ -179,7 +179,7 @@ def open_model(
     quantised = quantised_file(name, weights)
     if quantised is not None:
         return _open_quantised(*quantised, kernel, registry, other={"device": device, "dtype": dtype, **overrides})
-    chosen = None if kernel is None else _chosen(kernel, name, registry)
+    chosen = None if kernel is None else _chosen(kernel, name, registry, asked_weights(weights))
     weights = None if weights == "none" else weights
     if dtype not in DTYPES:
         raise UsageError(f"dtype is one of {', '.join(map(str, DTYPES[1:]))}, got {dtype}")
@@ -304,13 +304,17 @@ def _open_quantised(
 def with_kernel(built: Built, kernel: str, *, registry: Registry | None = None, asked: Asked = AS_USUAL) -> Built:
     """A built model that runs by a kernel from now on, in place. Raises as `zoo.models.kernels.run_by`."""
     registry = registry or default_registry()
-    return _by_kernel(built, _chosen(kernel, built.found.name, registry), registry, asked)
+    chosen = _chosen(kernel, built.found.name, registry)
+    return built if chosen is None else _by_kernel(built, chosen, registry, asked)
 
 
-def _chosen(kernel: str, model: str, registry: Registry) -> Chosen:
-    """The kernel for a model; a line says so where it was measured on this machine to be slower than none."""
-    chosen = kernel_named(fastest(model, registry) if kernel == AUTO else kernel, registry)
-    words = None if chosen.card is None else slower(registry.find(model).name, chosen.card.name)
+def _chosen(kernel: str, model: str, registry: Registry, weights: str = CARD) -> Chosen | None:
+    """The kernel for a model, None for none of them; a line says so where it was measured on this machine to be slower than none."""
+    name = fastest(model, registry, weights) if kernel == AUTO else kernel
+    if name is None:
+        return None
+    chosen = kernel_named(name, registry)
+    words = None if chosen.card is None else slower(registry.find(model).name, chosen.card.name, registry, weights)
     if words is not None:
         warn(words)
     return chosen

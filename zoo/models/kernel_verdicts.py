@@ -7,18 +7,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from zoo.errors import UsageError
-from zoo.models.kernels import FLOAT32, kernel_identity, kernel_named
+from zoo.errors import UsageError, ZooError
+from zoo.models.kernels import kernel_identity, kernel_named
 from zoo.registry.atomic_write import write_text
 from zoo.registry.documents import parse_json
 from zoo.registry.lookup import Registry
 from zoo.registry.settings import state_dir
 
+CARD = "card"  # the weights that a card names
 PLAIN = "as built"  # the model without a kernel: what the others are compared with
 KL_BOUND, COSINE_BOUND = (
     0.02,
@@ -85,10 +86,17 @@ class KernelTable:
         return {batch: max(right, key=lambda row: row.per_second.get(batch, 0)).kernel for batch in batches}
 
 
-def verdict_of(model: str) -> KernelTable | None:
-    """What was measured of a model on this machine with as many threads, or None. model: its name."""
+def asked_weights(weights: str | Path | None) -> str:
+    """Which weights a verdict is about, as one text: "card", "none", or the place of a person's own file."""
+    return (
+        "none" if weights is None else weights if weights in (CARD, "none") else str(Path(weights).expanduser().absolute())
+    )
+
+
+def verdict_of(model: str, weights: str = CARD) -> KernelTable | None:
+    """What was measured of a model on this machine with as many threads, or None. model: its name. weights: as they were asked for."""
     try:
-        record = parse_json(_path(model).read_bytes())
+        record = parse_json(_path(model, weights).read_bytes())
         rows = [
             {**row, **{key: {int(batch): one for batch, one in row[key].items()} for key in ("per_second", "faster")}}
             for row in record["rows"]
@@ -103,32 +111,42 @@ def verdict_of(model: str) -> KernelTable | None:
         return None
 
 
-def fastest(model: str, registry: Registry, batch: int = 1) -> str:
-    """The kernel that `auto` means: the fastest within the bounds of what was measured here. Raises UsageError where nothing was, or another
-    version of it was.
+def fastest(model: str, registry: Registry, weights: str = CARD, batch: int = 1) -> str | None:
+    """The kernel that `auto` means: the fastest within the bounds of what was measured here; None for the model as it is built.
+
+    Raises UsageError where nothing was measured, or another version of it was.
     """
-    table = verdict_of(registry.find(model).name)
+    again = f"zoo bench kernels {model}" + ("" if weights == CARD else f" --weights {weights}")
+    table = verdict_of(registry.find(model).name, weights)
     if table is None:
         raise UsageError(
-            f"kernel auto is the fastest that was measured on this machine with {torch.get_num_threads()} threads, and nothing was: zoo bench kernels {model}"
+            f"kernel auto is the fastest that was measured on this machine with {torch.get_num_threads()} threads, and nothing was: {again}"
         )
     best = table.best
     chosen = best.get(batch) or best.get(min(best, default=0), PLAIN)
-    if chosen == PLAIN:
-        return FLOAT32
-    row = next(row for row in table.rows if row.kernel == chosen)
-    if kernel_identity(kernel_named(chosen, registry), registry) != row.identity:
-        raise UsageError(f"kernel {chosen} was the fastest, and is another version now: zoo bench kernels {model}")
+    row = next((row for row in table.rows if row.kernel == chosen), None)
+    if chosen == PLAIN or row is None:
+        return None
+    if not _is_current(row, registry):
+        raise UsageError(f"kernel {chosen} was the fastest, and is another version now, or not installed: {again}")
     return chosen
 
 
-def slower(model: str, kernel: str) -> str | None:
+def slower(model: str, kernel: str, registry: Registry, weights: str = CARD) -> str | None:
     """Words about a kernel that was measured here to be slower than none, at every batch; None for others."""
-    table = None if _measuring.get() else verdict_of(model)
+    table = None if _measuring.get() else verdict_of(model, weights)
     row = None if table is None else next((row for row in table.rows if row.kernel == kernel), None)
-    if row is None or not row.faster or max(row.faster.values()) >= 1:
+    if row is None or not row.faster or max(row.faster.values()) >= 1 or not _is_current(row, registry):
         return None
     return f"kernel {kernel} is {max(row.faster.values()):.2f} times as fast as none on this machine (zoo bench kernels {model})"
+
+
+def _is_current(row: KernelRow, registry: Registry) -> bool:
+    """Whether the kernel is still the one that was measured."""
+    try:
+        return kernel_identity(kernel_named(row.kernel, registry), registry) == row.identity
+    except ZooError:
+        return False
 
 
 def machine() -> str:
@@ -139,14 +157,16 @@ def machine() -> str:
     return f"{name or 'unknown processor'}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def keep_verdict(model: str, table: KernelTable) -> None:
-    """Keep a table for this machine; a home that cannot be written loses it, never the answer."""
-    path = _path(model)
+def keep_verdict(model: str, table: KernelTable, weights: str = CARD) -> None:
+    """Keep a table for this machine, with earlier rows of kernels that it does not have; a home that cannot be written loses it, never the answer."""
+    path, earlier = _path(model, weights), verdict_of(model, weights)
+    measured = {row.kernel for row in table.rows}
+    rows = (*table.rows, *(row for row in (earlier.rows if earlier else ()) if row.kernel not in measured))
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(table), indent=1), durable=False)
+        write_text(path, json.dumps(asdict(replace(table, rows=rows)), indent=1), durable=False)
 
 
-def _path(model: str) -> Path:
-    key = f"{model} {machine()} {torch.get_num_threads()} {torch.__version__}"
+def _path(model: str, weights: str) -> Path:
+    key = f"{model} {weights} {machine()} {torch.get_num_threads()} {torch.__version__}"
     return state_dir() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

@@ -16,7 +16,7 @@ from zoo.errors import UsageError, ZooError
 from zoo.media.audio import Sound
 from zoo.models.build import Built, ModelSpec, open_model, spec_of
 from zoo.models.encoded import Encoded
-from zoo.models.kernel_verdicts import PLAIN, KernelRow, KernelTable, keep_verdict, machine, measuring
+from zoo.models.kernel_verdicts import PLAIN, KernelRow, KernelTable, asked_weights, keep_verdict, machine, measuring
 from zoo.models.kernels import FLOAT32, kernel_card, kernel_identity, kernel_named
 from zoo.nn.kernels.seam import is_kernel_embedding, is_kernel_linear
 from zoo.registry.lookup import Registry, default_registry
@@ -90,7 +90,7 @@ def measure_kernels(
     rows = [_row(name, subject, plain, timings[name], timings[PLAIN], registry) for name, subject in subjects.items()]
     rows += [KernelRow(kernel=name, works=False, reason=reason) for name, reason in failed.items()]
     table = KernelTable(model=plain.built.name, machine=machine(), threads=torch.get_num_threads(), rows=tuple(rows))
-    keep_verdict(plain.built.found.name, table)
+    keep_verdict(plain.built.found.name, table, asked_weights(spec.weights))
     return table
 
 

@@ -77,7 +77,8 @@ class BlockLinear(_Blocks):
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, input_BTK: torch.Tensor) -> torch.Tensor:
-        """float32[..., K] -> float32[..., N]."""
+        """float[..., K] -> float32[..., N], autocast or not: what rounds is the blocks."""
+        input_BTK = input_BTK.float()
         weight_NK = self.by_pytorch()
         if weight_NK is not None:
             return nn.functional.linear(input_BTK, weight_NK, self.bias)

@@ -38,7 +38,6 @@ SIGNATURES = {
     "zoo_fused_repack": (c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64),
     "zoo_fused_unpack": (c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p),
     "zoo_fused_read_rows": (c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64),
-    "zoo_fused_round": (c_void_p, c_int64, c_int64, c_void_p, c_int64),
     "zoo_fused_linear": (
         c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64,
     ),

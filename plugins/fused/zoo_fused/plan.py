@@ -7,7 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from zoo.nn import Attention, Decoder, Dense, Gated, LearnedPositions, RMSNorm, activation_function, give_back_memory
+from zoo.nn import (
+    Attention,
+    Block,
+    Decoder,
+    Dense,
+    Gated,
+    LearnedPositions,
+    RMSNorm,
+    Stack,
+    activation_function,
+    give_back_memory,
+)
 from zoo_fused.blocks import GROUP, block_type
 from zoo_fused.linear import BlockEmbedding, BlockLinear
 from zoo_fused.native import library
@@ -88,11 +99,13 @@ def shape_of(decoder: Decoder) -> Shape | None:
     blocks: list[Any] = list(stack.blocks)
     positions = decoder.position_embedding
     plain = (
-        stack.causal
+        type(decoder) is Decoder  # a class of somebody's own may compute in another way
+        and type(stack) is Stack
+        and stack.causal
         and stack.position_bias is None
         and decoder.embedding_norm is None
         and (positions is None or isinstance(positions, LearnedPositions))
-        and type(stack.norm) in (RMSNorm, nn.LayerNorm)
+        and _is_norm(stack.norm)
         and isinstance(decoder.embedding, BlockEmbedding)
         and isinstance(decoder.head, BlockLinear)
         and all(map(_is_plain, blocks))
@@ -118,14 +131,19 @@ def _is_plain(block: Any) -> bool:
     attention, forward = block.attention, block.feed_forward
     norms = (block.attention_norm, block.feed_forward_norm)
     return (
-        not block.post_norm
+        type(block) is Block
+        and not block.post_norm
         and block.cross_attention is None
         and type(attention) is Attention
         and type(forward) in (Gated, Dense)
-        and all(type(norm) is RMSNorm or (type(norm) is nn.LayerNorm and norm.weight is not None) for norm in norms)
+        and all(map(_is_norm, norms))
         and all(isinstance(layer, BlockLinear) for layer in _layers_of(block))
         and _activation(forward) is not None
     )
+
+
+def _is_norm(norm: Any) -> bool:
+    return type(norm) is RMSNorm or (type(norm) is nn.LayerNorm and norm.weight is not None)
 
 
 def _layers_of(block: Any) -> list[Any]:

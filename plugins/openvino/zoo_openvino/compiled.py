@@ -25,6 +25,7 @@ from zoo_openvino.library import openvino
 from zoo_openvino.values import ValueReadError, answer_by_torch
 
 LARGEST_RELATIVE = 1e-3  # of float32: sums in another order differ by 1e-6 to 1e-4
+LEAST_COSINE = 0.9  # of an answer that is rounded: whatever differs more is another module's
 MOST_TRIES = 8  # each is a conversion, and may be a compiled copy of the weights
 GRAPHS = 1  # version of what is kept; a change here leaves older folders unread
 
@@ -233,6 +234,10 @@ class CompiledModule(nn.Module):
                 f"its answer differs by {found.largest_relative:.2g} of the largest value, more than {LARGEST_RELATIVE:g}"
                 if found != NOTHING_COMMON
                 else "its answer has another shape, or other values that are not finite"
+            )
+        if found.cosine < LEAST_COSINE:
+            raise DifferenceError(
+                f"its answer has a cosine of {found.cosine:.2g} with the plain one, less than {LEAST_COSINE:g}"
             )
         self.difference = found if self.difference is None else worse(self.difference, found)
         return outputs

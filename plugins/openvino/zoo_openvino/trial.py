@@ -24,6 +24,8 @@ import torch
 _SCRIPT = Path(__file__).with_name("trial_process.py")
 _LONGEST_S = 900
 _PASSED = "passed"
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # somebody's doing, or the lack of memory
+_STOPPED = "its trial was stopped from outside"
 
 
 def crash(
@@ -43,8 +45,9 @@ def crash(
         file = Path(folder) / "inputs.npz"
         np.savez(file, *[tensor.detach().numpy() for tensor in inputs])
         found = _run([str(graph), words, str(file), json.dumps(list(batches))])
-    with suppress(OSError):  # without the note, the next process tries again
-        noted.write_text(found or _PASSED, encoding="utf-8")
+    if found != _STOPPED:
+        with suppress(OSError):  # without the note, the next process tries again
+            noted.write_text(found or _PASSED, encoding="utf-8")
     return found
 
 
@@ -61,6 +64,8 @@ def _run(arguments: list[str]) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return f"OpenVINO did not come to an end on it in {_LONGEST_S} s"
+    if run.returncode < 0 and -run.returncode in _FROM_OUTSIDE:
+        return _STOPPED
     if run.returncode >= 0:  # an exception, too: it is raised here as well, and told there
         return None
     return f"OpenVINO crashes on it ({signal.Signals(-run.returncode).name})"

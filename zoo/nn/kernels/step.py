@@ -13,13 +13,15 @@ import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from zoo.nn.attention import Attention
+from zoo.nn.block import Block
 from zoo.nn.cache import Cache
 from zoo.nn.decoder import Decoder, check_room, check_tokens
 from zoo.nn.extension import ATTRIBUTE, begin, during
 from zoo.nn.feed_forward import Gated
 from zoo.nn.kernels.seam import is_kernel_linear
 from zoo.nn.norm import RMSNorm
-from zoo.nn.stack import BeforeLayer
+from zoo.nn.stack import BeforeLayer, Stack
+from zoo.nn.stamp import Unchanged
 
 
 class _Layer(NamedTuple):
@@ -52,11 +54,22 @@ class DecodeStep:
         first: Any = decoder.stack.blocks[0].attention
         self.heads, self.kv_heads, self.head_width = first.heads, first.kv_heads, first.head_width
         self.scale = first.scale
+        self.unchanged = Unchanged(decoder, writes=False)
+        called = {
+            id(part) for layer in self.modules for part in (layer.project, layer.output, layer.gate_and_up, layer.down)
+        }
+        called |= {id(decoder.embedding), id(decoder.head)}
+        self.hooks_of_called = [hooks for part in decoder.modules() if id(part) in called for hooks in _hooks_of(part)]
+        self.hooks_of_others = [hooks for part in decoder.modules() if id(part) not in called for hooks in _hooks_of(part)]
 
     def __call__(self, tokens_B: torch.Tensor, cache: Cache, *, before_layer: BeforeLayer | None = None) -> torch.Tensor:
         """As `Decoder.forward` for tokens int[B, 1]; raises what that raises."""
-        hooked = any(module._forward_hooks for layer in self.modules for module in layer)  # noqa: SLF001 - torch names them nowhere else
-        if not hooked and self.decoder.__dict__.get(ATTRIBUTE) is None:
+        if (
+            any(self.hooks_of_others) or not self.unchanged
+        ):  # somebody watches a part that is not called here, or put another in its place
+            logits_BV: torch.Tensor = self.decoder(tokens_B[:, None], cache=cache, before_layer=before_layer)[:, 0]
+            return logits_BV
+        if not any(self.hooks_of_called) and self.decoder.__dict__.get(ATTRIBUTE) is None:
             return self._run(self.layers, tokens_B, cache, before_layer)
         cache = begin(self.decoder, len(tokens_B), cache) or cache
         with during(self.decoder, cache):
@@ -104,14 +117,27 @@ def decode_step(decoder: Decoder) -> DecodeStep | None:
     """The straight step of a decoder to which a kernel was applied; None if its shape is not the plain one."""
     stack = decoder.stack
     plain = (
-        stack.causal
+        type(decoder) is Decoder  # a class of somebody's own may compute in another way
+        and type(stack) is Stack
+        and stack.causal
         and stack.rotary is not None
         and stack.position_bias is None
-        and isinstance(stack.norm, RMSNorm)
+        and type(stack.norm) is RMSNorm
         and decoder.position_embedding is None
         and decoder.embedding_norm is None
+        and all(map(_is_plain, stack.blocks))
     )
-    return DecodeStep(decoder) if plain and all(map(_is_plain, stack.blocks)) else None
+    blocks: Any = stack.blocks
+    shapes = (
+        {(one.attention.heads, one.attention.kv_heads, one.attention.head_width, one.attention.scale) for one in blocks}
+        if plain
+        else ()
+    )
+    return DecodeStep(decoder) if len(shapes) == 1 else None
+
+
+def _hooks_of(part: Any) -> tuple[Any, Any]:
+    return part._forward_hooks, part._forward_pre_hooks  # noqa: SLF001 - torch names them nowhere else
 
 
 def _layer_of(block: Any) -> _Layer:
@@ -129,12 +155,13 @@ def _layer_of(block: Any) -> _Layer:
 def _is_plain(block: Any) -> bool:
     attention, forward = block.attention, block.feed_forward
     return (
-        not block.post_norm
+        type(block) is Block
+        and not block.post_norm
         and block.cross_attention is None
-        and isinstance(block.attention_norm, RMSNorm)
-        and isinstance(block.feed_forward_norm, RMSNorm)
-        and isinstance(attention, Attention)
-        and isinstance(forward, Gated)
+        and type(block.attention_norm) is RMSNorm
+        and type(block.feed_forward_norm) is RMSNorm
+        and type(attention) is Attention
+        and type(forward) is Gated
         and forward.activation is silu
         and all(
             is_kernel_linear(layer)

@@ -120,7 +120,7 @@ inline void turn(float* head, const float* cosine, const float* sine, int64_t wi
 struct Attending {
     const Model* model;
     const Reading* reading;
-    int64_t layer, first_row, rows, first, count;  // rows of the batch, tokens of each row
+    int64_t layer, first_row, first, count;  // row of the batch, tokens of each row
     float *joined, *mixed;                         // [rows * count, query + key + value], [rows * count, query]
     float *keys, *queries, *scores;                // memory of this worker: [2][width][LANES], [fours][width][QUERIES], [query][slot]
 

@@ -73,7 +73,7 @@ enum { FEED_DENSE = 0, FEED_GATED = 1 };
 enum { ACT_SILU = 0, ACT_GELU = 1, ACT_GELU_TANH = 2, ACT_RELU = 3, ACT_SQUARED_RELU = 4 };
 
 struct Model {
-    int64_t layers, width, heads, kv_heads, head_width, hidden, vocabulary, positions;
+    int64_t layers, width, heads, kv_heads, head_width, hidden, vocabulary;
     int norm_kind, feed_kind, activation;
     float scale, logit_scale;
     Matrix embedding, head;

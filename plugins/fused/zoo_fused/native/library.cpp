@@ -212,15 +212,6 @@ PUBLIC int zoo_fused_read_rows(int64_t number, const uint8_t* tiles, int64_t byt
     return 0;
 }
 
-// What a product reads of float32 rows: for tests. The four parts as `Rounded` in products.h has them.
-PUBLIC int zoo_fused_round(const float* from, int64_t rows, int64_t columns, uint8_t* to, int64_t set, char* error) {
-    const InstructionSet* functions = instruction_set(set);
-    if (functions == nullptr) return refuse(error, "this machine does not have instruction set %lld", (long long)set);
-    if (rows < 1 || columns < 1 || columns % GROUP) return refuse(error, "rows must be of a multiple of %d numbers", GROUP);
-    functions->round(from, rows, columns, to);
-    return 0;
-}
-
 namespace {
 
 struct LinearJob {
@@ -437,7 +428,6 @@ int step(const StepArguments& given, char* error) {
     if (read_plan(given, &model, &layers, error) || check_reading(given, model, error)) return 1;
     const InstructionSet* functions = instruction_set(given.set);
     if (functions == nullptr) return refuse(error, "this machine does not have instruction set %lld", (long long)given.set);
-    model.positions = given.table_positions;
     model.cosine = given.cosine;
     model.sine = given.sine;
     model.position_table = given.position_table;

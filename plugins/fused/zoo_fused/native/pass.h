@@ -214,7 +214,6 @@ struct Pass {
     void attend(int64_t layer, int64_t first_row, int64_t rows, int64_t first, int64_t count) {
         attending.layer = layer;
         attending.first_row = first_row;
-        attending.rows = rows;
         attending.first = first;
         attending.count = count;
         const int64_t heads = model.kv_heads, units = rows * heads, blocks = attending.blocks();
@@ -296,12 +295,6 @@ void sizes_of_pass(const Model& model, const Reading& reading, size_t* shared, s
     *own = sizes.own;
 }
 
-// Rows [rows, columns] -> `memory`, of Rounded::bytes.
-void run_rounding(const float* from, int64_t rows, int64_t columns, uint8_t* memory) {
-    const Rounded to = rounded_in(memory, rows, columns);
-    for (int64_t i = 0; i < rows; ++i) round_row(from + i * columns, i, to);
-}
-
 void run_linear(const Matrix& matrix, const float* from, int64_t rows, float* to, const Worker& worker, uint8_t* memory) {
     const Rounded input = rounded_in(memory, rows, matrix.columns);
     for (int64_t i = share(rows, worker.index, worker.count); i < share(rows, worker.index + 1, worker.count); ++i)
@@ -317,4 +310,4 @@ void run_reading(const Matrix& table, const int64_t* rows, int64_t count, float*
 }  // namespace
 
 #define INSTRUCTION_SET(NAME) \
-    const InstructionSet NAME = {sizes_of_pass, run_pass, run_linear, run_rounding, run_reading}
+    const InstructionSet NAME = {sizes_of_pass, run_pass, run_linear, run_reading}
