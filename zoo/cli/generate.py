@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_weights(arguments)
     check_numbers(arguments)
     check_together(arguments)
+    check_draft_name(arguments)
 
     from zoo.decoding.sampling import Sampling
     from zoo.tasks.generation import generate, joined, score
@@ -155,6 +156,14 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _say_answers(outcome, arguments)
     return 0
+
+
+def check_draft_name(arguments: argparse.Namespace) -> None:
+    """Raise UnknownNameError for a draft that is neither installed nor a folder, before a model is opened for nothing."""
+    if arguments.draft is not None and not Path(arguments.draft).exists():
+        from zoo.registry.lookup import find
+
+        find(arguments.draft)
 
 
 def draft_spec(arguments: argparse.Namespace) -> ModelSpec:

@@ -53,7 +53,9 @@ def quantize(
     if not isinstance(model, Built):
         spec = spec_of(model)
         if spec.kernel is not None:
-            raise UsageError(f"{model} runs by kernel {spec.kernel} already: leave it out, zoo.quantize has its own")
+            raise UsageError(
+                f"{spec.name} runs by kernel {spec.kernel} already: name the model that it was made of, without a kernel"
+            )
         built = open_model(
             replace(spec, kernel=kernel, skip=tuple(skip), per_layer=per_layer)
         )  # blocks of its file go there as they are
