@@ -14,6 +14,7 @@ from zoo.models.kernels import apply_kernel, kernel_named
 from zoo.nn import RMSNorm
 from zoo.nn.kernels.exact import HalfEmbedding, HalfLinear, halves_exactly
 from zoo.nn.kernels.seam import is_kernel_embedding
+from zoo.registry.lookup import default_registry
 
 BOUNDS = {"float32": 1e-6, "bf16": 0.01, "int8": 0.02, "int4": 0.01}  # of weights that the format can hold
 FEW_ROWS = 16  # up to here int4 multiplies by the 4-bit weights themselves
@@ -277,3 +278,14 @@ def test_one_token_is_read_as_many_are(change, after, kernel) -> None:
         decoder(tokens[:, :3], cache=cache)
         one = decoder.one_step(tokens[:, 3], cache) if decoder.one_step else decoder(tokens[:, 3:], cache=cache)[:, 0]
     torch.testing.assert_close(one, whole, rtol=0, atol=2e-2 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["float32", *(card.name for card in default_registry().cards(kind="kernel"))])
+def test_a_copy_answers_the_same(name) -> None:
+    kernel = kernel_named(name).kernel
+    if kernel.linear is None:
+        pytest.skip("it has no layers")
+    decoder = apply_kernel(tiny_decoder(width=64, heads=4, kv_heads=2), name)
+    tokens = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(decoder)(tokens), decoder(tokens))

@@ -7,7 +7,7 @@
     stack.py         blocks over a sequence                 decoder.py         tokens -> the logits of the next one
     bidirectional.py masked language models                 encoder_decoder.py a decoder that reads what an encoder wrote
     seen_media.py    which media a token sees               gated_cross_attention.py   how it sees them
-    extension.py     the seam for what stands on a model    memory.py          memory that goes back to the system
+    extension.py     the seam for what stands on a model    memory.py          memory that goes back to the system, copies that share it
     stamp.py           whether a module is still as it was
     kernels/         what a kernel is, the exact one, a whole model by one, a decode step as straight code
     tokenizer.py     what every tokenizer refuses, and one that needs no file
@@ -26,7 +26,7 @@ from zoo.nn.encoder_decoder import EncoderDecoder
 from zoo.nn.extension import refuse_virtual_tokens
 from zoo.nn.feed_forward import Dense, Gated, activation_function
 from zoo.nn.gated_cross_attention import GatedCrossAttention
-from zoo.nn.memory import give_back_memory
+from zoo.nn.memory import copy_sharing, give_back_memory
 from zoo.nn.mixture import Mixture, Routing, balance_loss
 from zoo.nn.norm import RMSNorm
 from zoo.nn.positions import Alibi, LearnedPositions, RelativeBias, Rotary, alibi_slopes, rotary_frequencies, sinusoids
@@ -66,6 +66,7 @@ __all__ = [
     "check_expressions",
     "check_text",
     "check_token",
+    "copy_sharing",
     "give_back_memory",
     "multiplies_in_bfloat16",
     "refuse_virtual_tokens",

@@ -1,12 +1,14 @@
 """Products in bfloat16, with sums in float32: the weight is laid out once for oneDNN where torch has it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
 from zoo.api import Kernel, LayerFormat
+from zoo.nn import copy_sharing
 
 WEIGHT = "weight"
 MANY_ROWS = 512  # that a layout is chosen for; it suits one row as well (measured)
@@ -48,6 +50,9 @@ class Bf16Linear(nn.Module):
             output = linear(rounded, self.weight)
         output_BTN: torch.Tensor = output.float()
         return output_BTN if self.bias is None else output_BTN.add_(self.bias)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy_sharing(self, memo, *((self.weight,) if self.packed else ()))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weight bfloat16[N, K]."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.api import Kernel, LayerFormat
+from zoo.nn import copy_sharing
 from zoo_kernels.plain import PlainLinear
 
 LEVELS = 127  # of a weight, to either side
@@ -73,6 +75,9 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             product_MN = product_MN.add_(self.bias)
         return product_MN.view(*input_BTK.shape[:-1], self.out_features)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy_sharing(self, memo, self.packed)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What the layer was made of: levels int8[N, K] and scales float32[N]."""

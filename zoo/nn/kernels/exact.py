@@ -7,12 +7,14 @@ through the library. None has parameters: they are made from a trained weight, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
 from zoo.nn.kernels.contract import Kernel, LayerFormat
+from zoo.nn.memory import copy_sharing
 
 MANY_ROWS = 512  # that a layout is chosen for; it suits one row as well (measured)
 WEIGHT = "weight"
@@ -43,6 +45,9 @@ class PackedLinear(nn.Module):
             output = linear(input_BTK, self.weight)
         return _with_bias(output, self.bias)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy_sharing(self, memo, *((self.weight,) if self.packed else ()))
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weight float32[N, K]."""
         return {WEIGHT: self.weight.to_dense() if self.packed else self.weight}
@@ -68,6 +73,9 @@ class HalfLinear(nn.Module):
         rows_MK = input_BTK.reshape(-1, self.in_features)  # the product takes no fewer than two axes
         output_MN: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(rows_MK, self.packed)
         return _with_bias(output_MN, self.bias).view(*input_BTK.shape[:-1], self.out_features)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy_sharing(self, memo, self.packed)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weight float16[N, K]."""
