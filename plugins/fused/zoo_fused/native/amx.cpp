@@ -122,7 +122,7 @@ struct PanelBlock {
     const float *scales, *totals;
     const Unpacked& weights;
     int64_t pieces;
-    alignas(64) int32_t whole[SETS][PANEL_ROWS * TILE_ROWS];
+    int32_t (*whole)[PANEL_ROWS * TILE_ROWS];  // of each set
 
     template <int SET>
     inline __attribute__((always_inline)) void begin(int64_t index) {
@@ -150,8 +150,9 @@ template <int TYPE>
 inline void panel_block(const Panel& panel, int64_t first, int64_t count, const Unpacked& weights, bool begin, float* out) {
     using Block = PanelBlock<TYPE>;
     const int64_t at = first * PANEL_ROWS;
-    Block block{panel.quants + at * GROUP, panel.scales + at, panel.sums + at, weights, count * Block::PIECES, {}};
-    __m512 sums[PANEL_ROWS];  // not in the block, whose memory tiles are stored to: these stay in registers
+    alignas(64) int32_t whole[SETS][PANEL_ROWS * TILE_ROWS];
+    Block block{panel.quants + at * GROUP, panel.scales + at, panel.sums + at, weights, count * Block::PIECES, whole};
+    __m512 sums[PANEL_ROWS];
 #pragma GCC unroll 16
     for (int m = 0; m < PANEL_ROWS; ++m) sums[m] = begin ? _mm512_setzero_ps() : _mm512_load_ps(out + m * TILE_ROWS);
     block.template begin<0>(0);
