@@ -3,7 +3,7 @@
 
 namespace {
 
-enum { QUERIES = 4, MOST_QUERIES = 32 };  // that share what is read of a key; that one unit of work has
+enum { QUERIES = 4, MOST_QUERIES = 64 };  // that share what is read of a key; that one unit of work has
 
 // Keys of LANES slots, one vector for each feature of a head: scores of LANES slots then come without sums across lanes.
 inline void transposed(const float* keys, int64_t slots, int64_t width, float* to) {
@@ -62,7 +62,8 @@ inline void scores_of_some(int count, const float* queries, const float* keys, i
 
 // Features `k` on of the means: WIDE vectors of them, or one that is `left` features short of a whole one.
 template <int Q, int WIDE>
-inline void means_at(const float* const* scores, const float* values, int64_t slots, int64_t width, int64_t k, float* const* to) {
+inline void means_at(const float* const* scores, const float* factors, const float* values, int64_t slots, int64_t width, int64_t k,
+                     float* const* to) {
     const int64_t left = width - k < WIDE * LANES ? width - k : int64_t(WIDE * LANES);
     Vec sums[Q][WIDE] = {};
     for (int64_t slot = 0; slot < slots; ++slot) {
@@ -74,21 +75,25 @@ inline void means_at(const float* const* scores, const float* values, int64_t sl
         for (int q = 0; q < Q; ++q)
             for (int i = 0; i < WIDE; ++i) sums[q][i] += value[i] * scores[q][slot];
     }
-    for (int q = 0; q < Q; ++q) memcpy(to[q] + k, sums[q], size_t(left) * sizeof(float));
+    for (int q = 0; q < Q; ++q) {
+        for (int i = 0; i < WIDE; ++i) sums[q][i] *= factors[q];
+        memcpy(to[q] + k, sums[q], size_t(left) * sizeof(float));
+    }
 }
 
-// Means of the values of `slots` slots, weighed by Q rows of scores.
+// Means of the values of `slots` slots, weighed by Q rows of scores times a factor of each row.
 template <int Q>
-inline void means_of(const float* const* scores, const float* values, int64_t slots, int64_t width, float* const* to) {
+inline void means_of(const float* const* scores, const float* factors, const float* values, int64_t slots, int64_t width,
+                     float* const* to) {
     enum { WIDE = LANES == 16 ? 4 : 2 };
     int64_t k = 0;
-    for (; k + WIDE * LANES <= width; k += WIDE * LANES) means_at<Q, WIDE>(scores, values, slots, width, k, to);
-    for (; k < width; k += LANES) means_at<Q, 1>(scores, values, slots, width, k, to);
+    for (; k + WIDE * LANES <= width; k += WIDE * LANES) means_at<Q, WIDE>(scores, factors, values, slots, width, k, to);
+    for (; k < width; k += LANES) means_at<Q, 1>(scores, factors, values, slots, width, k, to);
 }
 
-// Scores of one query -> weights that sum to 1. Slots behind the query's own are not seen, nor those of padding but its own:
+// Scores of one query -> weights, and the factor with which they sum to 1. Slots behind the query's own are not seen, nor those of padding but its own:
 // a row of padding that saw nothing would be NaN.
-inline void softmax(float* scores, int64_t slots, int64_t own, const uint8_t* valid) {
+inline float softmax(float* scores, int64_t slots, int64_t own, const uint8_t* valid) {
     const int64_t padded = (slots + LANES - 1) / LANES * LANES;
     for (int64_t slot = own + 1; slot < padded; ++slot) scores[slot] = -INFINITY;
     if (valid != nullptr)
@@ -103,8 +108,7 @@ inline void softmax(float* scores, int64_t slots, int64_t own, const uint8_t* va
         store(scores + slot, weight);
         total += weight;
     }
-    const float inverse = 1.0f / sum_of(total);
-    for (int64_t slot = 0; slot < padded; slot += LANES) store(scores + slot, load(scores + slot) * inverse);
+    return 1.0f / sum_of(total);
 }
 
 inline void turn(float* head, const float* cosine, const float* sine, int64_t width) {
@@ -171,7 +175,7 @@ struct Attending {
         const int64_t t0 = block * together(), t1 = t0 + together() < count ? t0 + together() : count;
         const int64_t slots = reading->start + first + t1, padded = (slots + LANES - 1) / LANES * LANES;
         const float* weights[MOST_QUERIES + QUERIES];
-        float* out[MOST_QUERIES + QUERIES];
+        float *out[MOST_QUERIES + QUERIES], factors[MOST_QUERIES + QUERIES];
         const int64_t in_turn = heads_to_key < MOST_QUERIES ? heads_to_key : int64_t(MOST_QUERIES);
         for (int64_t base = 0; base < heads_to_key; base += in_turn) {  // more than one turn only for very many queries to a key
             const int64_t here = heads_to_key - base < in_turn ? heads_to_key - base : in_turn;
@@ -204,13 +208,13 @@ struct Attending {
             const uint8_t* valid =
                 reading->valid == nullptr ? nullptr : reading->valid + (first_row + row) * reading->valid_stride;
             for (int64_t i = 0; i < total; ++i)
-                softmax(scores + i * padded, slots, reading->start + first + t0 + i / here, valid);
+                factors[i] = softmax(scores + i * padded, slots, reading->start + first + t0 + i / here, valid);
             in_fours(total, [&](int64_t q, int some) {
                 switch (some) {
-                    case 1: return means_of<1>(weights + q, values, slots, width, out + q);
-                    case 2: return means_of<2>(weights + q, values, slots, width, out + q);
-                    case 3: return means_of<3>(weights + q, values, slots, width, out + q);
-                    default: return means_of<4>(weights + q, values, slots, width, out + q);
+                    case 1: return means_of<1>(weights + q, factors + q, values, slots, width, out + q);
+                    case 2: return means_of<2>(weights + q, factors + q, values, slots, width, out + q);
+                    case 3: return means_of<3>(weights + q, factors + q, values, slots, width, out + q);
+                    default: return means_of<4>(weights + q, factors + q, values, slots, width, out + q);
                 }
             });
         }
