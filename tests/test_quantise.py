@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest_shared import PHOTOS
 from safetensors.torch import load_file, save_file
 from tiny_decoder import tiny_decoder
 from torch import nn
@@ -146,7 +147,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr("zoo.models.quantised.write_tensors", full)
     with pytest.raises(ZooError, match="cannot be written .No space left on device.; what was there before is there still"):
-        quantised(tmp_path / "q", kernel="int4")
+        quantised(tmp_path / "q", kernel="int4", overwrite=True)
     assert (tmp_path / "q" / FILE).read_bytes() == before
 
 
@@ -178,3 +179,35 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path) -> None:
     save_file(state, file, {"zoo_kernel": metadata["zoo_kernel"].replace("kernels/int8", "kernels/int3")})
     with pytest.raises(UsageError, match="a kernel is one of float32, .*, got 'kernels/int3'"):
         open_model(str(tmp_path / "q"))
+
+
+def test_a_folder_that_holds_a_model_is_left_alone(tmp_path, main) -> None:
+    file = quantised(tmp_path / "q").file
+    before = file.read_bytes()
+    with pytest.raises(UsageError, match=r"holds a model already: name another folder, or say overwrite \(--overwrite\)"):
+        library.quantize(DECODER, "int4", out=tmp_path / "q")
+    assert file.read_bytes() == before
+    library.quantize(DECODER, "int4", out=tmp_path / "q", overwrite=True)
+    assert file.read_bytes() != before
+
+
+def test_a_quantised_transcriber_transcribes(tmp_path) -> None:
+    library.quantize(ModelSpec("whisper/random", weights=None), "int4", out=tmp_path / "w")
+    opened = library.open_transcriber(str(tmp_path / "w"))
+    assert opened.kernel == "kernels/int4"
+    with pytest.raises(UsageError, match="is quantised by kernels/int4: leave out kernel int8"):
+        library.open_transcriber(ModelSpec(str(tmp_path / "w"), kernel="int8"))
+
+
+def test_a_model_of_parts_answers_as_before(tmp_path, main) -> None:
+    """Its parts bring more than numbers: a tokenizer, the words of classes."""
+    name, photo = "conse/lite0-minilm", str(PHOTOS / "chelsea.jpg")
+    asked = ("classify", photo, "--labels", "a cat,a dog", "--json")
+    run = main(*asked, "--model", name, "--kernel", "int8")
+    if run.returncode:
+        pytest.skip("needs published weights: zoo fetch conse/lite0-minilm")
+    library.quantize(name, "int8", out=tmp_path / "c")
+    plain, folder = json.loads(run.stdout), json.loads(main(*asked, "--model", str(tmp_path / "c")).stdout)
+    expected, found = (document["results"][0]["scores"] for document in (plain, folder))
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert found["a cat"] > 0.9

@@ -24,6 +24,7 @@ def add_commands(commands: Any) -> None:
         "--weights", metavar="PATH", default="card", help="a local file for the same architecture, or none"
     )
     add_layer_arguments(command)
+    command.add_argument("--overwrite", action="store_true", help="replace the model that the folder holds")
     command.add_argument("--seed", type=int, default=0, help="of what is drawn: weights none (0)")
     command.set_defaults(run=run)
 
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         skip=arguments.skip,
         per_layer=per_layer,
         out=arguments.out,
+        overwrite=arguments.overwrite,
     )
     formats = Counter(made.layers.values())
     provenance = provenance_of(made.built)

@@ -71,9 +71,10 @@ def measure_kernels(
     names = [name if name == FLOAT32 else kernel_card(name, registry).name for name in names]
     subjects: dict[str, _Subject] = {}
     failed: dict[str, str] = {}
-    for name in [PLAIN, *dict.fromkeys(names)]:
+    every = [PLAIN, *dict.fromkeys(names)]
+    for number, name in enumerate(every, start=1):
         if report is not None:
-            report(f"opening {card.name}, {name}")
+            report(f"opening {card.name}, {name} ({number} of {len(every)})")
         try:
             wanted = ModelSpec(spec.name, weights=spec.weights, kernel=None if name == PLAIN else name)
             with torch.random.fork_rng(devices=[]), measuring():

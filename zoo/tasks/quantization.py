@@ -9,7 +9,7 @@ from pathlib import Path
 from zoo.errors import UsageError
 from zoo.models.build import Built, ModelSpec, open_model, spec_of, with_kernel
 from zoo.models.kernels import FLOAT32, Asked, kernel_named
-from zoo.models.quantised import QuantisedRecord, write_quantised
+from zoo.models.quantised import FILE, QuantisedRecord, write_quantised
 from zoo.nn.kernels.seam import is_kernel_embedding, is_kernel_linear
 
 
@@ -33,11 +33,12 @@ def quantize(
     skip: Sequence[str] = (),
     per_layer: Mapping[str, str] | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Quantised:
     """Let a model run by a kernel of layers, and keep it in a folder that is opened like a model.
 
     model: a name, or what was built (in place). skip: patterns of names of layers that stay float32 (`decoder.head`). per_layer: pattern -> another
-    kernel. out: the folder, into which `model.safetensors` is written; an older one is replaced.
+    kernel. out: the folder, into which `model.safetensors` is written. overwrite: replace one that is there.
     Raises UsageError for a kernel that does not exist, has no layers, or that the model cannot take, for a pattern that fits no layer, a model that runs
     by a kernel already, WeightsError for NaN, ZooError where the disk refuses.
 
@@ -46,6 +47,8 @@ def quantize(
     """
     per_layer = dict(per_layer or {})
     chosen = kernel_named(kernel)
+    if out is not None and not overwrite and (Path(out).expanduser() / FILE).exists():
+        raise UsageError(f"{out} holds a model already: name another folder, or say overwrite (--overwrite)")
     if chosen.kernel.linear is None:
         raise UsageError(
             f"kernel {kernel} compiles whole modules when they are first called, and keeps those itself: give it as kernel when you open"
@@ -75,7 +78,7 @@ def quantize(
             model=built.found.name
             if built.found.weights is not None and built.name == built.found.name
             else built.found.card.name,
-            files=dict(built.files),
+            files=files_of(built),
             kernel=chosen.card.name if chosen.card is not None else FLOAT32,
             distribution=provider.distribution if provider is not None else "modalzoo",
             version=provider.version if provider is not None else "",
@@ -84,6 +87,13 @@ def quantize(
         )
         file = write_quantised(built.module, record, Path(out).expanduser())
     return Quantised(built=built, layers=layers, file=file, weight_bytes=_weight_bytes(built))
+
+
+def files_of(built: Built) -> dict[str, str]:
+    """Role of each file -> its sha256, those of its parts among them."""
+    return dict(built.files) | {
+        f"{role}.{name}": sha256 for role, part in built.parts.items() for name, sha256 in files_of(part).items()
+    }
 
 
 def _weight_bytes(built: Built) -> int:
