@@ -104,7 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
     check_weights(arguments)
     check_numbers(arguments)
     check_together(arguments)
-    check_draft_name(arguments)
 
     from zoo.decoding.sampling import Sampling
     from zoo.tasks.generation import generate, joined, score
@@ -259,6 +258,7 @@ def check_together(arguments: argparse.Namespace) -> None:
         raise UsageError("--draft guesses one answer ahead: leave out --choices, --beams and --samples, or it")
     if arguments.draft_kernel is not None and arguments.draft is None:
         raise UsageError("--draft-kernel is about the draft: add --draft NAME, the model itself for example")
+    check_draft_name(arguments)
     if drawing and (chosen or arguments.beams is not None):
         raise UsageError(
             f"--{drawing[0].replace('_', '-')} is about drawing tokens: leave it out with --choices and --beams"

@@ -59,9 +59,8 @@ def quantize(
             raise UsageError(
                 f"{spec.name} runs by kernel {spec.kernel} already: name the model that it was made of, without a kernel"
             )
-        built = open_model(
-            replace(spec, kernel=kernel, skip=tuple(skip), per_layer=per_layer)
-        )  # blocks of its file go there as they are
+        # blocks of its file go there as they are
+        built = open_model(replace(spec, kernel=kernel, skip=tuple(skip), per_layer=per_layer))
     elif model.kernel not in (None, FLOAT32):
         raise UsageError(f"{model.name} runs by kernel {model.kernel} already: open it without one")
     else:
