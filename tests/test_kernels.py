@@ -7,9 +7,11 @@ import torch
 from tiny_decoder import tiny_decoder
 from torch import nn
 
+import zoo as library
 from zoo.decoding.generation import generate
 from zoo.decoding.reading import batch_of
 from zoo.errors import UsageError
+from zoo.models.build import with_kernel
 from zoo.models.kernels import apply_kernel, kernel_named
 from zoo.nn import RMSNorm
 from zoo.nn.kernels.exact import HalfEmbedding, HalfLinear, halves_exactly
@@ -289,3 +291,13 @@ def test_a_copy_answers_the_same(name) -> None:
     tokens = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():
         assert torch.equal(copy.deepcopy(decoder)(tokens), decoder(tokens))
+
+
+def test_a_plan_for_a_kernel_that_is_not_installed_is_float32() -> None:
+    whisper = library.open_model("whisper/random", weights=None)
+    whisper.module.kernel_plan = lambda kernel: {"encoder.*": "nobody/kernel", "decoder.head": "kernels/int8"}
+    built = with_kernel(whisper, "fused")
+    attention = built.module.encoder.stack.blocks[0].attention
+    assert attention.output.number_format in ("float32", "float16")
+    assert built.module.decoder.head.number_format == "int8"
+    assert built.module.decoder.stack.blocks[0].feed_forward.up.number_format == "q8_0"

@@ -195,6 +195,7 @@ def test_a_quantised_transcriber_transcribes(tmp_path) -> None:
     library.quantize(ModelSpec("whisper/random", weights=None), "int4", out=tmp_path / "w")
     opened = library.open_transcriber(str(tmp_path / "w"))
     assert opened.kernel == "kernels/int4"
+    assert library.open_transcriber(ModelSpec(str(tmp_path / "w"), kernel="int4")).kernel == "kernels/int4"
     with pytest.raises(UsageError, match="is quantised by kernels/int4: leave out kernel int8"):
         library.open_transcriber(ModelSpec(str(tmp_path / "w"), kernel="int8"))
 

@@ -142,7 +142,7 @@ def run_by(module: Any, chosen: Chosen, model: Card, asked: Asked, registry: Reg
         _compile(module, chosen, model, asked, registry)
         return
     kept = [pattern for name in model.keep_float32 for pattern in _layers_in(module, name)]
-    others = _others((*asked.skip, *kept), {**asked.per_layer, **planned}, registry)
+    others = _others((*asked.skip, *kept), {**asked.per_layer, **_installed(planned, registry)}, registry)
     plan = Plan(kernel=chosen.kernel, name=chosen.name, others=others, published=asked.published, kept=asked.kept)
     apply_layers(module, plan)
     if chosen.name != FLOAT32 and not runs_by_kernel(module):
@@ -168,6 +168,12 @@ def _compile(module: Any, chosen: Chosen, model: Card, asked: Asked, registry: R
         for method in methods:
             compile_method(module.get_submodule(part), method, chosen.kernel.compile, key=f"{asked.key}-{part}")
     apply_layers(module, Plan(kernel=EXACT, others={**dict.fromkeys(taken), **others}))
+
+
+def _installed(planned: Mapping[str, str], registry: Registry | None) -> dict[str, str]:
+    """A model's own plan, with float32 in place of kernels that are not installed: the plan is about speed, and asks for nothing."""
+    registry = registry or default_registry()
+    return {pattern: name if name == FLOAT32 or registry.matches(name) else FLOAT32 for pattern, name in planned.items()}
 
 
 def _others(skip: Sequence[str], per_layer: Mapping[str, str], registry: Registry | None) -> dict[str, Kernel | None]:

@@ -177,7 +177,7 @@ def open_transcriber(model: str | ModelSpec | Built | None = None, *, engine: st
     if engine is not None:
         _choose_engine(built, engine, is_open=isinstance(asked, Built))
     if built.kernel is not None and not isinstance(asked, Built):  # what zoo quantize wrote runs by its own
-        if kernel not in (None, built.kernel):
+        if kernel not in (None, built.kernel, built.kernel.partition("/")[2]):
             raise UsageError(f"{built.name} is quantised by {built.kernel}: leave out kernel {kernel}")
         return built
     if isinstance(asked, Built) or asked.dtype is not None or str(asked.device) != "cpu":

@@ -376,7 +376,7 @@ def test_requests_that_cannot_be_kept(monkeypatch):
         openvino_kernel().compile(Small(), CompileRequest(key=KEY, threads=0))
     monkeypatch.setattr("zoo_openvino.kernel.require_nncf", lambda: None)
     with pytest.raises(
-        UsageError, match="kernel openvino-int8 needs inputs to take the ranges of activations from: give calibration"
+        UsageError, match="precision int8 needs inputs to take the ranges of activations from: give calibration"
     ):
         compiled(Small(), precision="int8")
     monkeypatch.setattr(library, "find_spec", lambda name: None)

@@ -42,6 +42,6 @@ def compile_module(
         require_nncf()
         if not request.calibration:
             raise UsageError(
-                "kernel openvino-int8 needs inputs to take the ranges of activations from: give calibration, or take openvino"
+                "precision int8 needs inputs to take the ranges of activations from: give calibration in the request, or take float32"
             )
     return CompiledModule(module.eval(), request, precision)

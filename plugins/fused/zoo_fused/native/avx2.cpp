@@ -19,11 +19,6 @@ inline __m256 halves(const uint8_t* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
-// See avx512vnni.cpp.
-inline void fetch(const uint8_t* from, int bytes) {
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
-}
-
 inline __m256i eight(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
 // Q4_0 and Q4_1, eight rows of the tile at a time. Eight sums of two products of at most 15 * 127 fit into 16 bits.
@@ -104,7 +99,7 @@ inline __m256 small_numbers(__m128i bytes, bool is_signed) {
     return _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes));
 }
 
-// See avx512vnni.cpp; of one half of the tile's rows.
+// See vnni.h; of one half of the tile's rows.
 inline void scales_of_q4_k(const uint8_t* head, int side, __m256* scales, __m256* least) {
     const __m256 scale = halves(head + side * 16), minimum = halves(head + 32 + side * 16);
     const __m128i six = _mm_set1_epi8(63), four = _mm_set1_epi8(15), two = _mm_set1_epi8(48);
@@ -119,7 +114,7 @@ inline void scales_of_q4_k(const uint8_t* head, int side, __m256* scales, __m256
     }
 }
 
-// Q4_K and Q6_K, as in avx512vnni.cpp. Eight pairs of products of at most 15 * 127 fit into 16 bits, and two of 63 * 127.
+// Q4_K and Q6_K, as in vnni.h. Eight pairs of products of at most 15 * 127 fit into 16 bits, and two of 63 * 127.
 template <int TYPE, int M>
 inline void k_blocks(const uint8_t* tile, const Panel& panel, int64_t ahead, float* out) {
     enum { HEAD = TYPE == TYPE_Q4_K ? 256 : 288, QUANTS = TYPE == TYPE_Q4_K ? 2048 : 3072 };

@@ -175,6 +175,12 @@ inline void levels_of(const BlockType* type, const uint8_t* tile, int64_t groups
     }
 }
 
+// One block of a tile is on its way into the cache long before it is read. This was the largest gain of all: the processor's own
+// prefetch stops at every page.
+inline void fetch(const uint8_t* from, int bytes) {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 3);
+}
+
 // Rows of a panel times one tile -> out[rows][16]. `ahead` is how far to fetch into the cache before it is needed.
 typedef void (*PanelProduct)(const BlockType* type, const uint8_t* tile, const Panel& panel, int rows, int64_t ahead, float* out);
 

@@ -13,12 +13,6 @@ inline __m512 halves(const uint8_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-// One block of a tile is on its way into the cache long before it is read. This was the largest gain of all: the processor's own
-// prefetch stops at every page.
-inline void fetch(const uint8_t* from, int bytes) {
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
-}
-
 // Q4_0 and Q4_1. The low halves of a block's bytes are its first sixteen weights, the high halves the others.
 template <int TYPE, int M>
 inline void nibbles(const uint8_t* tile, const Panel& panel, int64_t ahead, float* out) {
